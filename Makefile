@@ -1,0 +1,39 @@
+# Every target does its own set-up; a second call installs nothing.
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-quick check docs-tree clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "segmill needs Python 3.11 or newer, $(PYTHON) is older; say make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per extra: installed again only when what it was made from changes.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing segmill[$*] into $(VENV) (some minutes the first time)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.installed-demo ## retrain on the built-in brain atlas, from the data to the promoted model, in .demo/
+	@segmill demo --workspace .demo
+
+test: $(VENV)/.installed-dev ## the whole test suite, with real servers
+	@$(BIN)/python -m pytest
+
+test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: seconds
+	@$(BIN)/python -m pytest -m 'not slow'
+
+check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports
+	@ruff check . && ruff format --check . && mypy && lint-imports
+
+clean: ## delete the demo workspace and the virtual environment
+	rm -rf .demo $(VENV)

@@ -1,0 +1,127 @@
+"""What the terminal shows while a run goes on: stages and members, read from the progress files."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from segmill import progress
+from segmill.workspace import Workspace
+
+PLAIN_INTERVAL_S = 10.0
+LIVE_INTERVAL_S = 0.5
+MARKS = {
+    "fresh": ("=", "dim"), "restored": ("<", "cyan"), "ran": ("✓", "green"), "running": ("…", "yellow"),
+    "failed": ("✗", "red"), "waiting": ("·", "dim"),
+}  # fmt: skip
+
+
+@contextmanager
+def showing(workspace: Workspace, steps: list[str], console: Console) -> Iterator[None]:
+    """Show the progress of ``steps`` until the block ends: live in a terminal, a line per news elsewhere."""
+    workspace.progress.mkdir(parents=True, exist_ok=True)
+    for old in workspace.progress.glob("*.json"):
+        old.unlink()
+    watch = _live if console.is_terminal else _plain
+    over = threading.Event()
+    thread = threading.Thread(target=watch, args=(workspace.progress, steps, console, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def member_line(facts: dict[str, Any]) -> str:
+    """Say one member's progress: epoch, loss, val mIoU, images/s and time left."""
+    parts = [f"epoch {facts['epoch']}/{facts['epochs']}"]
+    if facts.get("loss") is not None:
+        parts.append(f"loss {facts['loss']:.3f}")
+    if facts.get("val_miou") is not None:
+        parts.append(f"val mIoU {facts['val_miou']:.3f}")
+    if facts.get("images_s"):
+        parts.append(f"{facts['images_s']:.1f} images/s")
+    if facts.get("seconds_left") is not None:
+        parts.append(f"{clock(facts['seconds_left'])} left")
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Write seconds as 45s, 3m05s or 2h10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _facts(folder: Path, step: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    stage = progress.read(folder / f"{step}.json") or {"state": "waiting"}
+    member = progress.read(folder / f"{step}.member.json") if stage["state"] == "running" else None
+    return stage, member
+
+
+def _detail(stage: dict[str, Any], member: dict[str, Any] | None) -> str:
+    if member:
+        return member_line(member)
+    return str(stage.get("why", ""))
+
+
+def _spent(stage: dict[str, Any]) -> str:
+    if stage["state"] == "running":
+        return clock(time.time() - stage["began"])
+    return clock(stage["seconds"]) if stage.get("seconds", 0) >= 0.5 else ""
+
+
+def _table(folder: Path, steps: list[str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, expand=True)
+    table.add_column(width=1)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(width=16)
+    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    for step in steps:
+        stage, member = _facts(folder, step)
+        mark, style = MARKS[stage["state"]]
+        done = ProgressBar(total=1, completed=member["fraction"], width=16) if member else Text("")
+        table.add_row(Text(mark, style=style), step, _spent(stage), done, Text(_detail(stage, member), style=style))
+    return table
+
+
+def _live(folder: Path, steps: list[str], console: Console, over: threading.Event) -> None:
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while True:
+            last = over.wait(LIVE_INTERVAL_S)
+            live.update(_table(folder, steps), refresh=True)
+            if last:
+                return
+
+
+def _plain(folder: Path, steps: list[str], console: Console, over: threading.Event) -> None:
+    told: dict[str, Any] = {}
+    spoke: dict[str, float] = {}
+    while True:
+        last = over.wait(LIVE_INTERVAL_S)
+        for step in steps:
+            stage, member = _facts(folder, step)
+            if stage["state"] != "waiting" and told.get(step) != stage["state"]:
+                told[step] = stage["state"]
+                spent = f" in {_spent(stage)}" if stage["state"] == "ran" and _spent(stage) else ""
+                console.print(f"{step}: {stage['state']}{spent} ({stage.get('why', '')})", highlight=False, soft_wrap=True)
+            if member and time.monotonic() - spoke.get(step, 0.0) >= PLAIN_INTERVAL_S:
+                spoke[step] = time.monotonic()
+                console.print(f"{step}: {member_line(member)}", highlight=False, soft_wrap=True)
+        if last:
+            return

@@ -1,0 +1,52 @@
+"""The environment every library is started with: quiet, offline, telemetry off, homes inside the workspace."""
+
+from __future__ import annotations
+
+import os
+
+from segmill.params import Params
+from segmill.workspace import Workspace
+
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
+
+
+def switch_telemetry_off() -> None:
+    """Set what keeps every library from calling home; child processes inherit it. A value already set stays."""
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
+
+
+def prepare_environment(workspace: Workspace, params: Params) -> None:
+    """Point Prefect and MLflow at the workspace's servers. A standard environment variable already set wins.
+
+    Must run before Prefect is imported: it reads its settings once.
+    """
+    os.environ.setdefault("PREFECT_HOME", str(workspace.prefect_home))
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if params.prefect.api_url:
+        os.environ.setdefault("PREFECT_API_URL", params.prefect.api_url)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(workspace, params))
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+def tracking_uri(workspace: Workspace, params: Params) -> str:
+    """Return MLflow's address; a relative SQLite path is taken from the workspace."""
+    named = os.environ.get("MLFLOW_TRACKING_URI") or params.mlflow.tracking_uri
+    prefix = "sqlite:///"
+    if named.startswith(prefix) and not named.startswith(prefix + "/"):
+        return f"{prefix}{workspace.root / named.removeprefix(prefix)}"
+    return named
+
+
+def ray_address(params: Params) -> str:
+    """Return the cluster's address, or "local" for one that is started here."""
+    return os.environ.get("RAY_ADDRESS") or params.ray.address

@@ -1,0 +1,1 @@
+"""segmill: the retraining pipeline for semantic segmentation."""

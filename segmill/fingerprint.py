@@ -1,0 +1,74 @@
+"""What code a stage can reach, as a hash: a fix in the loss counts, a comment or a docstring does not."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import grimp
+
+PACKAGES = ("segmill", "tasks")
+
+# The bridge to DVC decides when a stage runs, never what comes out of it.
+NOT_FOLLOWED = ("tasks.stage",)
+
+_FUNCTION_NAME = re.compile(rf"({'|'.join(PACKAGES)})((\.\w+)+):\w+")
+
+
+def package_folders() -> dict[str, Path]:
+    """Return the folder of each package whose code counts."""
+    import importlib
+
+    return {name: Path(str(importlib.import_module(name).__file__)).parent for name in PACKAGES}
+
+
+def fingerprints(entries: Iterable[str]) -> dict[str, str]:
+    """Return, for each entry module, one line per module it can reach: ``name sha256``, sorted.
+
+    Reach is the import closure inside ``PACKAGES``, with imports inside functions and the packages above a module,
+    and with functions named as ``"module:function"`` (that is how work is sent to Ray). The hash is of the syntax
+    tree without docstrings, so layout and comments do not count. A new Python may write a tree differently, and
+    then everything counts as changed.
+
+    Raises:
+        KeyError: an entry is no module of the packages.
+    """
+    folders = package_folders()
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    modules = {name: ast.parse(_file(name, folders).read_bytes()) for name in graph.modules}
+    for name, tree in modules.items():
+        for target in _functions_named(tree) & modules.keys():
+            graph.add_import(importer=name, imported=target)
+    for name in NOT_FOLLOWED:
+        graph.remove_module(name)
+    hashes: dict[str, str] = {}
+    texts = {}
+    for entry in entries:
+        reached = {entry} | graph.find_upstream_modules(entry)
+        reached |= {".".join(name.split(".")[:depth]) for name in reached for depth in range(1, name.count(".") + 1)}
+        for name in reached - hashes.keys():
+            hashes[name] = _hash(modules[name])
+        texts[entry] = "".join(f"{name} {hashes[name]}\n" for name in sorted(reached))
+    return texts
+
+
+def _file(module: str, folders: dict[str, Path]) -> Path:
+    package, *rest = module.split(".")
+    stem = folders[package].joinpath(*rest)
+    return stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+
+
+def _functions_named(tree: ast.Module) -> set[str]:
+    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return {text.partition(":")[0] for text in texts if _FUNCTION_NAME.fullmatch(text)}
+
+
+def _hash(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()

@@ -1,0 +1,242 @@
+"""params.yaml as typed values: a sentence per key, and unknown keys are errors that name the near miss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from segmill.errors import InputError, near_miss
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+MemberName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class Block(BaseModel):
+    """A block of params.yaml: unknown keys are refused, values cannot change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataParams(Block):
+    path: str = Field("data/raw", description="Folder of the labelled set in the canonical layout, under DVC.")
+    remote: str = Field(".dvc-remote", description="Where versions are pushed: a folder, or s3://bucket/prefix.")
+
+
+class SplitParams(Block):
+    val: Fraction = Field(0.15, description="Share of the groups that choose weights and epochs.")
+    test: Fraction = Field(0.15, description="Share of the groups that judge, and do nothing else.")
+    seed: int = Field(0, description="Another seed deals the groups differently.")
+
+    @model_validator(mode="after")
+    def leaves_something_to_train_on(self) -> SplitParams:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on; their sum must be below 1")
+        return self
+
+
+class PrepareParams(Block):
+    size: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] | None = Field(
+        None, description="Height and width in px that training sees; null keeps each image's own size."
+    )
+
+
+class AugmentParams(Block):
+    recipe: str | list[dict[str, Any]] = Field(
+        "medical", description="A preset (medical, driving, surveillance, none) or a list of albumentations transforms."
+    )
+
+
+class TrainParams(Block):
+    seed: int = Field(0, description="Decides weights, order and augmentation.")
+    epochs: int = Field(20, ge=1, description="Passes over the training split; a member may have its own.")
+    batch_size: int = Field(8, ge=1, description="Samples per step, all workers together; a member may have its own.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay (Loshchilov & Hutter 2019).")
+    encoder_lr_factor: float = Field(
+        1.0, gt=0, description="The encoder of a pretrained member learns at lr times this."
+    )
+    warmup_epochs: float = Field(1.0, ge=0, description="Epochs of linear warm-up before the cosine.")
+    dice_weight: float = Field(1.0, ge=0, description="Loss = cross-entropy + this x soft Dice.")
+    class_weights: Literal["none", "sqrt_inverse"] = Field(
+        "none", description="Weights of the cross-entropy: none, or one over the root of a class's pixel share."
+    )
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average that is kept; 0 is off.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Autocast type; auto takes bf16 where the processor is quick at it, else fp16 on a GPU."
+    )
+    val_every: int = Field(1, ge=1, description="Epochs between two looks at the val split.")
+
+
+class MemberParams(Block):
+    backbone: str = Field(description="Encoder, by its timm or segmentation-models-pytorch name.")
+    decoder: str = Field(description="fpn, unet, deeplabv3plus, ...")
+    weights: str = Field(
+        description="Where the encoder starts: timm, timm:TAG, torchvision:WEIGHTS, file:PATH, package:NAME or none."
+    )
+    lr: float = Field(gt=0, description="Peak learning rate of the decoder.")
+    epochs: int | None = Field(None, ge=1, description="Instead of train.epochs.")
+    batch_size: int | None = Field(None, ge=1, description="Instead of train.batch_size.")
+
+
+class EnsembleParams(Block):
+    flips: bool = Field(False, description="Average each prediction with that of the mirrored image.")
+
+
+class EvaluateParams(Block):
+    overlays: int = Field(9, ge=1, description="Test images drawn in the report: worst, middling and best.")
+
+
+class PromotionParams(Block):
+    floor_miou: Fraction = Field(0.5, description="No challenger below this test mIoU is promoted.")
+    min_gain: Fraction = Field(0.0, description="The gain over the champion must be above this with confidence.")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        0.95, description="Confidence of the interval around the gain."
+    )
+
+
+class RayParams(Block):
+    address: str = Field("local", description="local starts Ray here; or a cluster's address. RAY_ADDRESS wins.")
+    workers: int = Field(1, ge=1, description="Processes that train one member together (DDP).")
+    cpus_per_worker: float = Field(1, gt=0, description="Cores each of them holds.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs each of them holds.")
+    loader_workers: int = Field(0, ge=0, description="Processes that augment for one worker; 0 uses a thread.")
+
+
+class MlflowParams(Block):
+    tracking_uri: str = Field(
+        "sqlite:///mlflow.db", description="MLflow's database or server. MLFLOW_TRACKING_URI wins."
+    )
+
+
+class PrefectParams(Block):
+    api_url: str | None = Field(
+        None, description="A Prefect server's API; null starts one for the run. PREFECT_API_URL wins."
+    )
+
+
+class Params(Block):
+    """The whole of params.yaml. What DVC tracks must be there; what only says where things run has defaults."""
+
+    data: DataParams
+    split: SplitParams
+    prepare: PrepareParams
+    augment: AugmentParams
+    train: TrainParams
+    members: dict[MemberName, MemberParams] = Field(min_length=1)
+    ensemble: EnsembleParams
+    evaluate: EvaluateParams
+    promotion: PromotionParams = PromotionParams()
+    ray: RayParams = RayParams()
+    mlflow: MlflowParams = MlflowParams()
+    prefect: PrefectParams = PrefectParams()
+
+
+def read_params(path: Path) -> Params:
+    """Read params.yaml. InputError lists every fault at once, each with its key and what is allowed."""
+    return parse_params(_load(path), str(path.name))
+
+
+def parse_params(values: Any, source: str) -> Params:
+    """Turn plain values into Params; ``source`` names them in the error."""
+    if not isinstance(values, dict):
+        raise InputError(f"{source} holds {type(values).__name__}, not blocks of keys; see the project's params.yaml")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        faults = [_sentence(fault) for fault in error.errors()]
+    raise InputError("\n".join(f"{source}: {fault}" for fault in faults)) from None
+
+
+def set_params(path: Path, assignments: list[str]) -> list[str]:
+    """Apply ``key=value`` assignments to params.yaml, its comments kept; return a line per value that changed.
+
+    The value is read as YAML. Everything is checked before the file is touched, which is replaced atomically.
+    Raises InputError for an assignment without ``=``, or one that makes the file invalid.
+    """
+    yaml = _yaml()
+    values = _load(path)
+    changes = []
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {assignment}: write it as key=value, for example --set train.epochs=10")
+        *parents, leaf = key.split(".")
+        block = values
+        for parent in parents:
+            block = block.setdefault(parent, {}) if isinstance(block, dict) else {}
+        if not isinstance(block, dict):
+            raise InputError(f"--set {key}: {'.'.join(parents)} is a value, not a block of keys")
+        value = yaml.load(text)
+        if block.get(leaf) != value:
+            changes.append(f"{key}: {block.get(leaf)} -> {value}")
+        block[leaf] = value
+    parse_params(values, "--set")
+    if changes:
+        draft = path.with_name(f".{path.name}.tmp")
+        with draft.open("w") as file:
+            yaml.dump(values, file)
+        draft.replace(path)
+    return changes
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _load(path: Path) -> Any:
+    try:
+        return _yaml().load(path.read_text())
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{path.name} is not YAML{where}: {problem}; mend that line") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path.name} is not UTF-8 text; save it as UTF-8") from None
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    """Say one of pydantic's faults as: key, what came, what is allowed."""
+    location = [str(part) for part in fault["loc"] if part != "[key]"]
+    key = ".".join(location) or "the file"
+    match fault["type"]:
+        case "extra_forbidden":
+            allowed = _keys_beside(location)
+            return f"unknown key {key}{near_miss(location[-1], allowed)} (allowed here: {', '.join(allowed)})"
+        case "missing":
+            return f"{key} is missing; add it ({_description(location)})"
+        case "value_error":
+            return f"{key}: {fault['ctx']['error']}"
+        case "string_pattern_mismatch":
+            return f"{key}: a member's name has small letters, digits, - and _ only"
+    return f"{key} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]} ({_description(location)})"
+
+
+def _walk(location: list[str]) -> type[BaseModel]:
+    """Return the block that holds the last part of ``location``."""
+    if len(location) == 1:
+        return Params
+    if location[0] == "members":
+        return MemberParams
+    block = Params.model_fields[location[0]].annotation
+    return block if isinstance(block, type) and issubclass(block, BaseModel) else Params
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    return list(_walk(location).model_fields)
+
+
+def _description(location: list[str]) -> str:
+    for depth in range(len(location), 0, -1):
+        field = _walk(location[:depth]).model_fields.get(location[depth - 1])
+        if field and field.description:
+            return field.description
+    return "see the project's params.yaml"

@@ -1,0 +1,25 @@
+"""What a running step says of itself: one small JSON file per step, replaced atomically, read by whoever watches."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def report(path: Path, **facts: Any) -> None:
+    """Replace the JSON object at ``path`` by ``facts``; a reader sees the old one or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft.write_text(json.dumps(facts))
+    os.replace(draft, path)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the facts at ``path``, or None where nothing was reported yet."""
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return facts

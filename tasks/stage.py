@@ -1,0 +1,267 @@
+"""The bridge to DVC: is a stage stale and why, run it, record it as ``dvc repro`` would have."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from segmill import progress
+from segmill.errors import InputError, near_miss
+from segmill.fingerprint import fingerprints, package_folders
+from segmill.params import Params, read_params
+from segmill.workspace import Workspace
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+# What runs the stages, in the order of dvc.yaml (a contract test holds the two together).
+STAGES = ("fingerprint", "validate", "prepare", "augment", "finetune", "ensemble", "evaluate")
+
+State = Literal["fresh", "restored", "ran", "stale"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage: fresh (nothing to do), restored (from the cache), ran, or stale (only looked at)."""
+
+    stage: str
+    state: State
+    why: str
+    seconds: float = 0.0
+
+
+@contextmanager
+def dvc_repo(workspace: Workspace) -> Iterator[Repo]:
+    """Open the workspace's DVC repository, locked. One per call and thread: a Repo is never shared."""
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo, lock_repo
+
+    try:
+        repo = Repo(str(workspace.root), _wait_for_lock=True)
+    except NotDvcRepoError:
+        raise InputError(f"{workspace.root} is not a DVC repository; run `dvc init` there") from None
+    with repo, lock_repo(repo):
+        yield repo
+
+
+def survey(workspace: Workspace) -> dict[str, Outcome]:
+    """Say of every stage, upstream first, whether it is fresh or stale and why. Runs and records nothing."""
+    watch_code(workspace)
+    import networkx
+
+    found: dict[str, Outcome] = {}
+    with dvc_repo(workspace) as repo:
+        graph = repo.index.graph
+        for stage in reversed(list(networkx.topological_sort(graph))):
+            if not hasattr(stage, "name"):
+                continue
+            followed = [up.name for up in graph.successors(stage) if found.get(getattr(up, "name", ""), _FRESH).state == "stale"]
+            why = _why_stale(repo, stage) or (f"follows {', '.join(sorted(followed))}" if followed else "")
+            found[stage.name] = Outcome(stage.name, "stale" if why else "fresh", why or "unchanged")
+    rank = {name: place for place, name in enumerate(STAGES)}
+    return dict(sorted(found.items(), key=lambda item: rank.get(item[0].partition("@")[0], len(rank))))
+
+
+def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
+    """Leave the stage ``name`` (as ``finetune@lite0``) fresh: skip, restore its outs, or run and record it.
+
+    Raises:
+        InputError: a dependency is missing, or moved while the stage ran (nothing is recorded then).
+        SegmillError: whatever the stage itself raises.
+    """
+    started = time.monotonic()
+    note = workspace.progress / f"{name}.json"
+    with dvc_repo(workspace) as repo:
+        stage = _find(repo, name)
+        why = _why_stale(repo, stage)
+        if not why:
+            return _done(note, Outcome(name, "fresh", "unchanged"))
+        _refuse_missing(stage)
+        if _restore(repo, stage):
+            return _done(note, Outcome(name, "restored", f"{why}; known result", time.monotonic() - started))
+        before = _dependency_hashes(stage)
+        stage.remove_outs()
+    progress.report(note, stage=name, state="running", why=why, began=time.time())
+    try:
+        run(workspace, name)
+    except BaseException:
+        progress.report(note, stage=name, state="failed", why=why)
+        raise
+    with dvc_repo(workspace) as repo:
+        moved = sorted(path for path, value in _dependency_hashes(_find(repo, name)).items() if before[path] != value)
+        if moved:
+            progress.report(note, stage=name, state="failed", why=why)
+            raise InputError(f"{', '.join(moved)} changed while {name} ran, so its result was not recorded; run again")
+        repo.commit(name, force=True)
+    return _done(note, Outcome(name, "ran", why, time.monotonic() - started))
+
+
+def run(workspace: Workspace, name: str) -> None:
+    """Run the stage's function and nothing else: this is what ``dvc repro`` calls through ``segmill stage NAME``."""
+    base, _, item = name.partition("@")
+    if base not in STAGES:
+        raise InputError(f"there is no stage {name}{near_miss(base, STAGES)} (stages: {', '.join(STAGES)})")
+    params = read_params(workspace.params)
+    function = getattr(importlib.import_module(f"tasks.{base}"), base)
+    if base != "finetune":
+        function(workspace, params)
+    elif item in params.members:
+        function(workspace, params, item)
+    else:
+        members = tuple(params.members)
+        raise InputError(f"there is no member {item!r}{near_miss(item, members)} (members: {', '.join(members)})")
+
+
+def watch_code(workspace: Workspace) -> None:
+    """Link the installed code into the workspace and write, per stage, the hash of the code that stage can reach.
+
+    Files are touched only where they change, so DVC keeps what it knows of them.
+    """
+    for name, folder in package_folders().items():
+        link = workspace.sources / name
+        if not link.is_symlink() or link.resolve() != folder.resolve():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(folder, link.parent.resolve()))
+    modules = {name: f"tasks.{name}" for name in STAGES if name != "fingerprint"}
+    texts = fingerprints(modules.values())
+    workspace.code.mkdir(parents=True, exist_ok=True)
+    for name, module in modules.items():
+        path = workspace.code / name
+        if not path.is_file() or path.read_text() != texts[module]:
+            path.write_text(texts[module])
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
+
+    What a crash leaves is a ``.NAME.draft`` that nobody reads and the next try removes.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    _remove(draft)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield draft
+    except BaseException:
+        _remove(draft)
+        raise
+    _remove(path)
+    draft.rename(path)
+
+
+_FRESH = Outcome("", "fresh", "unchanged")
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _done(note: Path, outcome: Outcome) -> Outcome:
+    progress.report(note, **asdict(outcome))
+    return outcome
+
+
+def _find(repo: Repo, name: str) -> PipelineStage:
+    from dvc.exceptions import DvcException
+
+    try:
+        stage: PipelineStage = repo.stage.load_one(name=name)
+    except DvcException as error:
+        raise InputError(f"dvc.yaml does not give a stage {name}: {error}") from None
+    return stage
+
+
+def _refuse_missing(stage: PipelineStage) -> None:
+    missing = [str(dep) for dep in stage.deps if not dep.exists]
+    if missing:
+        raise InputError(f"{stage.name} needs {', '.join(missing)}, which is not there; run `segmill retrain` or `dvc repro`")
+
+
+def _dependency_hashes(stage: PipelineStage) -> dict[str, Any]:
+    return {str(dep): dep.get_hash().value for dep in stage.deps}
+
+
+def _restore(repo: Repo, stage: PipelineStage) -> bool:
+    """Bring the outs back from the cache, the remote or DVC's run-cache; False where this was never computed."""
+    from dvc.exceptions import DvcException
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    if not stage.changed(allow_missing=True):
+        if stage.checkout(force=True).get("failed") and repo.config["core"].get("remote"):
+            try:
+                repo.fetch(stage.addressing)
+                stage.checkout(force=True)
+            except DvcException:
+                return False
+        return not stage.changed()
+    try:
+        repo.stage_cache.restore(stage)
+    except RunCacheNotFoundError:
+        return False
+    repo.commit(stage.addressing, force=True)
+    return True
+
+
+def _why_stale(repo: Repo, stage: PipelineStage) -> str:
+    """Say in a few words what differs from the recorded run; "" where nothing does."""
+    if not stage.changed():
+        return ""
+    if all(not dep.hash_info for dep in stage.deps):
+        return "never ran here"
+    reasons: list[str] = []
+    for dep in stage.deps:
+        for what, how in dep.status().items():
+            if isinstance(how, dict):
+                now = dep.read_params()
+                reasons += _value_changes({key: dep.hash_info.value.get(key) for key in how}, {key: now.get(key) for key in how})
+            elif what.startswith(".segmill/code/"):
+                reasons.append(_code_change(repo, dep))
+            else:
+                reasons.append(f"{what} {'is missing' if how == 'deleted' else 'changed'}")
+    for out in stage.outs:
+        reasons += [f"{what} {'is missing' if how == 'deleted' else how}" for what, how in out.status().items()]
+    if stage.changed_stage() and not reasons:
+        reasons.append("its command or its lists in dvc.yaml changed")
+    return "; ".join(reasons)
+
+
+def _value_changes(old: Any, new: Any, key: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for part in dict.fromkeys([*old, *new])
+            if old.get(part) != new.get(part)
+            for change in _value_changes(old.get(part), new.get(part), f"{key}.{part}".lstrip("."))
+        ]
+    return [f"{key} {_brief(old)} -> {_brief(new)}"]
+
+
+def _brief(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _code_change(repo: Repo, dep: Any) -> str:
+    """Name the modules whose hash moved, from the recorded list in DVC's cache where it still lies there."""
+    now = set(Path(dep.fs_path).read_text().splitlines()) if dep.exists else set()
+    cached = Path(repo.cache.local.oid_to_path(dep.hash_info.value))
+    if not cached.is_file():
+        return "its code changed"
+    modules = sorted({line.split()[0] for line in now ^ set(cached.read_text().splitlines())})
+    more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
+    return f"code changed: {', '.join(modules[:3])}{more}"
