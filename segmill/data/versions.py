@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +26,27 @@ class DataVersion:
     files: int
     size_bytes: int
     state: Literal["unchanged", "added", "restored", "changed"]
+
+
+@contextmanager
+def repository(root: Path) -> Iterator[Repo]:
+    """Open the DVC repository at ``root``, locked. One per call and thread: a Repo is never shared.
+
+    DVC's run-cache takes "dvc.yaml" from the current folder, so that is ``root`` while the lock is held.
+
+    Raises:
+        InputError: ``root`` is no DVC repository.
+    """
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo, lock_repo
+
+    try:
+        repo = Repo(str(root), _wait_for_lock=True)
+    except NotDvcRepoError:
+        raise InputError(f"{root} is not a DVC repository; run `dvc init` there") from None
+    with repo, lock_repo(repo), chdir(root):
+        yield repo
 
 
 def create_repository(root: Path) -> None:
@@ -73,8 +96,8 @@ def data_changed(root: Path, path: str) -> str:
     recorded = recorded_version(root, path)
     if recorded is None:
         return "never added"
-    with _open(root) as repo:
-        stage = repo.stage.load_one(f"{path}.dvc")
+    with repository(root) as repo:
+        stage = repo.stage.load_one(str(root / f"{path}.dvc"))
         if not stage.changed():
             return ""
         return "files changed" if (root / path).exists() else "files are missing"
@@ -97,10 +120,9 @@ def bring_data(root: Path, path: str, remote: str | None) -> DataVersion:
     """
     from dvc.exceptions import DvcException
 
-    logging.getLogger("dvc").setLevel(logging.ERROR)
     folder = root / path
     state: Literal["unchanged", "added", "restored", "changed"] = "unchanged"
-    with _open(root) as repo:
+    with repository(root) as repo:
         _use_remote(repo, remote)
         if recorded_version(root, path) is None:
             if not folder.is_dir():
@@ -108,17 +130,17 @@ def bring_data(root: Path, path: str, remote: str | None) -> DataVersion:
                     f"{folder} is not there and no version of it is recorded; put the labelled set there "
                     "(images/, masks/, dataset.yaml), or name its folder in data.path of params.yaml"
                 )
-            repo.add(path)
+            repo.add(str(folder))
             state = "added"
         elif not folder.exists():
-            _restore(repo, f"{path}.dvc", remote)
+            _restore(repo, str(root / f"{path}.dvc"), remote)
             state = "restored"
-        elif repo.stage.load_one(f"{path}.dvc").changed():
-            repo.add(path)
+        elif repo.stage.load_one(str(root / f"{path}.dvc")).changed():
+            repo.add(str(folder))
             state = "changed"
         if repo.config["core"].get("remote"):
             try:
-                repo.push(f"{path}.dvc")
+                repo.push(str(root / f"{path}.dvc"))
             except (DvcException, OSError) as error:
                 raise InfrastructureError(
                     f"the new data version is safe in the local cache but could not be pushed to {remote}: {error}; "
@@ -127,12 +149,6 @@ def bring_data(root: Path, path: str, remote: str | None) -> DataVersion:
     version = recorded_version(root, path)
     assert version is not None, "dvc add leaves a record"
     return DataVersion(version.md5, version.files, version.size_bytes, state)
-
-
-def _open(root: Path) -> Repo:
-    from dvc.repo import Repo
-
-    return Repo(str(root), _wait_for_lock=True)
 
 
 def _use_remote(repo: Repo, url: str | None) -> None:

@@ -1,0 +1,1 @@
+"""The data room: from labelled image files to checked, split, packed, augmented batches."""
