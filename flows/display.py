@@ -45,6 +45,8 @@ def showing(workspace: Workspace, steps: list[str], console: Console) -> Iterato
 
 def member_line(facts: dict[str, Any]) -> str:
     """Say one member's progress: epoch, loss, val mIoU, images/s and time left."""
+    if "epoch" not in facts:
+        return str(facts["state"])
     parts = [f"epoch {facts['epoch']}/{facts['epochs']}"]
     if facts.get("loss") is not None:
         parts.append(f"loss {facts['loss']:.3f}")
@@ -73,6 +75,12 @@ def _facts(folder: Path, step: str) -> tuple[dict[str, Any], dict[str, Any] | No
     return stage, member
 
 
+def _share_done(member: dict[str, Any]) -> float:
+    if "epoch" not in member:
+        return 0.0
+    return float((member["epoch"] - 1 + member["step"] / member["steps"]) / member["epochs"])
+
+
 def _detail(stage: dict[str, Any], member: dict[str, Any] | None) -> str:
     if member:
         return member_line(member)
@@ -95,7 +103,7 @@ def _table(folder: Path, steps: list[str]) -> Table:
     for step in steps:
         stage, member = _facts(folder, step)
         mark, style = MARKS[stage["state"]]
-        done = ProgressBar(total=1, completed=member["fraction"], width=16) if member else Text("")
+        done = ProgressBar(completed=100 * _share_done(member), width=16) if member else Text("")
         table.add_row(Text(mark, style=style), step, _spent(stage), done, Text(_detail(stage, member), style=style))
     return table
 

@@ -16,11 +16,17 @@ TELEMETRY_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }
+QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 
 
 def switch_telemetry_off() -> None:
-    """Set what keeps every library from calling home; child processes inherit it. A value already set stays."""
-    for name, value in TELEMETRY_OFF.items():
+    """Set what keeps every library from calling home and from talking over our own output; child processes inherit it. A value already set stays."""
+    for name, value in (TELEMETRY_OFF | QUIET).items():
         os.environ.setdefault(name, value)
 
 
@@ -31,11 +37,9 @@ def prepare_environment(workspace: Workspace, params: Params) -> None:
     """
     os.environ.setdefault("PREFECT_HOME", str(workspace.prefect_home))
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if params.prefect.api_url:
         os.environ.setdefault("PREFECT_API_URL", params.prefect.api_url)
     os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(workspace, params))
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
 def tracking_uri(workspace: Workspace, params: Params) -> str:

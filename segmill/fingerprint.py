@@ -15,7 +15,7 @@ PACKAGES = ("segmill", "tasks")
 # The bridge to DVC decides when a stage runs, never what comes out of it.
 NOT_FOLLOWED = ("tasks.stage",)
 
-_FUNCTION_NAME = re.compile(rf"({'|'.join(PACKAGES)})((\.\w+)+):\w+")
+_FUNCTION_NAME = re.compile(r"\w+(\.\w+)+:\w+")
 
 
 def package_folders() -> dict[str, Path]:
@@ -26,12 +26,12 @@ def package_folders() -> dict[str, Path]:
 
 
 def fingerprints(entries: Iterable[str]) -> dict[str, str]:
-    """Return, for each entry module, one line per module it can reach: ``name sha256``, sorted.
+    """Return, for each entry module, one line per module or data file it can reach: ``name sha256``, sorted.
 
     Reach is the import closure inside ``PACKAGES``, with imports inside functions and the packages above a module,
     and with functions named as ``"module:function"`` (that is how work is sent to Ray). The hash is of the syntax
     tree without docstrings, so layout and comments do not count. A new Python may write a tree differently, and
-    then everything counts as changed.
+    then everything counts as changed. Other files in a reached package's folder (templates) count by their bytes.
 
     Raises:
         KeyError: an entry is no module of the packages.
@@ -51,7 +51,10 @@ def fingerprints(entries: Iterable[str]) -> dict[str, str]:
         reached |= {".".join(name.split(".")[:depth]) for name in reached for depth in range(1, name.count(".") + 1)}
         for name in reached - hashes.keys():
             hashes[name] = _hash(modules[name])
-        texts[entry] = "".join(f"{name} {hashes[name]}\n" for name in sorted(reached))
+        lines = [f"{name} {hashes[name]}\n" for name in reached]
+        for name in reached:
+            lines += _data_lines(name, folders)
+        texts[entry] = "".join(sorted(lines))
     return texts
 
 
@@ -59,6 +62,14 @@ def _file(module: str, folders: dict[str, Path]) -> Path:
     package, *rest = module.split(".")
     stem = folders[package].joinpath(*rest)
     return stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+
+
+def _data_lines(module: str, folders: dict[str, Path]) -> list[str]:
+    code = _file(module, folders)
+    if code.name != "__init__.py":
+        return []
+    data = (path for path in code.parent.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc"))
+    return [f"{module}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in data]
 
 
 def _functions_named(tree: ast.Module) -> set[str]:

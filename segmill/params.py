@@ -16,6 +16,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 MemberName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
+# dvc/stage/cache.py leaves these out of the run-cache's key wherever they stand, in params too (seen with DVC 3.67).
+UNTRACKED_KEYS = ("size", "nfiles")
+
+
 class Block(BaseModel):
     """A block of params.yaml: unknown keys are refused, values cannot change once read."""
 
@@ -40,8 +44,8 @@ class SplitParams(Block):
 
 
 class PrepareParams(Block):
-    size: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] | None = Field(
-        None, description="Height and width in px that training sees; null keeps each image's own size."
+    size_px: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] | None = Field(
+        None, description="Height and width that training sees; null keeps each image's own size."
     )
 
 
@@ -144,6 +148,12 @@ def parse_params(values: Any, source: str) -> Params:
     """Turn plain values into Params; ``source`` names them in the error."""
     if not isinstance(values, dict):
         raise InputError(f"{source} holds {type(values).__name__}, not blocks of keys; see the project's params.yaml")
+    untracked = [key for key in _all_keys(values) if key.rpartition(".")[2] in UNTRACKED_KEYS]
+    if untracked:
+        raise InputError(
+            f"{source}: {', '.join(untracked)}: DVC's run-cache takes no notice of keys named size or nfiles and would "
+            "give back a result made with other values; write size_px"
+        )
     try:
         return Params.model_validate(values)
     except ValidationError as error:
@@ -201,6 +211,14 @@ def _load(path: Path) -> Any:
         raise InputError(f"{path.name} is not YAML{where}: {problem}; mend that line") from None
     except UnicodeDecodeError:
         raise InputError(f"{path.name} is not UTF-8 text; save it as UTF-8") from None
+
+
+def _all_keys(values: Any, prefix: str = "") -> list[str]:
+    if isinstance(values, list):
+        return [key for item in values for key in _all_keys(item, prefix)]
+    if not isinstance(values, dict):
+        return []
+    return [key for name, value in values.items() for key in (f"{prefix}{name}", *_all_keys(value, f"{prefix}{name}."))]
 
 
 def _sentence(fault: ErrorDetails) -> str:

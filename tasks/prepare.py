@@ -9,6 +9,6 @@ from tasks.stage import replacing
 
 
 def prepare(workspace: Workspace, params: Params) -> None:
-    """Write ``data/packed``: train at ``prepare.size``, val and test at their own size."""
+    """Write ``data/packed``: train at ``prepare.size_px``, val and test at their own size."""
     with replacing(workspace.packed) as draft:
-        pack(workspace.root / params.data.path, workspace.manifest, draft, size=params.prepare.size)
+        pack(workspace.root / params.data.path, workspace.manifest, draft, size=params.prepare.size_px)

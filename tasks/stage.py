@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segmill import progress
+from segmill.data.versions import repository
 from segmill.errors import InputError, near_miss
 from segmill.fingerprint import fingerprints, package_folders
 from segmill.params import Params, read_params
@@ -38,19 +38,10 @@ class Outcome:
     seconds: float = 0.0
 
 
-@contextmanager
-def dvc_repo(workspace: Workspace) -> Iterator[Repo]:
-    """Open the workspace's DVC repository, locked. One per call and thread: a Repo is never shared."""
-    logging.getLogger("dvc").setLevel(logging.ERROR)
-    from dvc.exceptions import NotDvcRepoError
-    from dvc.repo import Repo, lock_repo
-
-    try:
-        repo = Repo(str(workspace.root), _wait_for_lock=True)
-    except NotDvcRepoError:
-        raise InputError(f"{workspace.root} is not a DVC repository; run `dvc init` there") from None
-    with repo, lock_repo(repo):
-        yield repo
+def stage_names(params: Params) -> list[str]:
+    """Return every stage in the order it runs, ``finetune`` once per member."""
+    members = [f"finetune@{name}" for name in params.members]
+    return [name for stage in STAGES for name in (members if stage == "finetune" else [stage])]
 
 
 def survey(workspace: Workspace) -> dict[str, Outcome]:
@@ -59,16 +50,16 @@ def survey(workspace: Workspace) -> dict[str, Outcome]:
     import networkx
 
     found: dict[str, Outcome] = {}
-    with dvc_repo(workspace) as repo:
+    with repository(workspace.root) as repo:
         graph = repo.index.graph
         for stage in reversed(list(networkx.topological_sort(graph))):
             if not hasattr(stage, "name"):
                 continue
-            followed = [up.name for up in graph.successors(stage) if found.get(getattr(up, "name", ""), _FRESH).state == "stale"]
+            upstream = {getattr(up, "name", "") for up in graph.successors(stage)} - {"fingerprint"}  # just refreshed
+            followed = [name for name in upstream if name in found and found[name].state == "stale"]
             why = _why_stale(repo, stage) or (f"follows {', '.join(sorted(followed))}" if followed else "")
             found[stage.name] = Outcome(stage.name, "stale" if why else "fresh", why or "unchanged")
-    rank = {name: place for place, name in enumerate(STAGES)}
-    return dict(sorted(found.items(), key=lambda item: rank.get(item[0].partition("@")[0], len(rank))))
+    return {name: found[name] for name in stage_names(read_params(workspace.params)) if name in found}
 
 
 def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
@@ -80,7 +71,7 @@ def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
     """
     started = time.monotonic()
     note = workspace.progress / f"{name}.json"
-    with dvc_repo(workspace) as repo:
+    with repository(workspace.root) as repo:
         stage = _find(repo, name)
         why = _why_stale(repo, stage)
         if not why:
@@ -96,13 +87,27 @@ def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
     except BaseException:
         progress.report(note, stage=name, state="failed", why=why)
         raise
-    with dvc_repo(workspace) as repo:
+    with repository(workspace.root) as repo:
         moved = sorted(path for path, value in _dependency_hashes(_find(repo, name)).items() if before[path] != value)
         if moved:
             progress.report(note, stage=name, state="failed", why=why)
             raise InputError(f"{', '.join(moved)} changed while {name} ran, so its result was not recorded; run again")
-        repo.commit(name, force=True)
+        _record(repo, name)
     return _done(note, Outcome(name, "ran", why, time.monotonic() - started))
+
+
+@contextmanager
+def noted(workspace: Workspace, name: str) -> Iterator[None]:
+    """Tell whoever watches that the step ``name``, which is no stage, runs, ran or failed."""
+    note = workspace.progress / f"{name}.json"
+    began = time.time()
+    progress.report(note, stage=name, state="running", why="", began=began)
+    try:
+        yield
+    except BaseException:
+        progress.report(note, stage=name, state="failed", why="")
+        raise
+    progress.report(note, stage=name, state="ran", why="", seconds=time.time() - began)
 
 
 def run(workspace: Workspace, name: str) -> None:
@@ -141,6 +146,15 @@ def watch_code(workspace: Workspace) -> None:
             path.write_text(texts[module])
 
 
+def recorded_md5(workspace: Workspace, name: str) -> str:
+    """Return the md5 that dvc.lock records for the first out of the stage ``name``; "" where it was never run."""
+    from ruamel.yaml import YAML
+
+    lock = workspace.root / "dvc.lock"
+    stages = YAML(typ="safe").load(lock.read_text())["stages"] if lock.is_file() else {}
+    return stages[name]["outs"][0]["md5"].removesuffix(".dir") if name in stages else ""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
@@ -157,9 +171,6 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     _remove(path)
     draft.rename(path)
-
-
-_FRESH = Outcome("", "fresh", "unchanged")
 
 
 def _remove(path: Path) -> None:
@@ -180,10 +191,19 @@ def _find(repo: Repo, name: str) -> PipelineStage:
     from dvc.exceptions import DvcException
 
     try:
-        stage: PipelineStage = repo.stage.load_one(name=name)
+        stage: PipelineStage = repo.stage.load_one(str(Path(repo.root_dir) / "dvc.yaml"), name)
     except DvcException as error:
         raise InputError(f"dvc.yaml does not give a stage {name}: {error}") from None
     return stage
+
+
+def _address(repo: Repo, name: str) -> str:
+    return f"{Path(repo.root_dir) / 'dvc.yaml'}:{name}"
+
+
+def _record(repo: Repo, name: str) -> None:
+    """Write the stage's hashes to dvc.lock and its outs to the cache, as ``dvc repro`` does after its command."""
+    repo.commit(_address(repo, name), force=True)
 
 
 def _refuse_missing(stage: PipelineStage) -> None:
@@ -204,7 +224,7 @@ def _restore(repo: Repo, stage: PipelineStage) -> bool:
     if not stage.changed(allow_missing=True):
         if stage.checkout(force=True).get("failed") and repo.config["core"].get("remote"):
             try:
-                repo.fetch(stage.addressing)
+                repo.fetch(_address(repo, stage.name))
                 stage.checkout(force=True)
             except DvcException:
                 return False
@@ -213,7 +233,7 @@ def _restore(repo: Repo, stage: PipelineStage) -> bool:
         repo.stage_cache.restore(stage)
     except RunCacheNotFoundError:
         return False
-    repo.commit(stage.addressing, force=True)
+    _record(repo, stage.name)
     return True
 
 

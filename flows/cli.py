@@ -1,0 +1,237 @@
+"""The `segmill` command: one function per command, thin, heavy imports inside."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from flows.environment import prepare_environment, ray_address, switch_telemetry_off, tracking_uri
+from segmill.errors import GateRefused, SegmillError
+from segmill.params import Params, read_params, set_params
+from segmill.workspace import Workspace, free_bytes
+
+app = typer.Typer(
+    help="Retrain, compare and replace segmentation models, from versioned data to a gated promotion.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+out = Console()
+err = Console(stderr=True)
+
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and dvc.yaml.")]
+HERE = Path()
+
+
+@app.callback()
+def main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere in the line.")] = False,
+) -> None:
+    """Options of every command (``--debug`` is taken out of the line before it is parsed)."""
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="New workspace.")],
+    data: Annotated[Path, typer.Option(help="Labelled set: images/, masks/ and dataset.yaml. It is copied.")],
+) -> None:
+    """Make a workspace around your own labelled set."""
+    from flows.start import create
+
+    workspace = create(folder, data)
+    out.print(f"{workspace.root} is ready; next: cd {folder} && segmill validate", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    workspace: WorkspaceOption = Path(".demo"),
+    more: Annotated[bool, typer.Option("--more", help="Grow the data first, so that challenger meets champion.")] = False,
+) -> None:
+    """Retrain on the built-in brain atlas."""
+    from flows.start import create_demo
+
+    _retrain(create_demo(workspace, more=more))
+
+
+@app.command()
+def validate(workspace: WorkspaceOption = HERE) -> None:
+    """Check every sample and deal the splits."""
+    from tasks.stage import bring_up_to_date
+    from tasks.validate import describe
+
+    space, params = _open(workspace)
+    for name in ("fingerprint", "validate"):
+        outcome = bring_up_to_date(space, name)
+    out.print(f"validate: {outcome.state} ({outcome.why})", highlight=False, soft_wrap=True)
+    out.print(describe(space))
+
+
+@app.command()
+def retrain(
+    workspace: WorkspaceOption = HERE,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable.")
+    ] = None,
+) -> None:
+    """Bring data, members, ensemble and verdict up to date."""
+    space = Workspace.open(workspace)
+    for change in set_params(space.params, assignments or []):
+        out.print(f"params.yaml: {change}", highlight=False, soft_wrap=True)
+    _retrain(space)
+
+
+@app.command()
+def status(
+    workspace: WorkspaceOption = HERE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable state.")] = False,
+) -> None:
+    """Show what is stale and why, and which models stand."""
+    from flows.status import look, show
+
+    found = look(*_open(workspace))
+    if as_json:
+        print(found.as_json())
+    else:
+        show(found, out)
+
+
+@app.command()
+def history(workspace: WorkspaceOption = HERE) -> None:
+    """List every verdict and move of the champion."""
+    from flows.status import show_history
+
+    show_history(_open(workspace)[0], out)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    to: Annotated[Path, typer.Option(help="Folder for the masks (PNG of class ids) and overlays.")] = Path("predictions"),
+    model: Annotated[str, typer.Option(help="An alias or a version number of the registered model.")] = "champion",
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Segment images with the champion."""
+    from tasks.predict import predict as segment
+
+    space, params = _open(workspace)
+    for path in segment(space, params, tracking_uri(space, params), model, images, to):
+        out.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ui(
+    workspace: WorkspaceOption = HERE,
+    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect page.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow page.")] = 5000,
+) -> None:
+    """Start the Prefect and MLflow pages on this machine."""
+    from flows.ui import serve
+
+    space, params = _open(workspace)
+    serve(space, tracking_uri(space, params), prefect_port, mlflow_port, out)
+
+
+@app.command()
+def doctor(workspace: WorkspaceOption = HERE) -> None:
+    """Check installation, machine and workspace."""
+    from flows.doctor import examine
+
+    if not examine(workspace, out):
+        raise typer.Exit(1)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as prepare or finetune@NAME.")],
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Run one stage and nothing else, as `dvc repro` does."""
+    from contextlib import nullcontext
+
+    from segmill.training import launch
+    from tasks.stage import run
+
+    space, params = _open(workspace)
+    heavy = name.partition("@")[0] in ("finetune", "ensemble", "evaluate")
+    with launch.connect(ray_address(params)) if heavy else nullcontext():
+        run(space, name)
+
+
+def _open(folder: Path) -> tuple[Workspace, Params]:
+    workspace = Workspace.open(folder)
+    params = read_params(workspace.params)
+    prepare_environment(workspace, params)
+    return workspace, params
+
+
+def _retrain(workspace: Workspace) -> None:
+    from flows.status import look
+    from flows.summary import show_result
+    from tasks.stage import bring_up_to_date
+
+    params = read_params(workspace.params)
+    prepare_environment(workspace, params)
+    bring_up_to_date(workspace, "fingerprint")
+    found = look(workspace, params)
+    if found.up_to_date:
+        for outcome in found.stages.values():
+            out.print(f"{outcome.stage}: fresh (unchanged)", highlight=False, style="dim")
+        out.print("nothing to do: data, params and code are those of the last run; no new version was made")
+        return
+    from flows.retrain import run_retrain
+
+    result = run_retrain(workspace, params, out)
+    show_result(result, out)
+    if result["verdict"]["decision"] != "PASS":
+        raise GateRefused(f"the gate said {result['verdict']['decision']}: the champion stays")
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 1 yours to mend, 2 usage, 3 the gate said no, 4 infrastructure."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    switch_telemetry_off()
+    try:
+        app(arguments, prog_name="segmill")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        code = _say(debug, "interrupted; what was finished is recorded, and the next run goes on from there", 130)
+    except SegmillError as error:
+        code = _say(debug, str(error), error.exit_code)
+    except OSError as error:
+        code = _say(debug, *_about_the_system(error))
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        code = _say(debug, f"unexpected {what}; run again with --debug for the traceback", 1)
+    sys.exit(code)
+
+
+def _say(debug: bool, sentence: str, code: int) -> int:
+    if debug:
+        err.print_exception()
+    err.print(f"[bold red]error[/] {sentence}" if code != 3 else f"[bold yellow]gate[/] {sentence}", highlight=False, soft_wrap=True)
+    return code
+
+
+def _about_the_system(error: OSError) -> tuple[str, int]:
+    where = error.filename or "the workspace"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        folder = Path(error.filename) if error.filename else Path.cwd()
+        free = free_bytes(folder) / 2**20
+        return f"the disk is full: {free:.0f} MiB free where {where} lies; free some space and run again", 1
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where} may not be written or read ({error.strerror}); check its owner and permissions", 1
+    return f"{where}: {error.strerror or error}; run again with --debug for the traceback", 1
+
+
+if __name__ == "__main__":
+    main()

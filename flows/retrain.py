@@ -1,0 +1,182 @@
+"""The flow `retrain`: from the labelled set to a verdict on a new model."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from prefect import Task, flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+from rich.console import Console
+
+from flows.display import clock, showing
+from flows.environment import ray_address, tracking_uri
+from flows.summary import publish, run_scores
+from segmill import progress, tracking
+from segmill.data.versions import DataVersion
+from segmill.errors import InfrastructureError, InputError, SegmillError
+from segmill.params import Params, read_params
+from segmill.training import launch
+from segmill.workspace import Workspace
+from tasks.finetune import check_members, curves_path
+from tasks.promote import Judged, promote
+from tasks.register import Registered, model_name, register
+from tasks.stage import Outcome, bring_up_to_date, noted, stage_names
+from tasks.version import version
+
+BEFORE_TRAINING = ("fingerprint", "validate", "prepare", "augment")
+AFTER_TRAINING = ("ensemble", "evaluate")
+
+
+def steps(params: Params) -> list[str]:
+    """Return every step of the flow in its order."""
+    return ["version", *stage_names(params), "register", "promote"]
+
+
+def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[str, Any]:
+    """Run the flow with its progress in the terminal; keep what came of it for `segmill status`.
+
+    Ray and MLflow start while Prefect's server does: each takes seconds, mostly of waiting.
+    """
+    began = time.monotonic()
+    try:
+        with (
+            showing(workspace, steps(params), console),
+            ExitStack() as connection,
+            ThreadPoolExecutor(2) as early,
+        ):
+            early.submit(connection.enter_context, launch.connect(ray_address(params)))
+            early.submit(tracking.warm_up, tracking_uri(workspace, params))
+            result: dict[str, Any] = retrain(str(workspace.root))
+    except (SegmillError, OSError) as error:
+        progress.report(workspace.last_run, finished=_now(), outcome=f"failed: {error}")
+        raise
+    result["seconds"] = round(time.monotonic() - began, 1)
+    result["outcome"] += f", in {clock(result['seconds'])}"
+    progress.report(workspace.last_run, **result)
+    return result
+
+
+@flow(name="retrain", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)  # type: ignore[arg-type]
+def retrain(folder: str) -> dict[str, Any]:
+    """Bring the workspace at ``folder`` up to date and return what came of it, as plain values."""
+    workspace = Workspace.open(folder)
+    params = read_params(workspace.params)
+    data = version_step(workspace, params)
+    outcomes = [stage_steps[name](workspace) for name in BEFORE_TRAINING]
+
+    uri, name = tracking_uri(workspace, params), model_name(workspace, params)
+    with (
+        launch.connect(ray_address(params)),
+        tracking.open_run(
+            uri, name, f"data {data.md5[:8]}", list(params.members), artifacts=artifacts_of_new(workspace, uri)
+        ) as run,
+    ):
+        check_members_step(params)
+        outcomes += every_result([finetune_step.submit(workspace, params, member, run) for member in params.members])
+        outcomes += [stage_steps[name](workspace) for name in AFTER_TRAINING]
+        registered = register_step(workspace, params, run, outcomes)
+        judged = promote_step(workspace, params, uri, registered)
+
+    result = summary(workspace, data, outcomes, registered, judged)
+    publish(result, workspace.reports / "figures")
+    return result
+
+
+def _may_pass_off(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    try:
+        state.result()
+    except InfrastructureError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+# Only what talks to a server is tried again, and only where that did not answer.
+_step = partial(task, persist_result=False, cache_policy=NO_CACHE)
+_talking_step = partial(_step, retries=2, retry_delay_seconds=5, retry_condition_fn=_may_pass_off)
+
+stage_steps = {
+    name: _step(partial(bring_up_to_date, name=name), name=name) for name in (*BEFORE_TRAINING, *AFTER_TRAINING)
+}
+
+
+@_talking_step(name="version")
+def version_step(workspace: Workspace, params: Params) -> DataVersion:
+    with noted(workspace, "version"):
+        return version(workspace, params)
+
+
+@_step(name="check members")
+def check_members_step(params: Params) -> None:
+    check_members(params)
+
+
+@_talking_step(name="finetune", task_run_name="finetune@{member}")
+def finetune_step(workspace: Workspace, params: Params, member: str, run: tracking.Run) -> Outcome:
+    growing, final = curves_path(workspace, params, member), workspace.member(member) / "curves.csv"
+    with tracking.following(run.uri, run.members[member], growing, final):
+        return bring_up_to_date(workspace, f"finetune@{member}")
+
+
+@_talking_step(name="register")
+def register_step(
+    workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome]
+) -> Registered:
+    with noted(workspace, "register"):
+        return register(workspace, params, run, outcomes)
+
+
+@_talking_step(name="promote")
+def promote_step(workspace: Workspace, params: Params, uri: str, registered: Registered) -> Judged:
+    with noted(workspace, "promote"):
+        return promote(workspace, params, uri, registered)
+
+
+def every_result(futures: list[PrefectFuture[Outcome]]) -> list[Outcome]:
+    """Wait for all, then return all outcomes, or raise what went wrong in any: one member's fault stops no other."""
+    outcomes, faults = [], []
+    for future in futures:
+        try:
+            outcomes.append(future.result())
+        except SegmillError as fault:
+            faults.append(fault)
+    if len(faults) > 1:
+        raise InputError("\n".join(map(str, faults)))
+    if faults:
+        raise faults[0]
+    return outcomes
+
+
+def artifacts_of_new(workspace: Workspace, uri: str) -> str | None:
+    """Return where a new experiment keeps files: in the workspace, unless a server decides."""
+    return None if uri.startswith(("http://", "https://")) else (workspace.root / "mlartifacts").as_uri()
+
+
+def summary(
+    workspace: Workspace, data: DataVersion, outcomes: list[Outcome], registered: Registered, judged: Judged
+) -> dict[str, Any]:
+    """Return what there is to say of a run, as plain values."""
+    return {
+        "finished": _now(),
+        "data_version": data.md5,
+        "stages": {outcome.stage: {"state": outcome.state, "why": outcome.why} for outcome in outcomes},
+        "model": registered.model,
+        "version": registered.version,
+        "verdict": {"decision": judged.decision, "reasons": judged.reasons},
+        "outcome": judged.outcome,
+        "scores": run_scores(progress.read(workspace.metrics) or {}, judged.facts),
+        "report": str(workspace.reports / "index.html"),
+    }
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,91 @@
+"""How a workspace begins: around your own set, or around the built-in brain atlas."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from segmill.data.versions import commit_files, create_repository
+from segmill.errors import InputError
+from segmill.params import read_params, set_params
+from segmill.workspace import TEMPLATES, Workspace, template
+from tasks.stage import watch_code
+
+IGNORED = ("/.segmill/", "/.dvc-remote/", "/mlartifacts/", "/mlflow.db*", "/ledger.db*", "/predictions/")
+LARGEST_SIDE_PX = 512
+
+
+def create(folder: Path, data: Path) -> Workspace:
+    """Make a workspace at ``folder`` around a copy of the labelled set ``data``.
+
+    Raises:
+        InputError: ``folder`` is a workspace already, or ``data`` is not in the canonical layout.
+    """
+    from segmill.data.manifest import read_dataset_info
+
+    if (folder / "params.yaml").exists():
+        raise InputError(f"{folder} is a workspace already; add to its data/raw and run `segmill retrain` there")
+    if not data.is_dir():
+        raise InputError(f"--data {data} is no folder; name the one that holds images/, masks/ and dataset.yaml")
+    read_dataset_info(data)
+    size = _usual_size(data)
+    _lay_down(folder)
+    shutil.copytree(data, folder / "data" / "raw")
+    set_params(folder / "params.yaml", [f"prepare.size_px={size}"])
+    return _finish(folder, f"A workspace around {data.name}")
+
+
+def create_demo(folder: Path, *, more: bool) -> Workspace:
+    """Make the demo's workspace where there is none; with ``more``, give its data set the slices held back at first.
+
+    Raises:
+        InputError: ``folder`` holds something else, or the atlas is not installed.
+    """
+    from segmill.data.samples import write_brain
+
+    if not (folder / "params.yaml").exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and no workspace; name another with --workspace")
+        _lay_down(folder)
+        write_brain(folder / "data" / "raw")
+        workspace = _finish(folder, "The demo: MNI152 brain atlas")
+    else:
+        workspace = Workspace.open(folder)
+    if more:
+        write_brain(workspace.root / read_params(workspace.params).data.path, every=1)
+    return workspace
+
+
+def _lay_down(folder: Path) -> None:
+    create_repository(folder)
+    for name in TEMPLATES:
+        shutil.copyfile(template(name), folder / name)
+    (folder / ".gitignore").write_text("\n".join(IGNORED) + "\n")
+
+
+def _finish(folder: Path, message: str) -> Workspace:
+    workspace = Workspace.open(folder)
+    watch_code(workspace)
+    with (workspace.root / "data" / ".gitignore").open("a") as ignore:
+        ignore.write("/raw\n")
+    commit_files(workspace.root, message)
+    return workspace
+
+
+def _usual_size(data: Path) -> list[int]:
+    """Return the commonest image size, shrunk to ``LARGEST_SIDE_PX`` and rounded to whole strides of 32 px."""
+    from PIL import Image
+
+    from segmill.data.readers import list_pairs
+
+    sizes: Counter[tuple[int, int]] = Counter()
+    pairs, _ = list_pairs(data)
+    for pair in pairs[:1000]:
+        with Image.open(pair.image) as image:
+            sizes[image.height, image.width] += 1
+    if not sizes:
+        raise InputError(f"{data} holds no image under images/; see README for the layout")
+    height, width = sizes.most_common(1)[0][0]
+    shrink = min(1.0, LARGEST_SIDE_PX / max(height, width))
+    return [max(32, round(side * shrink / 32) * 32) for side in (height, width)]

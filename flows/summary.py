@@ -1,0 +1,106 @@
+"""What a run leaves to read: the table and verdict for the terminal, the same as artifacts of the Prefect run."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def run_scores(metrics: dict[str, Any], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row per member, for the ensemble and, where one was met, the champion.
+
+    Args:
+        metrics: of ``reports/metrics.json``.
+        facts: of the gate's verdict.
+    """
+    classes = metrics["classes"]
+    named = [*metrics["members"].items(), ("ensemble", metrics["ensemble"])]
+    rows = [
+        {
+            "name": name,
+            "miou": scores["miou"],
+            "mdice": scores["mdice"],
+            "iou": {label: scores["iou"][label] for label in classes},
+        }
+        for name, scores in named
+    ]
+    if facts.get("champion_miou") is not None:
+        rows.append({"name": "champion", "miou": facts["champion_miou"], "mdice": None, "iou": {}})
+    return rows
+
+
+def run_table(scores: list[dict[str, Any]], width: int) -> Table:
+    """Return the table of a run on test: mIoU, mean Dice and, where ``width`` columns hold them, each class's IoU.
+
+    Where they don't, the worst class stands for all.
+    """
+    classes = list(scores[0]["iou"])
+    names = max(len(row["name"]) for row in scores)
+    fits = names + 16 + sum(max(7, len(name) + 1) for name in classes) <= width
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("on test", no_wrap=True)
+    for heading in ("mIoU", "mDice", *(classes if fits else ["worst IoU"])):
+        table.add_column(heading, justify="right" if heading != "worst IoU" else "left", no_wrap=True)
+    for row in scores:
+        iou = [_figure(row["iou"].get(name)) for name in classes] if fits else [_worst(row["iou"])]
+        style = "bold" if row["name"] == "ensemble" else ""
+        table.add_row(row["name"], _figure(row["miou"]), _figure(row["mdice"]), *iou, style=style)
+    return table
+
+
+def show_result(result: dict[str, Any], console: Console) -> None:
+    """Print the end of a run: table, verdict with reasons, where the report lies."""
+    console.print(run_table(result["scores"], console.width))
+    style = {"PASS": "bold green", "FAIL": "bold red"}.get(result["verdict"]["decision"], "bold yellow")
+    console.print(f"[{style}]{result['verdict']['decision']}[/]  {result['outcome']}", highlight=False, soft_wrap=True)
+    for reason in result["verdict"]["reasons"]:
+        console.print(f"  - {reason}", highlight=False, soft_wrap=True)
+    console.print(f"report  {result['report']}", highlight=False, soft_wrap=True)
+
+
+def publish(result: dict[str, Any], picture: Path) -> None:
+    """Put the table, the verdict and a picture on the page of the Prefect run this is called in."""
+    from prefect.artifacts import create_image_artifact, create_markdown_artifact
+
+    create_markdown_artifact(key="retrain-summary", markdown=markdown(result), description="Scores and verdict")
+    if picture.is_file():
+        encoded = base64.b64encode(picture.read_bytes()).decode()
+        create_image_artifact(
+            key="retrain-overlays",
+            image_url=f"data:image/png;base64,{encoded}",
+            description="Image, truth, prediction and error of test images",
+        )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the table and verdict as Markdown."""
+    classes = list(result["scores"][0]["iou"])
+    lines = [
+        f"**{result['verdict']['decision']}**: {result['outcome']}",
+        "",
+        *(f"- {reason}" for reason in result["verdict"]["reasons"]),
+        "",
+        "| model | mIoU | mean Dice | " + " | ".join(f"IoU {name}" for name in classes) + " |",
+        "|---|" + "---:|" * (len(classes) + 2),
+    ]
+    for row in result["scores"]:
+        figures = [row["miou"], row["mdice"], *(row["iou"].get(name) for name in classes)]
+        lines.append(f"| {row['name']} | " + " | ".join(map(_figure, figures)) + " |")
+    lines += ["", f"Data version `{result['data_version']}`, model `{result['model']}` version {result['version']}."]
+    return "\n".join(lines) + "\n"
+
+
+def _worst(iou: dict[str, float | None]) -> str:
+    known = {name: value for name, value in iou.items() if value is not None}
+    if not known:
+        return "-"
+    name = min(known, key=lambda label: known[label])
+    return f"{known[name]:.4f} {name}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,119 @@
+"""The Prefect and MLflow pages of a workspace, on loopback, until interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from rich.console import Console
+
+from segmill.errors import InfrastructureError, InputError
+from segmill.workspace import Workspace
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 15.0
+
+
+def serve(workspace: Workspace, tracking_uri: str, prefect_port: int, mlflow_port: int, console: Console) -> None:
+    """Start what does not run elsewhere already, say where each page is, and stop what was started at the end.
+
+    Raises:
+        InputError: a port is taken.
+        InfrastructureError: a server did not come up.
+    """
+    pages: dict[str, str] = {}
+    commands: dict[str, list[str]] = {}
+    if api := os.environ.get("PREFECT_API_URL"):
+        pages["Prefect"] = api.removesuffix("/").removesuffix("/api")
+    else:
+        commands["Prefect"] = [
+            "-m", "prefect", "server", "start", "--host", HOST, "--port", str(_free(prefect_port, "prefect"))
+        ]  # fmt: skip
+        pages["Prefect"] = f"http://{HOST}:{prefect_port}"
+    if tracking_uri.startswith(("http://", "https://")):
+        pages["MLflow"] = tracking_uri
+    else:
+        commands["MLflow"] = [
+            "-m", "mlflow", "server", "--host", HOST, "--port", str(_free(mlflow_port, "mlflow")),
+            "--backend-store-uri", tracking_uri, "--workers", "1",
+        ]  # fmt: skip
+        pages["MLflow"] = f"http://{HOST}:{mlflow_port}"
+    # What stops us must stop them: a plain kill ends the wait below as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logs = workspace.scratch / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    servers: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name, command in commands.items():
+            servers[name] = _start(command, logs / f"{name.lower()}.log", workspace)
+        for name, server in servers.items():
+            console.print(f"{name} starts ...", highlight=False, style="dim")
+            _await(name, server, pages[name], logs / f"{name.lower()}.log")
+        for name, page in pages.items():
+            console.print(f"[bold]{name:8}[/] {page}", highlight=False)
+        if not servers:
+            return
+        console.print("Ctrl-C stops them")
+        while all(server.poll() is None for server in servers.values()):
+            time.sleep(0.5)
+        ended = [name for name, server in servers.items() if server.poll() is not None]
+        raise InfrastructureError(f"{', '.join(ended)} ended by itself; see {logs}")
+    except KeyboardInterrupt:
+        console.print("stopped")
+    finally:
+        _stop(list(servers.values()))
+
+
+def _free(port: int, option: str) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise InputError(f"port {port} is taken; name another with --{option}-port") from None
+    return port
+
+
+def _start(command: list[str], log: Path, workspace: Workspace) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=workspace.root,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+            start_new_session=True,
+        )
+
+
+def _await(name: str, server: subprocess.Popen[bytes], page: str, log: Path) -> None:
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(page, timeout=2).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise InfrastructureError(f"{name} did not come up at {page}; its last words are in {log}")
+
+
+def _stop(servers: list[subprocess.Popen[bytes]]) -> None:
+    for server in servers:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+    for server in servers:
+        try:
+            server.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()

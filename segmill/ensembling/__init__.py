@@ -1,0 +1,1 @@
+"""Members together: their weighted probabilities, and how the weights are chosen."""

@@ -1,0 +1,202 @@
+"""An ensemble: the weighted mean of its members' probabilities, rebuilt from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmill.errors import InputError
+
+Image = NDArray[np.uint8]
+Probs = NDArray[np.float32]
+
+FORMAT = 1
+# Pixels predicted at once: their probabilities at 20 classes are 80 MB per member.
+PIXELS_AT_ONCE = 2**20
+
+
+class PredictsProbs(Protocol):
+    """What a member is to an ensemble; deep and classical members alike."""
+
+    def predict_probs(self, image_BHWC: Image) -> Probs:
+        """Return probs_BKHW float32 for uint8 images of one size, at that size."""
+        ...
+
+
+class Ensemble:
+    """Members and their weights.
+
+    Attributes:
+        members: name to member, in the ensemble's order.
+        weights: name to weight, each 0 or more, together 1.
+        flips: whether each prediction is averaged with that of the mirrored image.
+        facts: the content of ``ensemble.json``: classes, ignore id, data version and scores on val.
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, PredictsProbs],
+        weights: Mapping[str, float],
+        *,
+        flips: bool,
+        facts: dict[str, Any],
+    ) -> None:
+        self.members = dict(members)
+        self.weights = dict(weights)
+        self.flips = flips
+        self.facts = facts
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto", *, idle: bool = False) -> Ensemble:
+        """Rebuild the ensemble in ``folder``.
+
+        Args:
+            folder: holds ``ensemble.json`` and ``members/NAME/``.
+            device: as for ``Member.load``.
+            idle: also load members of weight 0, which no prediction needs but a comparison of members does.
+
+        Raises:
+            InputError: the folder is no ensemble, or one of another format.
+        """
+        from segmill.models.members import Member
+
+        facts = read_ensemble(folder)
+        members = {
+            name: Member.load(folder / "members" / name, device)
+            for name, weight in facts["weights"].items()
+            if weight > 0 or idle
+        }
+        return cls(members, facts["weights"], flips=facts["flips"], facts=facts)
+
+    def member_probs(self, image_BHWC: Image) -> Iterator[tuple[str, Probs]]:
+        """Yield each loaded member's name and probs_BKHW float32, one member at a time."""
+        for name, member in self.members.items():
+            yield name, flipped_probs(member, image_BHWC) if self.flips else member.predict_probs(image_BHWC)
+
+    def predict_probs(self, image_BHWC: Image) -> Probs:
+        """Return the weighted mean probs_BKHW float32, at the image's own size; sums to 1 over K.
+
+        Args:
+            image_BHWC: uint8, any H and W, three channels.
+
+        Raises:
+            InputError: another dtype or shape.
+        """
+        return mix(self.member_probs(image_BHWC), self.weights)
+
+    def predict(self, images: Image | Sequence[Image]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """Return class ids, uint8, at each image's own size.
+
+        Args:
+            images: an array B x H x W x C, or a list of H x W x C images of any sizes. C is 3, or 1 for grey.
+
+        Returns:
+            B x H x W for an array, a list of H x W for a list.
+
+        Raises:
+            InputError: another dtype, number of axes or channels; the message names the image.
+        """
+        maps = [
+            ids
+            for image_BHWC in batches(as_images(images))
+            for ids in self.predict_probs(image_BHWC).argmax(axis=1).astype(np.uint8)
+        ]
+        return np.stack(maps) if isinstance(images, np.ndarray) else maps
+
+    def predict_both(self, images: Image | Sequence[Image]) -> tuple[Any, Any]:
+        """Return what ``predict`` does and, beside it, the float32 probabilities it comes from.
+
+        Returns:
+            Ids and probabilities: B x H x W and B x K x H x W for an array, lists of H x W and of K x H x W
+            for a list.
+        """
+        probs = [one for image_BHWC in batches(as_images(images)) for one in self.predict_probs(image_BHWC)]
+        maps = [one.argmax(axis=0).astype(np.uint8) for one in probs]
+        return (np.stack(maps), np.stack(probs)) if isinstance(images, np.ndarray) else (maps, probs)
+
+
+def read_ensemble(folder: Path) -> dict[str, Any]:
+    """Read ``ensemble.json``; InputError where there is none or it has another format."""
+    path = folder / "ensemble.json"
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no ensemble ({error}); run the ensemble stage first") from None
+    if facts.get("format") != FORMAT:
+        raise InputError(
+            f"{path} has format {facts.get('format')}; this segmill reads {FORMAT}: build it again"
+        )
+    return facts
+
+
+def mix(named_probs: Iterable[tuple[str, Probs]], weights: Mapping[str, float]) -> Probs:
+    """Return the weighted sum of probs_BKHW; members of weight 0 are passed over."""
+    parts = ((weights[name], probs) for name, probs in named_probs if weights[name] > 0)
+    weight, probs = next(parts)
+    total = np.multiply(probs, np.float32(weight))
+    for weight, probs in parts:
+        total += np.float32(weight) * probs
+    return total
+
+
+def flipped_probs(member: PredictsProbs, image_BHWC: Image) -> Probs:
+    """Return the mean of a member's probs_BKHW for the images and for their mirror images, mirrored back."""
+    probs_BKHW = member.predict_probs(image_BHWC)
+    probs_BKHW += member.predict_probs(np.ascontiguousarray(image_BHWC[:, :, ::-1]))[..., ::-1]
+    probs_BKHW /= 2
+    return probs_BKHW
+
+
+def batches(images: Iterable[Image], pixels: int = PIXELS_AT_ONCE) -> Iterator[Image]:
+    """Stack consecutive H x W x C images of one size into image_BHWC of at most ``pixels`` pixels, in order.
+
+    An image larger than that is a batch of its own.
+    """
+    stack: list[Image] = []
+    for image in images:
+        full = len(stack) + 1 > max(1, pixels // (image.shape[0] * image.shape[1]))
+        if stack and (full or stack[0].shape != image.shape):
+            yield np.stack(stack)
+            stack = []
+        stack.append(image)
+    if stack:
+        yield np.stack(stack)
+
+
+def as_images(images: Any) -> list[Image]:
+    """Check images from outside and return them as H x W x 3 uint8 each.
+
+    Args:
+        images: an array B x H x W x C, or a list of H x W x C arrays or nested lists (as JSON brings them);
+            integers in 0..255, C is 3, or 1 for grey, which is repeated.
+
+    Raises:
+        InputError: anything else, or no image at all; the message names the image.
+    """
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        raise InputError(f"One image of shape {images.shape} came; give a batch B x H x W x C: image[None].")
+    if len(images) == 0:
+        raise InputError("No image came; give at least one.")
+    return [_as_image(index, image) for index, image in enumerate(images)]
+
+
+def _as_image(index: int, content: Any) -> Image:
+    try:
+        image = np.asarray(content)
+    except ValueError as error:
+        raise InputError(f"Image {index} is no array ({error}); give integers H x W x C.") from None
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
+        raise InputError(
+            f"Image {index} has shape {image.shape}; allowed is H x W x 3, or H x W x 1 for grey."
+        )
+    if image.dtype.kind not in "iu" or not 0 <= int(image.min()) <= int(image.max()) <= 255:
+        raise InputError(
+            f"Image {index} is {image.dtype} in {image.min()}..{image.max()}; "
+            "give uint8 in 0..255, not scaled to 0..1."
+        )
+    return np.broadcast_to(image.astype(np.uint8, copy=False), (*image.shape[:2], 3))

@@ -1,0 +1,1 @@
+"""Counts, scores and intervals: the ground floor that all judging stands on."""

@@ -1,0 +1,1 @@
+"""Members: backbone plus decoder, their starting weights, their folder."""

@@ -1,0 +1,255 @@
+"""MLflow's registry: ensembles as versions that load anywhere, aliases that say which one serves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+import segmill
+from segmill.data.packing import PackedSplit, read_pack
+from segmill.ensembling.predict import batches, read_ensemble
+from segmill.errors import InputError, SegmillError
+from segmill.metrics.counts import confusion_counts
+from segmill.tracking import reaching
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+DIGEST_TAG = "ensemble_sha256"
+CLASSES_TAG = "classes"
+# What the served code imports, directly or through the members.
+REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "safetensors",
+    "segmentation-models-pytorch",
+    "timm",
+    "torch",
+    "torchvision",
+)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: its number, the run it came from, its tags."""
+
+    version: str
+    run_id: str
+    tags: dict[str, str]
+
+
+def register(
+    uri: str, run_id: str, ensemble_dir: Path | str, model_name: str, *, tags: Mapping[str, str] | None = None
+) -> str:
+    """Register an ensemble folder and return its version; the same folder content is registered once.
+
+    The model holds the ensemble folder, the package's code and a signature; no file of it is a pickle, and no
+    path of this machine is written into it.
+
+    Args:
+        uri: tracking and registry URI.
+        run_id: the run whose artifacts the model is stored among.
+        ensemble_dir: the ensemble folder.
+        model_name: made where there is none.
+        tags: facts about the version, besides its digest and classes.
+
+    Raises:
+        InputError: the folder is no ensemble.
+        InfrastructureError: the registry does not answer.
+    """
+    ensemble_dir = Path(ensemble_dir).resolve()
+    facts = read_ensemble(ensemble_dir)
+    digest = ensemble_digest(ensemble_dir)
+    found = find_version(uri, model_name, digest)
+    if found:
+        return found
+    own_tags = {DIGEST_TAG: digest, CLASSES_TAG: json.dumps([entry["name"] for entry in facts["classes"]])}
+    with reaching(uri) as client, tempfile.TemporaryDirectory() as folder:
+        model_dir = Path(folder) / "model"
+        save_model(model_dir, ensemble_dir)
+        # Named by content: a run that registers two ensembles must not write one over the other.
+        stored_as = f"model-{digest[:12]}"
+        client.log_artifacts(run_id, str(model_dir), stored_as)
+        _make_sure_of(client, model_name)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{stored_as}"
+        made = client.create_model_version(model_name, source, run_id, tags={**(tags or {}), **own_tags})
+        return str(made.version)
+
+
+def save_model(model_dir: Path, ensemble_dir: Path) -> None:
+    """Write an ensemble as an MLflow model folder that loads anywhere."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    mlflow.pyfunc.save_model(
+        str(model_dir),
+        python_model=str(Path(__file__).with_name("served.py")),
+        artifacts={"ensemble": str(ensemble_dir)},
+        code_paths=[str(Path(segmill.__file__).parent)],
+        signature=_signature(),
+        input_example=np.zeros((1, 32, 32, 3), np.uint8),
+        pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in REQUIREMENTS],
+    )
+    # MLflow notes where code and ensemble came from on this machine; loading needs only what is inside.
+    model = Model.load(str(model_dir))
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    model.save(str(model_dir / "MLmodel"))
+
+
+def ensemble_digest(ensemble_dir: Path) -> str:
+    """Return the sha256 over every file's relative path and content, in order of path."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in ensemble_dir.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(ensemble_dir).as_posix()}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def find_version(uri: str, model_name: str, digest: str) -> str | None:
+    """Return the newest version whose ensemble has this digest, or None."""
+    with reaching(uri) as client:
+        found = client.search_model_versions(f"name='{model_name}' and tags.`{DIGEST_TAG}`='{digest}'")
+    return max((str(version.version) for version in found), key=int, default=None)
+
+
+def aliased(uri: str, model_name: str, alias: str) -> Version | None:
+    """Return the version that carries an alias, such as ``champion``; None where none does."""
+    from mlflow.exceptions import MlflowException
+
+    with reaching(uri) as client:
+        try:
+            found = client.get_model_version_by_alias(model_name, alias)
+        except MlflowException as error:
+            # A missing alias is told as INVALID_PARAMETER_VALUE, a missing model as RESOURCE_DOES_NOT_EXIST.
+            if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                return None
+            raise
+    return Version(str(found.version), str(found.run_id), dict(found.tags))
+
+
+def set_alias(uri: str, model_name: str, alias: str, version: str) -> None:
+    """Move an alias to a version, from wherever it was."""
+    with reaching(uri) as client:
+        client.set_registered_model_alias(model_name, alias, version)
+
+
+def drop_alias(uri: str, model_name: str, alias: str) -> None:
+    """Take an alias away; nothing happens where no version carries it."""
+    with reaching(uri) as client:
+        client.delete_registered_model_alias(model_name, alias)
+
+
+def score_registered(
+    uri: str, model_name: str, version: str, packed_dir: Path | str, *, split: str = "test"
+) -> NDArray[np.int64]:
+    """Return the N x K x K counts of a registered version on a packed split, images in the split's order.
+
+    The version predicts in a process of its own, where it loads as whoever serves it loads it: its own code,
+    its own weights. Versions never share one, since MLflow gives the second the modules of the first.
+
+    Raises:
+        InputError: the split is empty, or the version knows other classes than the data.
+        InfrastructureError: the registry does not answer.
+        SegmillError: the version does not load or fails to predict; the message holds what it said last.
+    """
+    info, samples = read_pack(Path(packed_dir)), PackedSplit(Path(packed_dir) / split)
+    if not len(samples):
+        raise InputError(f"The {split} split is empty; raise split.{split}, or add data.")
+    with reaching(uri) as client:
+        known = client.get_model_version(model_name, version).tags[CLASSES_TAG]
+    if json.loads(known) != list(info.class_names):
+        raise InputError(
+            f"Version {version} of {model_name} knows the classes {known}, the data "
+            f"{list(info.class_names)}: no figures of the two can be compared."
+        )
+    counts: list[NDArray[np.int64]] = []
+    with tempfile.TemporaryFile() as complaints:
+        process = _start_replay(uri, f"models:/{model_name}/{version}", complaints)
+        try:
+            for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
+                for ids_HW in _ask(process, image_BHWC):
+                    truth_HW = samples.mask(len(counts))
+                    counts.append(confusion_counts(truth_HW, ids_HW, info.num_classes, info.ignore_id))
+        except (BrokenPipeError, EOFError) as error:
+            process.wait()
+            complaints.seek(0)
+            said = complaints.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise SegmillError(
+                f"Version {version} of {model_name} did not predict: {said[-1]} "
+                f"(see it whole with mlflow.pyfunc.load_model('models:/{model_name}/{version}'))"
+            ) from error
+        finally:
+            process.kill()
+            process.communicate()
+    return np.stack(counts)
+
+
+def _start_replay(uri: str, model_uri: str, complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+    # A model from a folder on this machine is used where it lies, and nothing is to be written there.
+    quiet = {"PYTHONDONTWRITEBYTECODE": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    return subprocess.Popen(
+        [sys.executable, "-P", str(Path(__file__).with_name("replay.py")), uri, model_uri],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        env=os.environ | quiet,
+    )
+
+
+def _ask(process: subprocess.Popen[bytes], image_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Send images and return their ids_BHW; BrokenPipeError or EOFError where the process has ended."""
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps(image_BHWC.shape).encode() + b"\n")
+    process.stdin.write(image_BHWC.tobytes())
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise EOFError
+    shape = json.loads(line)
+    return np.frombuffer(process.stdout.read(math.prod(shape)), np.uint8).reshape(shape)
+
+
+def _signature() -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1))]),
+        params=ParamSchema([ParamSpec("probabilities", DataType.boolean, False)]),
+    )
+    # MLflow holds a tensor signature against a list and refuses it, though images of different sizes can only
+    # come as a list. This key of the MLmodel file says that the model checks its input itself, which it does.
+    signature._is_signature_from_type_hint = True
+    return signature
+
+
+def _make_sure_of(client: MlflowClient, model_name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(model_name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

@@ -1,0 +1,39 @@
+"""Run as a file of its own: a registered model predicts the images that come in by pipe.
+
+    python -P replay.py TRACKING_URI MODEL_URI
+
+Only numpy and MLflow are imported, so that the model brings its own ``segmill``: an old champion is judged
+with the code it serves with, not with today's. An array crosses a pipe as a line with its shape in JSON, then
+its bytes: image_BHWC uint8 comes in, ids_BHW uint8 goes out, until the input ends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+
+import numpy as np
+
+
+def main(tracking_uri: str, model_uri: str) -> None:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # Whatever a library prints must not get among the answers.
+
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    model = mlflow.pyfunc.load_model(model_uri)
+    questions = sys.stdin.buffer
+    while line := questions.readline():
+        shape = json.loads(line)
+        image_BHWC = np.frombuffer(questions.read(math.prod(shape)), np.uint8).reshape(shape)
+        ids_BHW = np.asarray(model.predict(image_BHWC), dtype=np.uint8)
+        answers.write(json.dumps(ids_BHW.shape).encode() + b"\n" + ids_BHW.tobytes())
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

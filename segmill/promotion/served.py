@@ -1,0 +1,54 @@
+"""The model as MLflow serves it: code that rebuilds the ensemble from its folder, so that nothing is pickled.
+
+MLflow copies this file into the model and runs it to load the model (models from code); the package it
+imports from travels beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class ServedEnsemble(PythonModel):  # type: ignore[misc]
+    """An ensemble behind ``mlflow.pyfunc``."""
+
+    def load_context(self, context: Any) -> None:
+        """Rebuild the ensemble from the artifact ``ensemble``."""
+        from segmill.ensembling.predict import Ensemble
+
+        self.ensemble = Ensemble.load(Path(context.artifacts["ensemble"]))
+
+    # The hint leaves out lists: it is the one that MLflow takes without adding checks or warnings of its own.
+    def predict(
+        self,
+        context: Any,
+        model_input: np.ndarray,
+        params: dict[str, Any] | None = None,
+    ) -> Any:
+        """Return what is in each image.
+
+        Args:
+            context: MLflow's.
+            model_input: B x H x W x C uint8, or a list of H x W x C uint8 of any sizes; C is 3, or 1 for
+                grey. Nested lists of integers, as JSON brings them, do too.
+            params: ``{"probabilities": True}`` asks for them too.
+
+        Returns:
+            Class ids, uint8: B x H x W for an array, a list of H x W for a list. With probabilities a dict of
+            ``classes`` (those ids) and ``probabilities``: float32, B x K x H x W or a list of K x H x W.
+
+        Raises:
+            InputError: the images are something else.
+        """
+        if not (params or {}).get("probabilities"):
+            return self.ensemble.predict(model_input)
+        classes, probabilities = self.ensemble.predict_both(model_input)
+        return {"classes": classes, "probabilities": probabilities}
+
+
+set_model(ServedEnsemble())

@@ -1,0 +1,268 @@
+"""MLflow runs: what was measured. Every call names its run; no run is "active", so threads do not meet."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from segmill.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# What one request may hold, by MLflow's REST API (mlflow.utils.validation).
+METRICS_PER_REQUEST = 1000
+PARAMS_PER_REQUEST = 100
+
+FOLLOW_INTERVAL_S = 2.0
+
+
+def start_run(
+    uri: str,
+    experiment: str,
+    name: str,
+    *,
+    tags: Mapping[str, str] | None = None,
+    parent: str | None = None,
+    artifacts: str | None = None,
+) -> str:
+    """Start a run and return its id.
+
+    Args:
+        uri: tracking URI, for example ``sqlite:////home/me/mlflow.db`` or ``http://mlflow:5000``.
+        experiment: its name; made where there is none.
+        name: the run's name.
+        tags: facts to search by.
+        parent: id of the run this one is shown under.
+        artifacts: URI or folder where a NEW experiment keeps its files; an existing one keeps its own. None
+            leaves the choice to the server, which for a database URI is ``./mlruns`` of the current folder.
+
+    Raises:
+        InfrastructureError: the tracking server or its database does not answer.
+    """
+    with reaching(uri) as client:
+        experiment_id = _experiment(client, experiment, artifacts)
+        links = {"mlflow.parentRunId": parent} if parent else {}
+        run = client.create_run(experiment_id, run_name=name, tags={**(tags or {}), **links})
+        return str(run.info.run_id)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run of a retrain and, nested under it, one per member (name to run id)."""
+
+    uri: str
+    id: str
+    members: dict[str, str]
+
+
+def warm_up(uri: str) -> None:
+    """Import MLflow and let it lay out its database, which takes seconds the first time."""
+    with reaching(uri) as client:
+        client.search_experiments(max_results=1)
+
+
+@contextmanager
+def open_run(
+    uri: str, experiment: str, name: str, members: Sequence[str], *, artifacts: str | None = None
+) -> Iterator[Run]:
+    """Start a run with a nested one per member; close all of them with the block, FAILED where it raised.
+
+    Args and errors as for ``start_run``.
+    """
+    parent = start_run(uri, experiment, name, artifacts=artifacts)
+    run = Run(uri, parent, {member: start_run(uri, experiment, member, parent=parent) for member in members})
+    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    finally:
+        for run_id in (*run.members.values(), run.id):
+            finish(uri, run_id, status)
+
+
+@contextmanager
+def following(uri: str, run_id: str, growing: Path, final: Path) -> Iterator[None]:
+    """Log the rows of a curve while the block runs, each once, as they come.
+
+    Args:
+        uri: tracking URI.
+        run_id: of the run.
+        growing: ``curves.csv`` of a training; it may not be there yet, and is gone when that is through.
+        final: ``curves.csv`` that holds all rows when the block has ended well.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_follow, args=(uri, run_id, growing, final, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def read_curves(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a ``curves.csv``; none where it is not there."""
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+
+
+def log_metrics(uri: str, run_id: str, metrics: Mapping[str, float | None], *, step: int = 0) -> None:
+    """Log the values of one step. None and NaN (an absent class) are left out: MLflow cannot say them."""
+    log_curves(uri, run_id, [{"epoch": step, **metrics}])
+
+
+def log_curves(uri: str, run_id: str, rows: Sequence[Mapping[str, Any]], *, step: str = "epoch") -> None:
+    """Log rows of numbers, such as those of a member's ``curves.csv``, in as few requests as there can be.
+
+    Args:
+        uri: tracking URI.
+        run_id: of the run.
+        rows: one mapping per step. Values are numbers or their text; what is empty, None or NaN is left out.
+        step: the key whose value is the step of its row.
+
+    Raises:
+        InfrastructureError: the tracking server or its database does not answer.
+    """
+    from mlflow.entities import Metric
+
+    now_ms = int(time.time() * 1000)
+    metrics = [
+        Metric(metric_name(key), number, now_ms, int(float(row[step])))
+        for row in rows
+        for key, value in row.items()
+        if key != step and not math.isnan(number := _number(value))
+    ]
+    with reaching(uri) as client:
+        for start in range(0, len(metrics), METRICS_PER_REQUEST):
+            client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
+
+
+def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
+    """Log nested parameters under dotted names. A run's parameters cannot be changed later, only repeated."""
+    from mlflow.entities import Param
+
+    flat = [Param(metric_name(key), str(value)) for key, value in _flatten(params)]
+    with reaching(uri) as client:
+        for start in range(0, len(flat), PARAMS_PER_REQUEST):
+            client.log_batch(run_id, params=flat[start : start + PARAMS_PER_REQUEST])
+
+
+def log_artifacts(uri: str, run_id: str, path: Path, folder: str | None = None) -> None:
+    """Copy a file, or a folder's contents, to the run's artifacts, under ``folder`` where one is given."""
+    with reaching(uri) as client:
+        send = client.log_artifacts if path.is_dir() else client.log_artifact
+        send(run_id, str(path), folder)
+
+
+def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set facts to search by; an existing tag is replaced."""
+    with reaching(uri) as client:
+        for key, value in tags.items():
+            client.set_tag(run_id, metric_name(key), value)
+
+
+def finish(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
+    """Close the run."""
+    with reaching(uri) as client:
+        client.set_terminated(run_id, status=status)
+
+
+def metric_name(name: str) -> str:
+    """Return ``name`` with every character that MLflow refuses in a name replaced by ``_``."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[MlflowClient]:
+    """Yield MLflow's client for ``uri``; a silent server or database becomes InfrastructureError."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        _knock(uri)
+        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except (OSError, OperationalError) as error:
+        raise _unreachable(uri, error) from error
+    except ModuleNotFoundError as error:
+        raise InfrastructureError(f"MLflow at {_public(uri)} needs {error.name}; pip install it.") from error
+    except MlflowException as error:
+        if error.error_code == "TEMPORARILY_UNAVAILABLE" or "API request to" in str(error):
+            raise _unreachable(uri, error) from error
+        raise
+
+
+def _knock(uri: str) -> None:
+    """Connect once: MLflow keeps trying an absent server for 247 s and an absent database for 107 s."""
+    address = urlsplit(uri)
+    if not address.hostname:
+        return  # A file on this machine.
+    usual = {"http": 80, "https": 443, "mysql": 3306, "mssql": 1433, "postgresql": 5432}
+    port = address.port or usual.get(address.scheme.partition("+")[0])
+    if port:
+        socket.create_connection((address.hostname, port), timeout=10).close()
+
+
+def _unreachable(uri: str, error: Exception) -> InfrastructureError:
+    return InfrastructureError(
+        f"MLflow at {_public(uri)} does not answer ({str(error).strip().splitlines()[0]}); "
+        "start it, or set mlflow.tracking_uri or MLFLOW_TRACKING_URI."
+    )
+
+
+def _public(uri: str) -> str:
+    """Return the URI without its user and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _follow(uri: str, run_id: str, growing: Path, final: Path, over: threading.Event) -> None:
+    logged = 0
+    while True:
+        last = over.wait(FOLLOW_INTERVAL_S)
+        rows = read_curves(final if last else growing)
+        if len(rows) > logged:
+            log_curves(uri, run_id, rows[logged:])
+            logged = len(rows)
+        if last:
+            return
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:
+            # Another run made it between the question and the answer.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None or value == "" else float(value)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

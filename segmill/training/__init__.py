@@ -1,0 +1,1 @@
+"""Training: the losses, the straight loop, the Ray worker and the launch of members."""

@@ -1,0 +1,307 @@
+"""Work on Ray: connecting, functions by name, members' trainings; its errors as sentences. Imports neither ray nor torch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segmill import progress
+from segmill.errors import InfrastructureError, InputError, SegmillError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.train import TrainingFailedError
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+# A worker that dies (killed, lost node, driver fault) is replaced this often, each time from the last checkpoint.
+RESTARTS = 2
+
+# What Ray Train reads from the environment of the process that starts a training.
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A member waits for its turn, however long the members before it take.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(7 * 24 * 3600),
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+OUT_OF_MEMORY_SIGNS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "killed by signal: killed",
+    "low on memory",
+)
+DEATHS = (
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "WorkerHealthCheckFailedError",
+    "WorkerHealthCheckTimeoutError",
+)
+
+
+_CONNECTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
+    """Be connected to Ray inside the ``with``.
+
+    ``local`` starts a cluster of this machine's cores (or of ``num_cpus``) that ends with the block and never joins
+    one that is there already; any other address joins that cluster. Inside another ``connect``, of any thread, it
+    does nothing. Raises InfrastructureError where nothing answers.
+    """
+    with _CONNECTING:
+        mine = _init(address, num_cpus)
+    try:
+        yield
+    finally:
+        if mine:
+            import ray
+
+            ray.shutdown()
+
+
+def whole_node() -> dict[str, float]:
+    """Return what ``on_ray`` takes to hold all CPUs and GPUs of the largest node."""
+    import ray
+
+    largest = max(
+        (node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda has: has.get("CPU", 0)
+    )
+    return {"num_cpus": largest.get("CPU", 0), "num_gpus": min(1, largest.get("GPU", 0))}
+
+
+def _init(address: str, num_cpus: int | None) -> bool:
+    """Connect this process to Ray; False where it is connected already."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    local = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
+    except (ConnectionError, ValueError, RuntimeError) as reason:
+        raise InfrastructureError(
+            f"no Ray cluster at {address} ({str(reason).strip().splitlines()[0]}); start one with `ray start --head`, or set "
+            "ray.address to local"
+        ) from reason
+    return True
+
+
+def on_ray(
+    function: str,
+    *args: Any,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    **kwargs: Any,
+) -> ObjectRef:
+    """Start ``function``, written ``module:name``, on the cluster; its result comes from ``wait``.
+
+    Raises InfrastructureError where the cluster could never hold it.
+    """
+    import ray
+
+    check_resources(function, {"CPU": num_cpus, "GPU": num_gpus})
+    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(_call)
+    return task.remote(function, args, kwargs)
+
+
+def submit_member(args: dict[str, Any]) -> ObjectRef:
+    """Start the training of a member; ``wait`` returns its metrics when the member folder is written.
+
+    A Ray task without CPUs of its own runs Ray Train, whose workers wait until the cluster has room. A run of the
+    same ``inputs_hash`` continues from its last checkpoint; its run folder goes when it is through.
+
+    Args (all JSON-able, all required):
+        name, backbone, decoder, weights: the member.
+        lr, epochs, batch_size, weight_decay, encoder_lr_factor, warmup_epochs, dice_weight, class_weights, ema,
+            precision, val_every, seed: as in params.yaml.
+        recipe, size: what Augmenter takes.
+        packed_dir, extra_dir: the packed splits, and a packed folder of further train samples or None.
+        out_dir: the member folder to write, a temporary one.
+        run_dir: where run folders lie (see run_folder). progress_path: the progress JSON.
+        data_version, params: for the record.
+        num_workers, cpus_per_worker, gpus_per_worker, loader_workers: what it runs on.
+        inputs_hash: of everything that decides the result.
+
+    Raises InfrastructureError where the cluster could never hold it.
+    """
+    import ray
+
+    check_resources(
+        f"member {args['name']}",
+        {"CPU": args["cpus_per_worker"], "GPU": args["gpus_per_worker"]},
+        times=args["num_workers"],
+    )
+    return ray.remote(_train).options(num_cpus=0, max_retries=0).remote(args)
+
+
+def wait(reference: ObjectRef) -> Any:
+    """Return what the work behind ``reference`` returned, or raise what it raised.
+
+    Errors of ours come out as they went in. Raises InputError where the work ran out of memory and
+    InfrastructureError where its process died or the cluster went away.
+    """
+    import ray
+    from ray import exceptions
+
+    try:
+        return ray.get(reference)
+    except exceptions.RayTaskError as error:
+        if isinstance(error.cause, SegmillError):
+            raise error.cause from None
+        if isinstance(error.cause, MemoryError | RuntimeError) and ran_out_of_memory(error.cause):
+            raise InputError(
+                f"the work ran out of memory ({_first_line(error.cause)}); lower prepare.size"
+            ) from error
+        raise
+    except exceptions.OutOfMemoryError as error:
+        raise InputError(
+            "Ray stopped the work because the machine ran out of memory; lower prepare.size"
+        ) from error
+    except exceptions.RayError as error:
+        raise InfrastructureError(
+            f"Ray lost the work ({_first_line(error)}); run again: what is done is kept"
+        ) from error
+
+
+def check_resources(what: str, each: dict[str, float], times: int = 1) -> None:
+    """Raise InfrastructureError where the whole cluster, when idle, lacks ``times`` x ``each`` (CPU, GPU)."""
+    import ray
+
+    total = ray.cluster_resources()
+    for kind, amount in each.items():
+        has = total.get(kind, 0)
+        if amount * times > has:
+            raise InfrastructureError(
+                f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has {has:g}; lower ray.workers or "
+                f"ray.{kind.lower()}s_per_worker, or add nodes"
+            )
+
+
+def run_folder(args: dict[str, Any]) -> Path:
+    """Return where a member's checkpoints and curves.csv lie while it trains."""
+    return Path(args["run_dir"]) / f"{args['name']}-{args['inputs_hash']}"
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether ``error`` is Python's, torch's or CUDA's way of saying so."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
+
+
+def out_of_memory(args: dict[str, Any]) -> InputError:
+    """Return the sentence for a member that needs more memory than there is."""
+    return InputError(
+        f"member {args['name']} ran out of memory; lower members.{args['name']}.batch_size (now {args['batch_size']}) or "
+        f"prepare.size (now {args['size']}), or give it more workers with ray.workers"
+    )
+
+
+def _call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+
+def _train(args: dict[str, Any]) -> dict[str, Any]:
+    """Run a member's training to its end, in a process of Ray's; return the member's metrics."""
+    os.environ.update(TRAIN_ENVIRONMENT)
+    progress.report(
+        Path(args["progress_path"]),
+        member=args["name"],
+        state="starting",
+        epochs=args["epochs"],
+        time=time.time(),
+    )
+    _check_weights(args)
+    from ray.train import TrainingFailedError
+
+    for restarts_left in reversed(range(RESTARTS + 1)):
+        try:
+            _trainer(args).fit()
+            break
+        except TrainingFailedError as error:
+            # Exceptions may hold what only the worker's process could unpickle: only our sentences travel on.
+            _raise_if_final(args, error, restarts_left)
+    metrics: dict[str, Any] = json.loads((Path(args["out_dir"]) / "metrics.json").read_text())
+    shutil.rmtree(run_folder(args))
+    return metrics
+
+
+def _trainer(args: dict[str, Any]) -> DataParallelTrainer:
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from segmill.training.ranks import RanksConfig
+
+    gpu = args["gpus_per_worker"] > 0
+    return DataParallelTrainer(
+        _work,
+        train_loop_config=args,
+        backend_config=RanksConfig(gpu=gpu),
+        scaling_config=ScalingConfig(
+            num_workers=args["num_workers"],
+            use_gpu=gpu,
+            resources_per_worker={"CPU": args["cpus_per_worker"], "GPU": args["gpus_per_worker"]},
+        ),
+        run_config=RunConfig(
+            name=run_folder(args).name,
+            storage_path=args["run_dir"],
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            # Ray would repeat every failure alike; _train repeats only what may go better the next time.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=RESTARTS),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _work(args: dict[str, Any]) -> None:
+    """Be one rank; here and not in worker.py, so that Ray's onlookers need not import torch to pass it on."""
+    from segmill.training import worker
+
+    worker.work(args)
+
+
+def _raise_if_final(args: dict[str, Any], error: TrainingFailedError, restarts_left: int) -> None:
+    """Raise where another try would end alike; return where a worker died and may be replaced."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        if isinstance(failure, SegmillError):
+            raise failure from None
+    # What Ray's monitor stopped for want of memory arrives as text only.
+    if any(ran_out_of_memory(failure) for failure in failures):
+        raise out_of_memory(args) from None
+    # With several ranks the others' broken connections may arrive before the death that broke them.
+    died = args["num_workers"] > 1 or any(type(failure).__name__ in DEATHS for failure in failures)
+    if not died:
+        raise RuntimeError(f"member {args['name']} failed: {error}") from None
+    if not restarts_left:
+        raise InfrastructureError(
+            f"member {args['name']} lost its worker {RESTARTS + 1} times ({_first_line(failures[0])}); run again to continue "
+            f"from its last epoch, and if the machine is short of memory lower batch_size (now {args['batch_size']})"
+        ) from None
+
+
+def _check_weights(args: dict[str, Any]) -> None:
+    from segmill.models import weights
+
+    try:
+        weights.resolve(args["weights"], args["backbone"])
+    except InputError as error:
+        raise InputError(f"member {args['name']}: {error}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,24 @@
+"""Stage ensemble: choose how much each member's vote weighs, on val, and lay the ensemble folder down."""
+
+from __future__ import annotations
+
+from segmill.params import Params
+from segmill.training import launch
+from segmill.workspace import Workspace
+from tasks.stage import replacing
+
+
+def ensemble(workspace: Workspace, params: Params) -> None:
+    """Write ``models/ensemble``: ensemble.json and the member folders. Members not in params.yaml are left out."""
+    members = {name: workspace.member(name) for name in params.members}
+    with replacing(workspace.ensemble) as draft:
+        launch.wait(
+            launch.on_ray(
+                "segmill.ensembling.select:build_ensemble",
+                members,
+                workspace.packed,
+                draft,
+                flips=params.ensemble.flips,
+                **launch.whole_node(),
+            )
+        )

@@ -1,0 +1,31 @@
+"""Stage evaluate: score every member and the ensemble on test, once, and write the report."""
+
+from __future__ import annotations
+
+from segmill.params import Params
+from segmill.training import launch
+from segmill.workspace import Workspace
+from tasks.stage import replacing
+
+
+def evaluate(workspace: Workspace, params: Params) -> None:
+    """Write ``reports``: metrics.json, counts.npz, figures and index.html."""
+    with replacing(workspace.reports) as draft:
+        launch.wait(
+            launch.on_ray(
+                "segmill.evaluation.scoring:evaluate",
+                workspace.ensemble,
+                workspace.packed,
+                draft,
+                examples=params.evaluate.overlays,
+                **launch.whole_node(),
+            )
+        )
+        launch.wait(
+            launch.on_ray(
+                "segmill.evaluation.report:write_report",
+                draft,
+                workspace.ensemble,
+                workspace.packed,
+            )
+        )

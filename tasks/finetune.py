@@ -1,0 +1,84 @@
+"""Stage finetune@NAME: train one member of the ensemble on Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from segmill.data.versions import recorded_version
+from segmill.params import MemberParams, Params
+from segmill.training import launch
+from segmill.workspace import Workspace
+from tasks.stage import recorded_md5, replacing
+
+
+def finetune(workspace: Workspace, params: Params, name: str) -> None:
+    """Write ``models/members/NAME``. A run broken off goes on from its last checkpoint.
+
+    Raises:
+        InputError: the weights can't be reached, or the member does not fit the memory.
+        InfrastructureError: the cluster is too small for what `ray` in params.yaml asks.
+        SegmillError: training went wrong (the loss was not finite).
+    """
+    member = params.members[name]
+    recorded = recorded_version(workspace.root, params.data.path)
+    with replacing(workspace.member(name)) as draft:
+        arguments = {
+            "name": name,
+            **_settings(params, member),
+            "recipe": json.loads((workspace.augmented / "recipe.json").read_text()),
+            "size": params.prepare.size_px,
+            "packed_dir": str(workspace.packed),
+            "extra_dir": None,
+            "out_dir": str(draft),
+            "run_dir": str(workspace.checkpoints),
+            "progress_path": str(workspace.progress / f"finetune@{name}.member.json"),
+            "data_version": recorded.md5 if recorded else "",
+            "params": {"train": params.train.model_dump(), "member": member.model_dump()},
+            "num_workers": params.ray.workers,
+            "cpus_per_worker": params.ray.cpus_per_worker,
+            "gpus_per_worker": params.ray.gpus_per_worker,
+            "loader_workers": params.ray.loader_workers,
+            "inputs_hash": _inputs_hash(workspace, params, name),
+        }
+        launch.wait(launch.submit_member(arguments))
+
+
+def check_members(params: Params) -> None:
+    """Build every member's network and fetch its weights, so that a wrong name stops the run before any training.
+
+    Raises:
+        InputError: a line for each member that can't be built, or whose weights can't be reached.
+    """
+    members = [
+        {"name": name, "backbone": member.backbone, "decoder": member.decoder, "weights": member.weights}
+        for name, member in params.members.items()
+    ]
+    launch.wait(launch.on_ray("segmill.models.members:check_members", members))
+
+
+def curves_path(workspace: Workspace, params: Params, name: str) -> Path:
+    """Return where the member's curve grows while it trains."""
+    return launch.run_folder(
+        {"run_dir": workspace.checkpoints, "name": name, "inputs_hash": _inputs_hash(workspace, params, name)}
+    ) / "curves.csv"
+
+
+def _settings(params: Params, member: MemberParams) -> dict[str, Any]:
+    """Return what the training block says, with what the member says instead."""
+    own = {key: value for key, value in member.model_dump().items() if value is not None}
+    return {**params.train.model_dump(), **own}
+
+
+def _inputs_hash(workspace: Workspace, params: Params, name: str) -> str:
+    """Return 16 hex digits that change with whatever this member is made from: checkpoints go under them."""
+    inputs = {
+        "packed": recorded_md5(workspace, "prepare"),
+        "augmented": recorded_md5(workspace, "augment"),
+        "code": (workspace.code / "finetune").read_text(),
+        "train": params.train.model_dump(),
+        "member": params.members[name].model_dump(),
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]

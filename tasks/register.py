@@ -1,0 +1,85 @@
+"""Step register: log what was measured and put the ensemble into MLflow's registry as `challenger`. Idempotent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from segmill import tracking
+from segmill.data.manifest import read_dataset_info
+from segmill.data.versions import git_commit, recorded_version
+from segmill.params import Params
+from segmill.promotion import registry
+from segmill.workspace import Workspace
+from tasks.stage import Outcome
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of the registered model."""
+
+    model: str
+    version: str
+
+
+def register(workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome]) -> Registered:
+    """Log metrics, the report and the pipeline's files; register the ensemble and call it challenger.
+
+    An ensemble with the same bytes keeps its version. Raises InfrastructureError where MLflow does not answer.
+    """
+    metrics = json.loads(workspace.metrics.read_text())
+    model = model_name(workspace, params)
+    lineage = _lineage(workspace, params)
+    version = registry.register(
+        run.uri, run.id, workspace.ensemble, model, tags={**lineage, "test_miou": str(metrics["ensemble"]["miou"])}
+    )
+    registry.set_alias(run.uri, model, registry.CHALLENGER, version)
+    for name, run_id in run.members.items():
+        _log_member(workspace, run.uri, run_id, name, metrics["members"][name])
+    stages = {f"stage.{outcome.stage}": f"{outcome.state}: {outcome.why}" for outcome in outcomes}
+    tracking.set_tags(run.uri, run.id, {**lineage, "model": model, "version": version, **stages})
+    tracking.log_params(run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray"}))
+    tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]))
+    tracking.log_artifacts(run.uri, run.id, workspace.reports, "report")
+    for path in (workspace.params, workspace.pipeline, workspace.root / "dvc.lock"):
+        tracking.log_artifacts(run.uri, run.id, path, "pipeline")
+    return Registered(model, version)
+
+
+def model_name(workspace: Workspace, params: Params) -> str:
+    """Return ``segmill-`` and the data set's name: of the registered model and of the experiment."""
+    return f"segmill-{read_dataset_info(workspace.root / params.data.path).name}"
+
+
+def _lineage(workspace: Workspace, params: Params) -> dict[str, str]:
+    """Return the tags that lead from a version back to all it was made from."""
+    import hashlib
+    from importlib.metadata import version
+
+    recorded = recorded_version(workspace.root, params.data.path)
+    code = b"".join(path.read_bytes() for path in sorted(workspace.code.iterdir()))
+    return {
+        "data_version": recorded.md5 if recorded else "",
+        "params_sha256": hashlib.sha256(workspace.params.read_bytes()).hexdigest(),
+        "code_sha256": hashlib.sha256(code).hexdigest(),
+        "dvc_lock_sha256": hashlib.sha256((workspace.root / "dvc.lock").read_bytes()).hexdigest(),
+        "git_commit": git_commit(workspace.root),
+        "segmill_version": version("segmill"),
+    }
+
+
+def _log_member(workspace: Workspace, uri: str, run_id: str, name: str, scores: dict[str, Any]) -> None:
+    """Log what the member folder knows, besides its curve, which is logged as it grows."""
+    facts = json.loads((workspace.member(name) / "member.json").read_text())
+    tracking.log_params(uri, run_id, facts["params"] | {"encoder_weights": facts["encoder_weights"]})
+    tracking.log_metrics(uri, run_id, _flat(scores))
+    tracking.set_tags(uri, run_id, {"data_version": facts["data_version"], "member": name})
+
+
+def _flat(scores: dict[str, Any]) -> dict[str, float | None]:
+    """Return miou, mdice, accuracy and per-class IoU and Dice under names such as ``test/iou/car``."""
+    flat: dict[str, float | None] = {f"test/{key}": scores[key] for key in ("miou", "mdice", "accuracy")}
+    for kind in ("iou", "dice"):
+        flat |= {f"test/{kind}/{label}": value for label, value in scores[kind].items()}
+    return flat

@@ -1,0 +1,72 @@
+"""dvc.yaml, tasks/ and the flow say the same thing."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+import tasks
+from segmill.params import Params, read_params
+from segmill.workspace import Workspace, template
+from tasks.stage import STAGES
+
+SIDE_EFFECTS = ("version", "register", "promote")
+NOT_STEPS = ("__init__", "stage")
+
+
+def pipeline() -> dict[str, Any]:
+    stages: dict[str, Any] = YAML(typ="safe").load(template("dvc.yaml").read_text())["stages"]
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
+
+
+def test_stages_of_dvc_are_the_modules_in_tasks() -> None:
+    modules = {path.stem for path in Path(str(tasks.__file__)).parent.glob("*.py")}
+    assert modules == {*STAGES, *SIDE_EFFECTS, *NOT_STEPS}
+    assert tuple(pipeline()) == STAGES
+
+
+@pytest.mark.parametrize("name", [*STAGES, *SIDE_EFFECTS])
+def test_each_module_has_the_function_of_its_name(name: str) -> None:
+    function = getattr(importlib.import_module(f"tasks.{name}"), name)
+    assert list(inspect.signature(function).parameters)[:2] == ["workspace", "params"]
+
+
+def test_the_flow_runs_the_stages_in_an_order_the_graph_allows(workspace: Workspace) -> None:
+    from flows.retrain import steps
+    from tasks.stage import repository
+
+    order = steps(read_params(workspace.params))
+    with repository(workspace.root) as repo:
+        edges = [
+            (upstream.name, stage.name)
+            for stage, upstream in repo.index.graph.edges
+            if hasattr(stage, "name") and hasattr(upstream, "name")
+        ]
+    stages = [step for step in order if step not in SIDE_EFFECTS]
+    assert {name for edge in edges for name in edge} == set(stages)
+    assert [(before, after) for before, after in edges if order.index(before) >= order.index(after)] == []
+    assert [order[0], *order[-2:]] == list(SIDE_EFFECTS)
+
+
+def test_every_stage_depends_on_its_own_code() -> None:
+    for name, stage in pipeline().items():
+        if name != "fingerprint":
+            assert f".segmill/code/{name}" in stage["deps"]
+
+
+def test_every_command_is_the_stage_of_its_name() -> None:
+    for name, stage in pipeline().items():
+        assert re.fullmatch(rf"segmill stage {name}(@\$\{{key\}})?", stage["cmd"])
+
+
+def test_params_that_change_a_result_are_inputs_of_a_stage_and_exist() -> None:
+    tracked = {key.partition(".")[0] for stage in pipeline().values() for key in stage.get("params", [])}
+    where_things_run = {"promotion", "ray", "mlflow", "prefect"}
+    paths_in_deps = {"data"}
+    assert tracked == set(Params.model_fields) - where_things_run - paths_in_deps

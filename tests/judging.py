@@ -1,0 +1,43 @@
+"""What judging starts from, made once for all of its tests: packed scenes and two real, untrained members."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from segmill.data.checks import validate_dataset
+from segmill.data.packing import pack
+from segmill.ensembling.select import build_ensemble
+from segmill.models.members import MemberSpec, build, save_member
+from segmill.models.weights import Weights
+
+MEMBERS = {"small": ("mobilenetv2_050", "fpn"), "other": ("resnet18", "fpn")}
+CURVES = [{"epoch": 1, "loss": 1.5, "val_miou": None}, {"epoch": 2, "loss": 1.0, "val_miou": 0.2}]
+
+
+@pytest.fixture(scope="session")
+def judging(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
+    """A folder with packed/, members/NAME/ and ensemble/. Read only: copy what you change."""
+    root = tmp_path_factory.getbasetemp() / "judging"
+    if not root.exists():
+        root.mkdir()
+        validate_dataset(street, root / "manifest.parquet", val=0.25, test=0.4, seed=0)
+        info = pack(street, root / "manifest.parquet", root / "packed", size=None)
+        for seed, (name, (backbone, decoder)) in enumerate(MEMBERS.items()):
+            torch.manual_seed(seed)
+            spec = MemberSpec(name, backbone, decoder, info.num_classes, mean=info.mean, std=info.std)
+            save_member(
+                root / "members" / name,
+                build(spec),
+                spec,
+                weights=Weights("none", None, None),
+                params={},
+                data_version="v1",
+                metrics={"val_miou": 0.2},
+                curves=CURVES,
+            )
+        folders = {name: root / "members" / name for name in MEMBERS}
+        build_ensemble(folders, root / "packed", root / "ensemble", flips=False, device="cpu")
+    return root

@@ -1,0 +1,186 @@
+"""The registry with a real MLflow: a version loads elsewhere, predicts the same, and holds no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segmill import tracking
+from segmill.data.packing import PackedSplit
+from segmill.ensembling.predict import Ensemble
+from segmill.errors import InputError, SegmillError
+from segmill.metrics.counts import confusion_counts
+from segmill.promotion import registry
+
+NAME = "segmill-street"
+
+# What somebody without this project's code would run; it prints one JSON object.
+CONSUMER = """
+import json, sys
+import mlflow, numpy as np
+model = mlflow.pyfunc.load_model("models:/segmill-street@champion")
+images = np.load(sys.argv[1])
+maps = model.predict(images)
+mixed = model.predict([images[0], images[1, :33, :40], images[0, :, :, :1]])
+both = model.predict(images, params={"probabilities": True})
+probs = both["probabilities"]
+listed = model.predict([images[1, :33, :40]], {"probabilities": True})
+try:
+    model.predict(images / 255)
+except Exception as error:
+    refusal = str(error)
+np.save(sys.argv[2], maps)
+import segmill
+print(json.dumps({
+    "maps": [str(maps.dtype), maps.shape],
+    "mixed": [one.shape for one in mixed],
+    "crop": bool((mixed[0] == maps[0]).mean() > 0.999),
+    "both": [bool((both["classes"] == maps).all()), str(probs.dtype), probs.shape],
+    "sum": float(np.abs(probs.sum(axis=1) - 1).max()),
+    "listed": [listed["classes"][0].shape, listed["probabilities"][0].shape],
+    "refusal": refusal,
+    "code": segmill.__file__,
+    "signature": model.metadata.signature.to_dict(),
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Registered:
+    uri: str
+    run_id: str
+    version: str
+    artifacts: Path
+
+
+@pytest.fixture(scope="module")
+def registered(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    root = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{root}/mlflow.db"
+    run_id = tracking.start_run(uri, "street", "retrain", artifacts=str(root / "mlartifacts"))
+    version = registry.register(uri, run_id, judging / "ensemble", NAME, tags={"data_version": "v1"})
+    registry.set_alias(uri, NAME, registry.CHAMPION, version)
+    return Registered(uri, run_id, version, root / "mlartifacts")
+
+
+def test_loads_and_predicts_in_a_process_that_knows_nothing(
+    registered: Registered, judging: Path, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", CONSUMER, str(tmp_path / "images.npy"), str(tmp_path / "maps.npy")],
+        env=os.environ | {"MLFLOW_TRACKING_URI": registered.uri},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout.splitlines()[-1])
+    assert said["maps"] == ["uint8", [2, 50, 70]]
+    assert said["mixed"] == [[50, 70], [33, 40], [50, 70]] and said["crop"]
+    assert said["both"] == [True, "float32", [2, 5, 50, 70]] and said["sum"] < 1e-5
+    assert said["listed"] == [[33, 40], [5, 33, 40]]
+    assert "not scaled to 0..1" in said["refusal"]
+    assert said["code"].startswith(str(registered.artifacts)), "the model must bring its own code"
+    assert '"shape": [-1, -1, -1, 3]' in said["signature"]["inputs"]
+    assert json.loads(said["signature"]["params"])[0]["name"] == "probabilities"
+    expected = Ensemble.load(judging / "ensemble").predict(images)
+    assert (np.load(tmp_path / "maps.npy") == expected).mean() > 0.999
+
+
+def test_holds_no_pickle_and_no_path_of_this_machine(registered: Registered, judging: Path) -> None:
+    files = [path for path in registered.artifacts.rglob("*") if path.is_file()]
+    assert {"MLmodel", "served.py", "ensemble.json", "weights.safetensors"} <= {path.name for path in files}
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".pyc")]
+    model = next(path for path in files if path.name == "MLmodel").read_text()
+    assert str(judging) not in model and os.path.dirname(registry.__file__) not in model
+    requirements = next(path for path in files if path.name == "requirements.txt").read_text().split()
+    assert all("==" in line for line in requirements) and any(
+        line.startswith("torch==") for line in requirements
+    )
+
+
+def test_the_same_ensemble_is_registered_once(registered: Registered, judging: Path, tmp_path: Path) -> None:
+    again = registry.register(registered.uri, registered.run_id, str(judging / "ensemble"), NAME)
+    assert again == registered.version == "1"
+    digest = registry.ensemble_digest(judging / "ensemble")
+    assert registry.find_version(registered.uri, NAME, digest) == "1"
+    assert registry.find_version(registered.uri, NAME, "0" * 64) is None
+    changed = tmp_path / "ensemble"
+    shutil.copytree(judging / "ensemble", changed)
+    facts = json.loads((changed / "ensemble.json").read_text())
+    (changed / "ensemble.json").write_text(json.dumps(facts | {"flips": True}))
+    assert registry.register(registered.uri, registered.run_id, changed, NAME) == "2"
+    assert len(list(registered.artifacts.rglob("MLmodel"))) == 2, "one must not lie over the other"
+
+
+def test_aliases_move_and_vanish(registered: Registered) -> None:
+    champion = registry.aliased(registered.uri, NAME, registry.CHAMPION)
+    assert champion is not None
+    assert (champion.version, champion.run_id) == (registered.version, registered.run_id)
+    assert champion.tags["data_version"] == "v1"
+    assert json.loads(champion.tags["classes"])[0] == "road"
+    assert registry.aliased(registered.uri, NAME, registry.CHALLENGER) is None
+    assert registry.aliased(registered.uri, "segmill-nothing", registry.CHAMPION) is None
+    registry.set_alias(registered.uri, NAME, registry.CHALLENGER, registered.version)
+    challenger = registry.aliased(registered.uri, NAME, registry.CHALLENGER)
+    assert challenger is not None and challenger.version == registered.version
+    registry.drop_alias(registered.uri, NAME, registry.CHALLENGER)
+    assert registry.aliased(registered.uri, NAME, registry.CHALLENGER) is None
+    registry.drop_alias(registered.uri, NAME, registry.CHALLENGER)
+
+
+def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered, judging: Path) -> None:
+    counts = registry.score_registered(registered.uri, NAME, registered.version, judging / "packed")
+    test = PackedSplit(judging / "packed" / "test")
+    maps = Ensemble.load(judging / "ensemble").predict([test.image(i) for i in range(len(test))])
+    expected = np.stack([confusion_counts(test.mask(i), ids, 5, 255) for i, ids in enumerate(maps)])
+    assert counts.shape == expected.shape == (len(test), 5, 5)
+    assert np.abs(counts - expected).sum() <= 0.002 * expected.sum()
+
+
+def test_a_version_of_other_classes_is_not_compared(
+    registered: Registered, judging: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(judging / "packed", tmp_path / "packed")
+    facts = json.loads((tmp_path / "packed" / "pack.json").read_text())
+    facts["class_names"][0] = "motorway"
+    (tmp_path / "packed" / "pack.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="no figures of the two can be compared"):
+        registry.score_registered(registered.uri, NAME, registered.version, tmp_path / "packed")
+
+
+def test_a_version_that_does_not_load_says_why(registered: Registered, judging: Path) -> None:
+    """A champion whose files are gone from the store: an error with its last words, not a hang."""
+    with tracking.reaching(registered.uri) as client:
+        tags = client.get_model_version(NAME, registered.version).tags
+        lost = client.create_model_version(NAME, str(registered.artifacts / "gone"), tags=tags).version
+    with pytest.raises(SegmillError, match=rf"Version {lost} of {NAME} did not predict: .*No such artifact"):
+        registry.score_registered(registered.uri, NAME, str(lost), judging / "packed")
+
+
+def test_a_folder_that_is_no_ensemble(registered: Registered, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run the ensemble stage first"):
+        registry.register(registered.uri, registered.run_id, tmp_path, NAME)
+
+
+def test_the_digest_sees_names_and_bytes(tmp_path: Path) -> None:
+    def digest(**files: str) -> str:
+        folder = tmp_path / "folder"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_text(content)
+        return registry.ensemble_digest(folder)
+
+    assert digest(a="1", b="2") == digest(b="2", a="1")
+    assert len({digest(a="1", b="2"), digest(a="2", b="1"), digest(a="12", b=""), digest(ab="12")}) == 4

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tasks.prepare
+from segmill.data.packing import pack
+from segmill.errors import InputError
+from segmill.params import read_params, set_params
+from segmill.workspace import Workspace
+from tasks.stage import bring_up_to_date, recorded_md5, replacing, survey
+from tasks.version import version
+
+LIGHT = ("fingerprint", "validate", "prepare", "augment")
+
+
+def bring_light(workspace: Workspace) -> dict[str, tuple[str, str]]:
+    version(workspace, read_params(workspace.params))
+    outcomes = [bring_up_to_date(workspace, name) for name in LIGHT]
+    return {outcome.stage: (outcome.state, outcome.why) for outcome in outcomes}
+
+
+def dvc(workspace: Workspace, *arguments: str) -> str:
+    command = [str(Path(sys.executable).with_name("dvc")), *arguments]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_first_every_stage_runs_then_none(workspace: Workspace) -> None:
+    assert bring_light(workspace) == {name: ("ran", "never ran here") for name in LIGHT}
+    assert bring_light(workspace) == {name: ("fresh", "unchanged") for name in LIGHT}
+
+
+def test_dvc_finds_nothing_to_do_after_the_bridge(workspace: Workspace) -> None:
+    bring_light(workspace)
+    assert "didn't change, skipping" in dvc(workspace, "repro", "augment")
+    assert "Running" not in dvc(workspace, "repro", "augment")
+
+
+def test_the_bridge_finds_nothing_to_do_after_dvc(workspace: Workspace) -> None:
+    version(workspace, read_params(workspace.params))
+    assert "Running stage 'prepare'" in dvc(workspace, "repro", "augment")
+    assert {state for state, _ in bring_light(workspace).values()} == {"fresh"}
+
+
+def test_a_param_is_named_with_its_old_and_new_value(workspace: Workspace) -> None:
+    bring_light(workspace)
+    set_params(workspace.params, ["prepare.size_px=[32, 64]"])
+    assert bring_light(workspace)["prepare"] == ("ran", "prepare.size_px [64, 64] -> [32, 64]")
+    assert survey(workspace)["augment"].state == "fresh"
+
+
+def test_a_known_result_comes_back_from_the_run_cache(workspace: Workspace) -> None:
+    bring_light(workspace)
+    first = recorded_md5(workspace, "prepare")
+    set_params(workspace.params, ["prepare.size_px=[32, 64]"])
+    bring_light(workspace)
+    set_params(workspace.params, ["prepare.size_px=[64, 64]"])
+    assert bring_light(workspace)["prepare"][0] == "restored"
+    assert recorded_md5(workspace, "prepare") == first
+
+
+def test_a_deleted_out_is_restored_not_computed(workspace: Workspace) -> None:
+    bring_light(workspace)
+    (workspace.packed / "train" / "images.bin").unlink()
+    state, why = bring_light(workspace)["prepare"]
+    assert state in ("restored",), why
+    assert (workspace.packed / "train" / "images.bin").is_file()
+
+
+def test_the_survey_follows_the_graph_downstream(workspace: Workspace) -> None:
+    bring_light(workspace)
+    set_params(workspace.params, ["split.seed=1"])
+    found = survey(workspace)
+    assert found["validate"].why == "split.seed 0 -> 1"
+    assert found["prepare"].why == "follows validate"
+    assert found["finetune@lite0-fpn"].state == "stale"
+    assert list(found)[:4] == list(LIGHT)
+
+
+def test_a_dependency_that_moves_meanwhile_is_not_recorded(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version(workspace, read_params(workspace.params))
+    for name in ("fingerprint", "validate"):
+        bring_up_to_date(workspace, name)
+
+    def pack_while_somebody_writes(raw_dir: Path, *arguments: object, **options: object) -> None:
+        pack(raw_dir, *arguments, **options)  # type: ignore[arg-type]
+        (raw_dir / "note.txt").write_text("late")
+
+    monkeypatch.setattr(tasks.prepare, "pack", pack_while_somebody_writes)
+    with pytest.raises(InputError, match="data/raw changed while prepare ran"):
+        bring_up_to_date(workspace, "prepare")
+    assert survey(workspace)["prepare"].state == "stale"
+
+
+def test_a_stage_that_fails_leaves_nothing_to_trust(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    version(workspace, read_params(workspace.params))
+    for name in ("fingerprint", "validate"):
+        bring_up_to_date(workspace, name)
+
+    def full_disk(raw_dir: Path, manifest: Path, out_dir: Path, **options: object) -> None:
+        out_dir.mkdir()
+        (out_dir / "half").write_text("x")
+        raise OSError(28, "No space left on device", str(out_dir / "half"))
+
+    monkeypatch.setattr(tasks.prepare, "pack", full_disk)
+    with pytest.raises(OSError):
+        bring_up_to_date(workspace, "prepare")
+    assert not workspace.packed.exists()
+    assert [path.name for path in workspace.packed.parent.iterdir() if "packed" in path.name] == []
+    monkeypatch.undo()
+    assert bring_up_to_date(workspace, "prepare").state == "ran"
+
+
+def test_an_unknown_stage_or_member_names_the_near_miss(workspace: Workspace) -> None:
+    from tasks.stage import run
+
+    with pytest.raises(InputError, match="no stage prepair; did you mean 'prepare'"):
+        run(workspace, "prepair")
+    with pytest.raises(InputError, match="no member 'lite0-fnp'; did you mean 'lite0-fpn'"):
+        run(workspace, "finetune@lite0-fnp")
+
+
+def test_replacing_swaps_a_whole_folder_and_cleans_what_a_crash_left(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    (tmp_path / ".out.draft").mkdir()
+    (tmp_path / ".out.draft" / "crashed").touch()
+    with replacing(out) as draft:
+        draft.mkdir()
+        (draft / "new").touch()
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

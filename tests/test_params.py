@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from segmill.errors import InputError
+from segmill.params import parse_params, read_params, set_params
+from segmill.workspace import template
+
+
+@pytest.fixture
+def values() -> dict[str, Any]:
+    loaded: dict[str, Any] = YAML(typ="safe").load(template("params.yaml").read_text())
+    return loaded
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text(template("params.yaml").read_text())
+    return path
+
+
+def test_the_template_is_valid_and_has_three_members(file: Path) -> None:
+    params = read_params(file)
+    assert len(params.members) == 3
+    assert params.prepare.size_px == (192, 160)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trian": {}}, "unknown key trian; did you mean 'train'?"),
+        ({"train": {"epoch": 3}}, "unknown key train.epoch; did you mean 'epochs'?"),
+        ({"train": {"epochs": 0}}, "train.epochs is 0: input should be greater than or equal to 1"),
+        ({"split": {"val": 0.6, "test": 0.5}}, "leave nothing to train on"),
+        ({"members": {"a": {"backbone": "resnet18", "decoder": "fpn", "weights": "none"}}}, "members.a.lr is missing"),
+        ({"members": {"My Net": {"backbone": "r", "decoder": "fpn", "weights": "none", "lr": 1}}}, "small letters"),
+        ({"members": {}}, "members is {}"),
+    ],
+)
+def test_a_fault_is_said_with_its_key(values: dict[str, Any], change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match="params.yaml") as error:
+        parse_params(values | change, "params.yaml")
+    assert said in str(error.value)
+
+
+def test_all_faults_are_said_at_once(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as error:
+        parse_params(values | {"trian": {}, "train": {"epochs": "many"}}, "params.yaml")
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train:\n  seed: 0\n  epochs: 1: 2\n")
+    with pytest.raises(InputError, match=r"params.yaml is not YAML at line 3"):
+        read_params(path)
+
+
+def test_set_changes_the_value_and_keeps_the_comments(file: Path) -> None:
+    changes = set_params(file, ["members.lite0-fpn.lr=0.01", "prepare.size_px=[64, 96]", "train.seed=0"])
+    assert changes == ["members.lite0-fpn.lr: 0.002 -> 0.01", "prepare.size_px: [192, 160] -> [64, 96]"]
+    assert read_params(file).members["lite0-fpn"].lr == 0.01
+    assert read_params(file).prepare.size_px == (64, 96)
+    assert "# from random weights, on purpose" in file.read_text()
+
+
+@pytest.mark.parametrize("assignment", ["train.epochs", "train.epoch=3", "train.epochs=-1", "train.epochs.x=1", "=1"])
+def test_a_wrong_assignment_leaves_the_file_alone(file: Path, assignment: str) -> None:
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="--set"):
+        set_params(file, [assignment])
+    assert file.read_bytes() == before
+
+
+def test_keys_that_dvcs_run_cache_overlooks_are_refused(values: dict[str, Any]) -> None:
+    recipe = [{"RandomResizedCrop": {"size": [64, 64]}}]
+    with pytest.raises(InputError, match=r"augment\.recipe\.RandomResizedCrop\.size|RandomResizedCrop\.size.*size_px"):
+        parse_params(values | {"augment": {"recipe": recipe}}, "params.yaml")
+    with pytest.raises(InputError, match="members.size"):
+        parse_params(values | {"members": {"size": values["members"]["lite0-fpn"]}}, "params.yaml")
