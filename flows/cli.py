@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from flows.environment import prepare_environment, ray_address, switch_telemetry_off, tracking_uri
 from segmill.errors import GateRefused, SegmillError
@@ -52,7 +53,9 @@ def init(
 @app.command()
 def demo(
     workspace: WorkspaceOption = Path(".demo"),
-    more: Annotated[bool, typer.Option("--more", help="Grow the data first, so that challenger meets champion.")] = False,
+    more: Annotated[
+        bool, typer.Option("--more", help="Grow the data first, so that challenger meets champion.")
+    ] = False,
 ) -> None:
     """Retrain on the built-in brain atlas."""
     from flows.start import create_demo
@@ -63,21 +66,22 @@ def demo(
 @app.command()
 def validate(workspace: WorkspaceOption = HERE) -> None:
     """Check every sample and deal the splits."""
+    from flows.summary import dataset_table
     from tasks.stage import bring_up_to_date
-    from tasks.validate import describe
 
-    space, params = _open(workspace)
+    space, _ = _open(workspace)
     for name in ("fingerprint", "validate"):
         outcome = bring_up_to_date(space, name)
     out.print(f"validate: {outcome.state} ({outcome.why})", highlight=False, soft_wrap=True)
-    out.print(describe(space))
+    out.print(dataset_table(space.manifest))
 
 
 @app.command()
 def retrain(
     workspace: WorkspaceOption = HERE,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable."),
     ] = None,
 ) -> None:
     """Bring data, members, ensemble and verdict up to date."""
@@ -113,15 +117,17 @@ def history(workspace: WorkspaceOption = HERE) -> None:
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    to: Annotated[Path, typer.Option(help="Folder for the masks (PNG of class ids) and overlays.")] = Path("predictions"),
+    to: Annotated[Path, typer.Option(help="Folder for the masks (PNG of class ids) and overlays.")] = Path(
+        "predictions"
+    ),
     model: Annotated[str, typer.Option(help="An alias or a version number of the registered model.")] = "champion",
     workspace: WorkspaceOption = HERE,
 ) -> None:
     """Segment images with the champion."""
-    from tasks.predict import predict as segment
+    from flows.predict import predict as segment
 
     space, params = _open(workspace)
-    for path in segment(space, params, tracking_uri(space, params), model, images, to):
+    for path in segment(space, params, model, images, to):
         out.print(str(path), highlight=False, soft_wrap=True)
 
 
@@ -218,7 +224,8 @@ def main() -> NoReturn:
 def _say(debug: bool, sentence: str, code: int) -> int:
     if debug:
         err.print_exception()
-    err.print(f"[bold red]error[/] {sentence}" if code != 3 else f"[bold yellow]gate[/] {sentence}", highlight=False, soft_wrap=True)
+    label = "[bold yellow]gate[/]" if code == GateRefused.exit_code else "[bold red]error[/]"
+    err.print(f"{label} {escape(sentence)}", highlight=False, soft_wrap=True)
     return code
 
 

@@ -127,7 +127,11 @@ def _plain(folder: Path, steps: list[str], console: Console, over: threading.Eve
             if stage["state"] != "waiting" and told.get(step) != stage["state"]:
                 told[step] = stage["state"]
                 spent = f" in {_spent(stage)}" if stage["state"] == "ran" and _spent(stage) else ""
-                console.print(f"{step}: {stage['state']}{spent} ({stage.get('why', '')})", highlight=False, soft_wrap=True)
+                console.print(
+                    f"{step}: {stage['state']}{spent} ({stage.get('why', '')})",
+                    highlight=False,
+                    soft_wrap=True,
+                )
             if member and time.monotonic() - spoke.get(step, 0.0) >= PLAIN_INTERVAL_S:
                 spoke[step] = time.monotonic()
                 console.print(f"{step}: {member_line(member)}", highlight=False, soft_wrap=True)

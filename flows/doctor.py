@@ -18,7 +18,17 @@ from segmill.errors import InputError, SegmillError
 from segmill.params import read_params
 from segmill.workspace import Workspace, free_bytes
 
-SHOWN = ("segmill", "prefect", "dvc", "ray", "mlflow", "torch", "torchvision", "timm", "segmentation-models-pytorch")
+SHOWN = (
+    "segmill",
+    "prefect",
+    "dvc",
+    "ray",
+    "mlflow",
+    "torch",
+    "torchvision",
+    "timm",
+    "segmentation-models-pytorch",
+)
 LEAST_FREE_GIB = 5.0
 
 
@@ -43,8 +53,6 @@ def examine(folder: Path, console: Console) -> bool:
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise InputError(f"Python {sys.version.split()[0]} is too old; install 3.11 or newer")
     return f"{sys.version.split()[0]} at {sys.executable}"
 
 

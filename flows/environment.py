@@ -25,7 +25,10 @@ QUIET = {
 
 
 def switch_telemetry_off() -> None:
-    """Set what keeps every library from calling home and from talking over our own output; child processes inherit it. A value already set stays."""
+    """Set what keeps every library from calling home and from talking over our own output.
+
+    Child processes inherit it. A value already set stays.
+    """
     for name, value in (TELEMETRY_OFF | QUIET).items():
         os.environ.setdefault(name, value)
 

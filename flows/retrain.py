@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from rich.console import Console
 
 from flows.display import clock, showing
 from flows.environment import ray_address, tracking_uri
-from flows.summary import publish, run_scores
+from flows.summary import markdown, publish, run_scores
 from segmill import progress, tracking
 from segmill.data.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
@@ -49,10 +48,9 @@ def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[
     try:
         with (
             showing(workspace, steps(params), console),
-            ExitStack() as connection,
-            ThreadPoolExecutor(2) as early,
+            launch.connecting(ray_address(params)),
+            ThreadPoolExecutor(1) as early,
         ):
-            early.submit(connection.enter_context, launch.connect(ray_address(params)))
             early.submit(tracking.warm_up, tracking_uri(workspace, params))
             result: dict[str, Any] = retrain(str(workspace.root))
     except (SegmillError, OSError) as error:
@@ -76,7 +74,11 @@ def retrain(folder: str) -> dict[str, Any]:
     with (
         launch.connect(ray_address(params)),
         tracking.open_run(
-            uri, name, f"data {data.md5[:8]}", list(params.members), artifacts=artifacts_of_new(workspace, uri)
+            uri,
+            name,
+            f"data {data.md5[:8]}",
+            list(params.members),
+            artifacts=artifacts_of_new(workspace, uri),
         ) as run,
     ):
         check_members_step(params)
@@ -84,9 +86,9 @@ def retrain(folder: str) -> dict[str, Any]:
         outcomes += [stage_steps[name](workspace) for name in AFTER_TRAINING]
         registered = register_step(workspace, params, run, outcomes)
         judged = promote_step(workspace, params, uri, registered)
-
-    result = summary(workspace, data, outcomes, registered, judged)
-    publish(result, workspace.reports / "figures")
+        result = summary(workspace, data, outcomes, registered, judged)
+        tracking.describe(run, markdown(result))
+    publish(result, workspace.reports / "figures" / "overview.png")
     return result
 
 
@@ -101,8 +103,8 @@ def _may_pass_off(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
 
 
 # Only what talks to a server is tried again, and only where that did not answer.
-_step = partial(task, persist_result=False, cache_policy=NO_CACHE)
-_talking_step = partial(_step, retries=2, retry_delay_seconds=5, retry_condition_fn=_may_pass_off)
+_step: Any = partial(task, persist_result=False, cache_policy=NO_CACHE)
+_talking_step: Any = partial(_step, retries=2, retry_delay_seconds=5, retry_condition_fn=_may_pass_off)
 
 stage_steps = {
     name: _step(partial(bring_up_to_date, name=name), name=name) for name in (*BEFORE_TRAINING, *AFTER_TRAINING)
@@ -128,9 +130,7 @@ def finetune_step(workspace: Workspace, params: Params, member: str, run: tracki
 
 
 @_talking_step(name="register")
-def register_step(
-    workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome]
-) -> Registered:
+def register_step(workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome]) -> Registered:
     with noted(workspace, "register"):
         return register(workspace, params, run, outcomes)
 

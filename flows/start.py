@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from segmill.data.versions import commit_files, create_repository
@@ -30,10 +33,11 @@ def create(folder: Path, data: Path) -> Workspace:
         raise InputError(f"--data {data} is no folder; name the one that holds images/, masks/ and dataset.yaml")
     read_dataset_info(data)
     size = _usual_size(data)
-    _lay_down(folder)
-    shutil.copytree(data, folder / "data" / "raw")
-    set_params(folder / "params.yaml", [f"prepare.size_px={size}"])
-    return _finish(folder, f"A workspace around {data.name}")
+    with _whole_or_nothing(folder):
+        _lay_down(folder)
+        _copy(data, folder / "data" / "raw")
+        set_params(folder / "params.yaml", [f"prepare.size_px={size}"])
+        return _finish(folder, f"A workspace around {data.name}")
 
 
 def create_demo(folder: Path, *, more: bool) -> Workspace:
@@ -47,14 +51,34 @@ def create_demo(folder: Path, *, more: bool) -> Workspace:
     if not (folder / "params.yaml").exists():
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty and no workspace; name another with --workspace")
-        _lay_down(folder)
-        write_brain(folder / "data" / "raw")
-        workspace = _finish(folder, "The demo: MNI152 brain atlas")
+        with _whole_or_nothing(folder):
+            _lay_down(folder)
+            write_brain(folder / "data" / "raw")
+            workspace = _finish(folder, "The demo: MNI152 brain atlas")
     else:
         workspace = Workspace.open(folder)
     if more:
         write_brain(workspace.root / read_params(workspace.params).data.path, every=1)
     return workspace
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Take what the block made of ``folder`` away again where it fails."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a tree and stop at the first file that does not fit, which shutil.copytree does not."""
+    for folder, _, names in os.walk(source):
+        copied = target / Path(folder).relative_to(source)
+        copied.mkdir(parents=True)
+        for name in names:
+            shutil.copyfile(Path(folder) / name, copied / name)
 
 
 def _lay_down(folder: Path) -> None:

@@ -91,9 +91,7 @@ def _standing(workspace: Workspace, params: Params) -> _Standing:
     from segmill.promotion import ledger, registry
 
     name = model_name(workspace, params)
-    champion, challenger = (
-        registry.aliased(uri, name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER)
-    )
+    champion, challenger = (registry.aliased(uri, name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
     decisions = {entry.version: entry.decision for entry in reversed(ledger.entries(ledger_url(workspace), name))}
     judged = False
     if (workspace.ensemble / "ensemble.json").is_file():
@@ -120,7 +118,10 @@ def show(status: Status, console: Console) -> None:
     """Print the state for a person."""
     console.print(f"[bold]workspace[/]     {status.workspace.root}", highlight=False, soft_wrap=True)
     version = status.data_version or "none yet"
-    console.print(f"[bold]data version[/]  {version}{f'  ({status.data_why})' if status.data_why else ''}", highlight=False)
+    console.print(
+        f"[bold]data version[/]  {version}{f'  ({status.data_why})' if status.data_why else ''}",
+        highlight=False,
+    )
     for alias, model in (("champion", status.champion), ("challenger", status.challenger)):
         console.print(f"[bold]{alias:13}[/] {model_line(model)}", highlight=False, soft_wrap=True)
     stages = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -52,6 +52,25 @@ def run_table(scores: list[dict[str, Any]], width: int) -> Table:
     return table
 
 
+def dataset_table(manifest: Path) -> Table:
+    """Return the table of a checked set: samples, groups and each class's share of the labelled pixels, per split."""
+    from segmill.data.manifest import SPLITS, manifest_info, read_manifest
+
+    rows = read_manifest(manifest)
+    classes = manifest_info(rows).class_names
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("split")
+    for heading in ("samples", "groups", *(f"{name} %" for name in classes)):
+        table.add_column(heading, justify="right")
+    samples = rows.select(["split", "group", "class_pixels"]).to_pylist()
+    for split in SPLITS:
+        own = [row for row in samples if row["split"] == split]
+        pixels = [sum(values) for values in zip(*(row["class_pixels"] for row in own), strict=True)]
+        shares = [f"{100 * count / max(1, sum(pixels)):.1f}" for count in pixels]
+        table.add_row(split, str(len(own)), str(len({row["group"] for row in own})), *shares)
+    return table
+
+
 def show_result(result: dict[str, Any], console: Console) -> None:
     """Print the end of a run: table, verdict with reasons, where the report lies."""
     console.print(run_table(result["scores"], console.width))
@@ -90,7 +109,10 @@ def markdown(result: dict[str, Any]) -> str:
     for row in result["scores"]:
         figures = [row["miou"], row["mdice"], *(row["iou"].get(name) for name in classes)]
         lines.append(f"| {row['name']} | " + " | ".join(map(_figure, figures)) + " |")
-    lines += ["", f"Data version `{result['data_version']}`, model `{result['model']}` version {result['version']}."]
+    lines += [
+        "",
+        f"Data version `{result['data_version']}`, model `{result['model']}` version {result['version']}.",
+    ]
     return "\n".join(lines) + "\n"
 
 

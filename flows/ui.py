@@ -20,6 +20,7 @@ from segmill.workspace import Workspace
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes that only serve its chat features
 
 
 def serve(workspace: Workspace, tracking_uri: str, prefect_port: int, mlflow_port: int, console: Console) -> None:
@@ -89,7 +90,11 @@ def _start(command: list[str], log: Path, workspace: Workspace) -> subprocess.Po
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=workspace.root,
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+            env={
+                **os.environ,
+                **NO_JOBS,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            },
             start_new_session=True,
         )
 

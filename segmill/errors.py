@@ -1,4 +1,4 @@
-"""What goes wrong, said in one sentence: what came, what is allowed, what to do. The exit code tells whose turn it is."""
+"""What goes wrong, in one sentence: what came, what is allowed, what to do. The exit code tells whose turn it is."""
 
 from __future__ import annotations
 

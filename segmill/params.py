@@ -39,7 +39,9 @@ class SplitParams(Block):
     @model_validator(mode="after")
     def leaves_something_to_train_on(self) -> SplitParams:
         if self.val + self.test >= 1:
-            raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on; their sum must be below 1")
+            raise ValueError(
+                f"val {self.val} and test {self.test} leave nothing to train on; their sum must be below 1"
+            )
         return self
 
 
@@ -51,7 +53,8 @@ class PrepareParams(Block):
 
 class AugmentParams(Block):
     recipe: str | list[dict[str, Any]] = Field(
-        "medical", description="A preset (medical, driving, surveillance, none) or a list of albumentations transforms."
+        "medical",
+        description="A preset (medical, driving, surveillance, none) or a list of albumentations transforms.",
     )
 
 
@@ -66,11 +69,13 @@ class TrainParams(Block):
     warmup_epochs: float = Field(1.0, ge=0, description="Epochs of linear warm-up before the cosine.")
     dice_weight: float = Field(1.0, ge=0, description="Loss = cross-entropy + this x soft Dice.")
     class_weights: Literal["none", "sqrt_inverse"] = Field(
-        "none", description="Weights of the cross-entropy: none, or one over the root of a class's pixel share."
+        "none",
+        description="Weights of the cross-entropy: none, or one over the root of a class's pixel share.",
     )
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average that is kept; 0 is off.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Autocast type; auto takes bf16 where the processor is quick at it, else fp16 on a GPU."
+        "auto",
+        description="Autocast type; auto takes bf16 where the processor is quick at it, else fp16 on a GPU.",
     )
     val_every: int = Field(1, ge=1, description="Epochs between two looks at the val split.")
 

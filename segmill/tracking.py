@@ -175,6 +175,11 @@ def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
             client.set_tag(run_id, metric_name(key), value)
 
 
+def describe(run: Run, markdown: str) -> None:
+    """Put text on the run's page."""
+    set_tags(run.uri, run.id, {"mlflow.note.content": markdown})
+
+
 def finish(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
     """Close the run."""
     with reaching(uri) as client:
@@ -247,7 +252,8 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # opens with its runs, not with chat traces
+            return str(client.create_experiment(name, artifact_location=artifacts, tags=kind))
         except MlflowException:
             # Another run made it between the question and the answer.
             found = client.get_experiment_by_name(name)

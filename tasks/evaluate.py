@@ -13,19 +13,11 @@ def evaluate(workspace: Workspace, params: Params) -> None:
     with replacing(workspace.reports) as draft:
         launch.wait(
             launch.on_ray(
-                "segmill.evaluation.scoring:evaluate",
+                "segmill.evaluation.report:evaluate_and_report",
                 workspace.ensemble,
                 workspace.packed,
                 draft,
-                examples=params.evaluate.overlays,
+                overlays=params.evaluate.overlays,
                 **launch.whole_node(),
-            )
-        )
-        launch.wait(
-            launch.on_ray(
-                "segmill.evaluation.report:write_report",
-                draft,
-                workspace.ensemble,
-                workspace.packed,
             )
         )

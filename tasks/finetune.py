@@ -61,9 +61,16 @@ def check_members(params: Params) -> None:
 
 def curves_path(workspace: Workspace, params: Params, name: str) -> Path:
     """Return where the member's curve grows while it trains."""
-    return launch.run_folder(
-        {"run_dir": workspace.checkpoints, "name": name, "inputs_hash": _inputs_hash(workspace, params, name)}
-    ) / "curves.csv"
+    return (
+        launch.run_folder(
+            {
+                "run_dir": workspace.checkpoints,
+                "name": name,
+                "inputs_hash": _inputs_hash(workspace, params, name),
+            }
+        )
+        / "curves.csv"
+    )
 
 
 def _settings(params: Params, member: MemberParams) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Step promote: challenger meets champion on the same test images; the gate decides, the ledger keeps it. Idempotent."""
+"""Step promote: challenger meets champion on the same test images; the gate decides, the ledger keeps it."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
         return known
     versions = [registered.version, *([champion.version] if champion else [])]
     scored = [
-        launch.on_ray(
-            "segmill.promotion.registry:score_registered", uri, registered.model, version, workspace.packed
-        )
+        launch.on_ray("segmill.promotion.registered:score_registered", uri, registered.model, version, workspace.packed)
         for version in versions
     ]
     counts = [launch.wait(reference) for reference in scored]

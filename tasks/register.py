@@ -32,7 +32,11 @@ def register(workspace: Workspace, params: Params, run: tracking.Run, outcomes: 
     model = model_name(workspace, params)
     lineage = _lineage(workspace, params)
     version = registry.register(
-        run.uri, run.id, workspace.ensemble, model, tags={**lineage, "test_miou": str(metrics["ensemble"]["miou"])}
+        run.uri,
+        run.id,
+        workspace.ensemble,
+        model,
+        tags={**lineage, "test_miou": str(metrics["ensemble"]["miou"])},
     )
     registry.set_alias(run.uri, model, registry.CHALLENGER, version)
     for name, run_id in run.members.items():

@@ -209,7 +209,9 @@ def _record(repo: Repo, name: str) -> None:
 def _refuse_missing(stage: PipelineStage) -> None:
     missing = [str(dep) for dep in stage.deps if not dep.exists]
     if missing:
-        raise InputError(f"{stage.name} needs {', '.join(missing)}, which is not there; run `segmill retrain` or `dvc repro`")
+        raise InputError(
+            f"{stage.name} needs {', '.join(missing)}, which is not there; run `segmill retrain` or `dvc repro`"
+        )
 
 
 def _dependency_hashes(stage: PipelineStage) -> dict[str, Any]:
@@ -248,7 +250,9 @@ def _why_stale(repo: Repo, stage: PipelineStage) -> str:
         for what, how in dep.status().items():
             if isinstance(how, dict):
                 now = dep.read_params()
-                reasons += _value_changes({key: dep.hash_info.value.get(key) for key in how}, {key: now.get(key) for key in how})
+                reasons += _value_changes(
+                    {key: dep.hash_info.value.get(key) for key in how}, {key: now.get(key) for key in how}
+                )
             elif what.startswith(".segmill/code/"):
                 reasons.append(_code_change(repo, dep))
             else:

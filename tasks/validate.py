@@ -12,6 +12,4 @@ def validate(workspace: Workspace, params: Params) -> None:
     """Write ``data/manifest.parquet``. InputError lists every bad file of the set at once."""
     split = params.split
     with replacing(workspace.manifest) as draft:
-        validate_dataset(
-            workspace.root / params.data.path, draft, val=split.val, test=split.test, seed=split.seed
-        )
+        validate_dataset(workspace.root / params.data.path, draft, val=split.val, test=split.test, seed=split.seed)

@@ -37,13 +37,19 @@ def test_the_template_is_valid_and_has_three_members(file: Path) -> None:
         ({"train": {"epoch": 3}}, "unknown key train.epoch; did you mean 'epochs'?"),
         ({"train": {"epochs": 0}}, "train.epochs is 0: input should be greater than or equal to 1"),
         ({"split": {"val": 0.6, "test": 0.5}}, "leave nothing to train on"),
-        ({"members": {"a": {"backbone": "resnet18", "decoder": "fpn", "weights": "none"}}}, "members.a.lr is missing"),
-        ({"members": {"My Net": {"backbone": "r", "decoder": "fpn", "weights": "none", "lr": 1}}}, "small letters"),
+        (
+            {"members": {"a": {"backbone": "resnet18", "decoder": "fpn", "weights": "none"}}},
+            "members.a.lr is missing",
+        ),
+        (
+            {"members": {"My Net": {"backbone": "r", "decoder": "fpn", "weights": "none", "lr": 1}}},
+            "small letters",
+        ),
         ({"members": {}}, "members is {}"),
     ],
 )
 def test_a_fault_is_said_with_its_key(values: dict[str, Any], change: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match="params.yaml") as error:
+    with pytest.raises(InputError, match=r"params\.yaml") as error:
         parse_params(values | change, "params.yaml")
     assert said in str(error.value)
 
@@ -81,5 +87,5 @@ def test_keys_that_dvcs_run_cache_overlooks_are_refused(values: dict[str, Any]) 
     recipe = [{"RandomResizedCrop": {"size": [64, 64]}}]
     with pytest.raises(InputError, match=r"augment\.recipe\.RandomResizedCrop\.size|RandomResizedCrop\.size.*size_px"):
         parse_params(values | {"augment": {"recipe": recipe}}, "params.yaml")
-    with pytest.raises(InputError, match="members.size"):
+    with pytest.raises(InputError, match=r"members\.size"):
         parse_params(values | {"members": {"size": values["members"]["lite0-fpn"]}}, "params.yaml")

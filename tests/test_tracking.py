@@ -19,9 +19,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def run(uri: str, tmp_path: Path) -> str:
-    return tracking.start_run(
-        uri, "brain", "retrain", tags={"data_version": "v1"}, artifacts=str(tmp_path / "files")
-    )
+    return tracking.start_run(uri, "brain", "retrain", tags={"data_version": "v1"}, artifacts=str(tmp_path / "files"))
 
 
 def test_a_child_is_shown_under_its_parent(uri: str, run: str) -> None:
@@ -76,8 +74,6 @@ def test_files_and_folders_go_where_the_experiment_says(uri: str, run: str, tmp_
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://me:secret@127.0.0.1:9/mlflow"])
 def test_a_server_that_is_not_there_is_told_at_once(uri: str) -> None:
     began = time.monotonic()
-    with pytest.raises(
-        InfrastructureError, match=r"127\.0\.0\.1:9.* does not answer .*Connection refused"
-    ) as told:
+    with pytest.raises(InfrastructureError, match=r"127\.0\.0\.1:9.* does not answer .*Connection refused") as told:
         tracking.start_run(uri, "brain", "retrain")
     assert time.monotonic() - began < 5 and "secret" not in str(told.value)

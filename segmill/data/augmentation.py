@@ -79,9 +79,7 @@ def resolve_recipe(recipe: str | Sequence[Mapping[str, Any]]) -> Recipe:
         if recipe not in PRESETS:
             names = sorted(PRESETS)
             hint = near_miss(recipe, names)
-            raise InputError(
-                f"recipe is '{recipe}'; take {', '.join(names)}, or write a list of transforms{hint}"
-            )
+            raise InputError(f"recipe is '{recipe}'; take {', '.join(names)}, or write a list of transforms{hint}")
         return copy.deepcopy(PRESETS[recipe])
     plain = [dict(entry) if isinstance(entry, Mapping) else entry for entry in recipe]
     _build_all(plain, ignore_id=255)
@@ -127,13 +125,9 @@ class Augmenter:
                 result = self._pipeline(image=image, mask=mask)
             except _recipe_errors() as error:
                 height, width = mask.shape
-                raise InputError(
-                    f"the recipe fails on {sample}, {height} x {width} px ({error}); mend it"
-                ) from error
+                raise InputError(f"the recipe fails on {sample}, {height} x {width} px ({error}); mend it") from error
             image, mask = result["image"], result["mask"]
-            if not (
-                image.dtype == mask.dtype == np.uint8 and image.shape == (*mask.shape, image_HWC.shape[2])
-            ):
+            if not (image.dtype == mask.dtype == np.uint8 and image.shape == (*mask.shape, image_HWC.shape[2])):
                 raise InputError(
                     f"the recipe turns {image_HWC.shape} {image_HWC.dtype} into an image {image.shape} "
                     f"{image.dtype} with mask {mask.shape} {mask.dtype}; leave out what changes type or "
@@ -184,8 +178,7 @@ def _transforms() -> dict[str, Any]:
 def _build(entry: Any, ignore_id: int) -> Any:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise InputError(
-            f"recipe entry {entry!r} must be one transform with its parameters, "
-            "like {HorizontalFlip: {p: 0.5}}"
+            f"recipe entry {entry!r} must be one transform with its parameters, like {{HorizontalFlip: {{p: 0.5}}}}"
         )
     ((name, params),) = entry.items()
     known = _transforms()
@@ -210,9 +203,7 @@ def _build(entry: Any, ignore_id: int) -> Any:
     try:
         return known[name](**values)
     except (ValueError, TypeError) as error:
-        raise InputError(
-            f"recipe: {name} refuses {dict(params)} ({' '.join(str(error).split())}); mend it"
-        ) from error
+        raise InputError(f"recipe: {name} refuses {dict(params)} ({' '.join(str(error).split())}); mend it") from error
 
 
 def _fit(

@@ -45,9 +45,7 @@ class Summary:
     warnings: list[str]
 
 
-def validate_dataset(
-    raw_dir: Path, out_path: Path, *, val: float, test: float, seed: int, jobs: int = 0
-) -> Summary:
+def validate_dataset(raw_dir: Path, out_path: Path, *, val: float, test: float, seed: int, jobs: int = 0) -> Summary:
     """Check every sample under ``raw_dir``, deal the groups to splits and write the manifest to ``out_path``.
 
     ``val``, ``test``, ``seed`` deal the groups that dataset.yaml does not assign. ``jobs`` processes, 0: by
@@ -65,12 +63,8 @@ def validate_dataset(
     if findings:
         raise BadData(raw_dir, sorted(findings, key=lambda finding: finding.file))
     if not rows:
-        raise InputError(
-            f"{raw_dir} holds no samples; put images into images/ and masks of the same stem into masks/"
-        )
-    split_of = assign_splits(
-        {row["group"] for row in rows}, val=val, test=test, seed=seed, official=info.splits
-    )
+        raise InputError(f"{raw_dir} holds no samples; put images into images/ and masks of the same stem into masks/")
+    split_of = assign_splits({row["group"] for row in rows}, val=val, test=test, seed=seed, official=info.splits)
     for row in rows:
         row["split"] = split_of[row["group"]]
     _refuse_empty_split(raw_dir, split_of)
@@ -95,9 +89,7 @@ def check_sample(raw_dir: Path, info: DatasetInfo, pair: Pair) -> dict[str, Any]
             what, _, fix = str(error).rpartition("; ")
             findings.append(Finding(name, what, fix))
         except OSError as error:
-            findings.append(
-                Finding(name, f"it can't be opened ({error.strerror})", "check the file and its rights")
-            )
+            findings.append(Finding(name, f"it can't be opened ({error.strerror})", "check the file and its rights"))
     group = info.group_of(pair.id)
     if group is None:
         what = f"the group rule '{info.group}' of dataset.yaml does not match its id '{pair.id}'"
@@ -107,17 +99,13 @@ def check_sample(raw_dir: Path, info: DatasetInfo, pair: Pair) -> dict[str, Any]
     (image_name, image_sha256, image), (mask_name, mask_sha256, mask) = files["image"], files["mask"]
     height, width, channels = image.shape
     if mask.shape != (height, width):
-        what = (
-            f"the mask is {mask.shape[0]} x {mask.shape[1]} px (height x width), the image {height} x {width}"
-        )
+        what = f"the mask is {mask.shape[0]} x {mask.shape[1]} px (height x width), the image {height} x {width}"
         return [Finding(mask_name, what, "make them the same size")]
     pixels = np.bincount(mask.ravel(), minlength=256)
     known = [*range(info.num_classes), info.ignore_id]
     strange = [int(i) for i in np.flatnonzero(pixels) if i not in known]
     if strange:
-        what = (
-            f"it holds class ids {strange} outside 0..{info.num_classes - 1} and ignore id {info.ignore_id}"
-        )
+        what = f"it holds class ids {strange} outside 0..{info.num_classes - 1} and ignore id {info.ignore_id}"
         return [Finding(mask_name, what, "correct the mask or add the classes to dataset.yaml")]
     return {
         "id": pair.id,

@@ -56,9 +56,7 @@ class TrainBatches:
                 f"batch_size is {batch_size} with {world_size} workers; it must be a multiple of {world_size}"
             )
         if not len(split):
-            raise InputError(
-                "the training split holds no samples; add data or lower split.val and split.test"
-            )
+            raise InputError("the training split holds no samples; add data or lower split.val and split.test")
         self.steps_per_epoch = max(1, len(split) // batch_size)
         shapes = sorted({split.shape(index) for index in range(len(split))})
         if augmenter.size is None and len(shapes) > 1:
@@ -112,9 +110,7 @@ class EvalSamples:
         """
         pending: list[int] = []
         for index in self.indices:
-            if pending and (
-                len(pending) == batch_size or self._split.shape(index) != self._split.shape(pending[0])
-            ):
+            if pending and (len(pending) == batch_size or self._split.shape(index) != self._split.shape(pending[0])):
                 yield self._stack(pending)
                 pending = []
             pending.append(index)
@@ -142,9 +138,7 @@ class _Batches(Dataset["Batch | SegmillError"]):
         try:
             return self.make(*epoch_step)
         except SegmillError as error:
-            return (
-                error  # raised by the receiver: from a worker, torch would bury the sentence in a traceback
-            )
+            return error  # raised by the receiver: from a worker, torch would bury the sentence in a traceback
 
     def make(self, epoch: int, step: int) -> Batch:
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._split))

@@ -183,9 +183,7 @@ def _parse_info(content: object, where: str) -> DatasetInfo:
     return DatasetInfo(name, classes, ignore_id, group, splits, **texts)
 
 
-def _mapping(
-    content: object, where: str, *, allowed: Sequence[str], required: Sequence[str]
-) -> dict[str, Any]:
+def _mapping(content: object, where: str, *, allowed: Sequence[str], required: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{where}: found {content!r}; write a mapping with the keys {', '.join(allowed)}")
     for key in content:
@@ -204,15 +202,11 @@ def _parse_classes(content: object, where: str) -> tuple[ClassInfo, ...]:
             f"{where}: classes must be a list of 2 to 255 entries like {{id: 0, name: sky, color: '#87ceeb'}}"
         )
     keys = ("id", "name", "color")
-    rows = [
-        _mapping(row, f"{where}: classes[{i}]", allowed=keys, required=keys) for i, row in enumerate(content)
-    ]
+    rows = [_mapping(row, f"{where}: classes[{i}]", allowed=keys, required=keys) for i, row in enumerate(content)]
     for expected, row in enumerate(rows):
         at = f"{where}: classes[{expected}]"
         if type(row["id"]) is not int or row["id"] != expected:
-            raise InputError(
-                f"{at}: id is {row['id']!r}; ids run 0, 1, 2, ... in order, so it must be {expected}"
-            )
+            raise InputError(f"{at}: id is {row['id']!r}; ids run 0, 1, 2, ... in order, so it must be {expected}")
         if not isinstance(row["name"], str) or not row["name"].strip():
             raise InputError(f"{at}: name is {row['name']!r}; it must be text that is not empty")
         if not isinstance(row["color"], str) or not re.fullmatch(r"#[0-9a-fA-F]{6}", row["color"]):
@@ -234,9 +228,7 @@ def _parse_group(rule: object, where: str) -> str | None:
     except re.error as error:
         raise InputError(f"{where}: group '{rule}' is no regular expression ({error}); mend it") from error
     if "group" not in pattern.groupindex:
-        raise InputError(
-            f"{where}: group '{rule}' has no part (?P<group>...); mark the part that names the group"
-        )
+        raise InputError(f"{where}: group '{rule}' has no part (?P<group>...); mark the part that names the group")
     return rule
 
 
@@ -248,7 +240,5 @@ def _parse_splits(content: object, where: str) -> dict[str, tuple[str, ...]]:
             raise InputError(f"{where}: splits.{split} is {groups!r}; write a list of group names in quotes")
         for group in groups:
             if seen.setdefault(group, split) != split:
-                raise InputError(
-                    f"{where}: group '{group}' is in {seen[group]} and {split}; keep it in one split"
-                )
+                raise InputError(f"{where}: group '{group}' is in {seen[group]} and {split}; keep it in one split")
     return {split: tuple(groups) for split, groups in splits.items()}

@@ -82,13 +82,9 @@ class SplitWriter:
         """Append one sample; ValueError where image and mask are not HxWx3 and HxW uint8."""
         height, width = sample.mask.shape
         if sample.image.shape != (height, width, CHANNELS):
-            raise ValueError(
-                f"{sample.id}: image {sample.image.shape} does not go with mask {sample.mask.shape}"
-            )
+            raise ValueError(f"{sample.id}: image {sample.image.shape} does not go with mask {sample.mask.shape}")
         if sample.image.dtype != np.uint8 or sample.mask.dtype != np.uint8:
-            raise ValueError(
-                f"{sample.id}: image {sample.image.dtype} and mask {sample.mask.dtype} must be uint8"
-            )
+            raise ValueError(f"{sample.id}: image {sample.image.dtype} and mask {sample.mask.dtype} must be uint8")
         self._images.write(np.ascontiguousarray(sample.image).data)
         self._masks.write(np.ascontiguousarray(sample.mask).data)
         for column, value in zip(
@@ -126,8 +122,7 @@ class PackedSplit:
         counts = [table.num_rows for table in tables]
         self._folder_of = np.repeat(np.arange(len(tables)), counts)
         self._height, self._width, self._offset_px = (
-            np.concatenate([table[name].to_numpy() for table in tables])
-            for name in ("height", "width", "offset_px")
+            np.concatenate([table[name].to_numpy() for table in tables]) for name in ("height", "width", "offset_px")
         )
         self._maps: dict[tuple[int, str], NDArray[np.uint8]] = {}
 
@@ -160,9 +155,7 @@ class PackedSplit:
         return self._maps[key]
 
 
-def pack(
-    raw_dir: Path, manifest_path: Path, out_dir: Path, *, size: tuple[int, int] | None, jobs: int = 0
-) -> PackInfo:
+def pack(raw_dir: Path, manifest_path: Path, out_dir: Path, *, size: tuple[int, int] | None, jobs: int = 0) -> PackInfo:
     """Decode every sample once into ``out_dir``; memory stays bounded, ``pack.json`` comes last.
 
     Train samples are resized to ``size`` (height, width in px) when given: images by area when shrinking,
@@ -183,9 +176,7 @@ def pack(
         if split == "train":
             mean, std = _mean_std(pixels.values)
             class_pixels = tuple(int(n) for n in pixels.ids[: info.num_classes])
-    packed = PackInfo(
-        info.name, info.class_names, info.colors, info.ignore_id, size, mean, std, class_pixels, samples
-    )
+    packed = PackInfo(info.name, info.class_names, info.colors, info.ignore_id, size, mean, std, class_pixels, samples)
     (out_dir / "pack.json").write_text(json.dumps(asdict(packed), indent=1) + "\n")
     return packed
 
@@ -195,12 +186,8 @@ def read_pack(out_dir: Path) -> PackInfo:
     try:
         content = json.loads((out_dir / "pack.json").read_text())
     except FileNotFoundError as error:
-        raise InputError(
-            f"{out_dir} holds no packed splits (no pack.json); run the prepare stage first"
-        ) from error
-    facts: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
-    }
+        raise InputError(f"{out_dir} holds no packed splits (no pack.json); run the prepare stage first") from error
+    facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     return PackInfo(**facts)
 
 
@@ -225,9 +212,7 @@ def _decode_row(raw_dir: Path, size: tuple[int, int] | None, row: dict[str, Any]
     if size is not None:
         image, mask = _resize(image, mask, size)
     values = np.stack([np.bincount(image[:, :, c].ravel(), minlength=256) for c in range(CHANNELS)])
-    return Sample(row["id"], row["group"], image, mask), _Pixels(
-        values, np.bincount(mask.ravel(), minlength=256)
-    )
+    return Sample(row["id"], row["group"], image, mask), _Pixels(values, np.bincount(mask.ravel(), minlength=256))
 
 
 def _read_unchanged(raw_dir: Path, row: dict[str, Any], kind: str) -> bytes:
@@ -269,14 +254,10 @@ def _read_index(folder: Path) -> Any:
     try:
         table = pq.read_table(folder / "index.parquet")
     except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} is no packed split (no index.parquet); run the prepare stage first"
-        ) from error
+        raise InputError(f"{folder} is no packed split (no index.parquet); run the prepare stage first") from error
     area = int(np.sum(table["height"].to_numpy() * table["width"].to_numpy()))
     for file, bytes_per_px in (("images.bin", CHANNELS), ("masks.bin", 1)):
         path = folder / file
         if not path.is_file() or path.stat().st_size != area * bytes_per_px:
-            raise InputError(
-                f"{path} is missing or cut short ({area * bytes_per_px} bytes expected); prepare again"
-            )
+            raise InputError(f"{path} is missing or cut short ({area * bytes_per_px} bytes expected); prepare again")
     return table

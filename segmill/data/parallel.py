@@ -18,9 +18,7 @@ Result = TypeVar("Result")
 BIG = 500  # below this many items starting processes costs more than it saves
 
 
-def map_ordered(
-    function: Callable[[Item], Result], items: Sequence[Item], *, jobs: int = 0
-) -> Iterator[Result]:
+def map_ordered(function: Callable[[Item], Result], items: Sequence[Item], *, jobs: int = 0) -> Iterator[Result]:
     """Yield ``function(item)`` in order of items. ``jobs``: processes; 0 takes all CPUs for more than BIG
     items, else 1.
 
@@ -45,8 +43,6 @@ def map_ordered(
             for item in itertools.islice(waiting, 1):
                 in_flight.append(pool.submit(function, item))
     except BrokenProcessPool as error:
-        raise InputError(
-            f"one of {jobs} processes died, likely out of memory; lower jobs (now {jobs})"
-        ) from error
+        raise InputError(f"one of {jobs} processes died, likely out of memory; lower jobs (now {jobs})") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

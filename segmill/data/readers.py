@@ -52,9 +52,7 @@ def list_pairs(raw_dir: Path) -> tuple[list[Pair], list[Finding]]:
     findings += mask_findings
     for sample_id in sorted(images.keys() - masks.keys()):
         file = images[sample_id].relative_to(raw_dir).as_posix()
-        findings.append(
-            Finding(file, f"it has no mask masks/{sample_id}.png", "add the mask or remove the image")
-        )
+        findings.append(Finding(file, f"it has no mask masks/{sample_id}.png", "add the mask or remove the image"))
     for sample_id in sorted(masks.keys() - images.keys()):
         file = masks[sample_id].relative_to(raw_dir).as_posix()
         fix = "add the image or remove the mask"
@@ -63,9 +61,7 @@ def list_pairs(raw_dir: Path) -> tuple[list[Pair], list[Finding]]:
     return [Pair(sample_id, images[sample_id], masks[sample_id]) for sample_id in both], findings
 
 
-def _list_folder(
-    raw_dir: Path, kind: str, suffixes: tuple[str, ...]
-) -> tuple[dict[str, Path], list[Finding]]:
+def _list_folder(raw_dir: Path, kind: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[Finding]]:
     folder = raw_dir / kind
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; put the samples' {kind} there")
@@ -81,9 +77,7 @@ def _list_folder(
             allowed = ", ".join(suffixes)
             findings.append(Finding(name, f"'{path.suffix}' is not one of {allowed}", "convert or remove it"))
         elif sample_id in files:
-            findings.append(
-                Finding(name, f"{files[sample_id].name} has the same stem", "rename or remove one")
-            )
+            findings.append(Finding(name, f"{files[sample_id].name} has the same stem", "rename or remove one"))
         else:
             files[sample_id] = path
     return files, findings
@@ -112,9 +106,7 @@ def read_mask(source: Path | bytes) -> NDArray[np.uint8]:
         if image.mode not in _MASK_MODES:
             raise InputError(f"its pixels are '{image.mode}', not one channel of 8-bit class ids; convert it")
         if image.mode == "L" and image.tile[0].args != "L":  # 2 or 4 bits: decoders stretch these to 0..255
-            raise InputError(
-                f"its pixels are packed as '{image.tile[0].args}', not 8 bits each; convert it to 8 bits"
-            )
+            raise InputError(f"its pixels are packed as '{image.tile[0].args}', not 8 bits each; convert it to 8 bits")
         return _decode(image)
 
 

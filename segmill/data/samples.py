@@ -120,9 +120,7 @@ def _brain_volume() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     brightness = np.arange(256) * (255 / np.percentile(t1[brain], 99.9))
     image = np.minimum(np.rint(brightness), 255).astype(np.uint8)[t1]
     csf = 255 - grey - white
-    label = np.where(
-        (grey >= white) & (grey > csf), np.uint8(2), np.where(white > csf, np.uint8(3), np.uint8(1))
-    )
+    label = np.where((grey >= white) & (grey > csf), np.uint8(2), np.where(white > csf, np.uint8(3), np.uint8(1)))
     return image, np.where(brain, label, np.uint8(0))
 
 
@@ -131,9 +129,7 @@ def _axial(slice_XY: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(slice_XY.T[::-1])
 
 
-def write_street(
-    raw_dir: Path, *, count: int, size: tuple[int, int] = (128, 128), seed: int = 0, jobs: int = 0
-) -> int:
+def write_street(raw_dir: Path, *, count: int, size: tuple[int, int] = (128, 128), seed: int = 0, jobs: int = 0) -> int:
     """Draw ``count`` street scenes of ``size`` (height, width in px), RGB; return how many.
 
     Sequences of FRAMES frames form groups ``street_sNNNN``, dealt train, val, test, train, train in turn. A
@@ -141,9 +137,7 @@ def write_street(
     for a size below 32 px or a count below 1.
     """
     if count < 1 or min(size) < 32:
-        raise InputError(
-            f"count is {count} and size {size}; count must be 1 or more, height and width 32 px or more"
-        )
+        raise InputError(f"count is {count} and size {size}; count must be 1 or more, height and width 32 px or more")
     draw = functools.partial(_write_street_frame, raw_dir, size, seed)
     for _ in map_ordered(draw, range(count), jobs=jobs):
         pass
@@ -264,9 +258,7 @@ def _paint_vehicle(canvas: Canvas, centre: int, foot: int, long: float, color: N
             cv2.circle(pixels, wheel, radius, dark, -1)
 
 
-def _paint_pedestrian(
-    canvas: Canvas, centre: int, foot: int, tall: float, color: NDArray[np.float64]
-) -> None:
+def _paint_pedestrian(canvas: Canvas, centre: int, foot: int, tall: float, color: NDArray[np.float64]) -> None:
     half, hip, neck = max(1, int(tall * 0.12)), int(foot - tall * 0.45), int(foot - tall * 0.82)
     coat, trousers, skin = color.tolist(), (color * 0.4).tolist(), (205, 160, 130)
     for pixels, paints in ((canvas.image, (coat, trousers, skin)), (canvas.mask, (_PEDESTRIAN,) * 3)):

@@ -128,9 +128,7 @@ def read_ensemble(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} is no ensemble ({error}); run the ensemble stage first") from None
     if facts.get("format") != FORMAT:
-        raise InputError(
-            f"{path} has format {facts.get('format')}; this segmill reads {FORMAT}: build it again"
-        )
+        raise InputError(f"{path} has format {facts.get('format')}; this segmill reads {FORMAT}: build it again")
     return facts
 
 
@@ -191,12 +189,9 @@ def _as_image(index: int, content: Any) -> Image:
     except ValueError as error:
         raise InputError(f"Image {index} is no array ({error}); give integers H x W x C.") from None
     if image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
-        raise InputError(
-            f"Image {index} has shape {image.shape}; allowed is H x W x 3, or H x W x 1 for grey."
-        )
+        raise InputError(f"Image {index} has shape {image.shape}; allowed is H x W x 3, or H x W x 1 for grey.")
     if image.dtype.kind not in "iu" or not 0 <= int(image.min()) <= int(image.max()) <= 255:
         raise InputError(
-            f"Image {index} is {image.dtype} in {image.min()}..{image.max()}; "
-            "give uint8 in 0..255, not scaled to 0..1."
+            f"Image {index} is {image.dtype} in {image.min()}..{image.max()}; give uint8 in 0..255, not scaled to 0..1."
         )
     return np.broadcast_to(image.astype(np.uint8, copy=False), (*image.shape[:2], 3))

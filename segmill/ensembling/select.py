@@ -78,16 +78,13 @@ def gather_evidence(
         for name, probs_BKHW in named.items():
             if probs_BKHW.shape[1] != num_classes:
                 raise InputError(
-                    f"Member {name} knows {probs_BKHW.shape[1]} classes, the data {num_classes}; "
-                    "train it again."
+                    f"Member {name} knows {probs_BKHW.shape[1]} classes, the data {num_classes}; train it again."
                 )
         for position in range(len(image_BHWC)):
             truth = split.mask(index).ravel()
             chosen = _share(np.flatnonzero(truth != ignore_id), pixels_per_image, index)
             truth_P = truth[chosen]
-            probs_MKP = np.stack(
-                [each[position].reshape(num_classes, -1)[:, chosen] for each in named.values()]
-            )
+            probs_MKP = np.stack([each[position].reshape(num_classes, -1)[:, chosen] for each in named.values()])
             ids_MP = probs_MKP.argmax(axis=1)
             split_P = (ids_MP != ids_MP[0]).any(axis=0)
             agreed_KK += confusion_counts(truth_P[~split_P], ids_MP[0, ~split_P], num_classes, ignore_id)
@@ -95,9 +92,7 @@ def gather_evidence(
             probs.append(probs_MKP[:, :, split_P].astype(np.float16))
             index += 1
     if not agreed_KK.any() and not sum(map(len, truths)):
-        raise InputError(
-            "The val split has no labelled pixel, so nothing can choose the weights; label some."
-        )
+        raise InputError("The val split has no labelled pixel, so nothing can choose the weights; label some.")
     return Evidence(agreed_KK, np.concatenate(truths), np.concatenate(probs, axis=2))
 
 

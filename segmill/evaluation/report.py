@@ -20,6 +20,7 @@ from segmill.metrics import scores
 from segmill.metrics.intervals import Gain, gain_interval
 
 # Pictures wider than this are shrunk for the page.
+KINDS = ("image", "truth", "prediction", "errors")
 PICTURE_PX = 640
 WRONG = (255, 45, 96)
 UNLABELLED = (128, 128, 128)
@@ -63,14 +64,11 @@ def write_report(out_dir: Path, ensemble_dir: Path, packed_dir: Path) -> None:
     metrics = json.loads((out_dir / "metrics.json").read_text())
     info, scored = read_pack(packed_dir), read_counts(out_dir / "counts.npz")
     members = {
-        name: json.loads((ensemble_dir / "members" / name / "member.json").read_text())
-        for name in metrics["members"]
+        name: json.loads((ensemble_dir / "members" / name / "member.json").read_text()) for name in metrics["members"]
     }
     figures = out_dir / "figures"
     figures.mkdir(exist_ok=True)
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
     page.filters["score"] = lambda value: "-" if value is None else f"{100 * value:.1f}"
     text = page.get_template("report.html.jinja").render(
         name=info.name,
@@ -82,11 +80,10 @@ def write_report(out_dir: Path, ensemble_dir: Path, packed_dir: Path) -> None:
         versus=_versus_best_member(scored),
         confusion=_confusion_rows(scored.ensemble),
         curves=_draw_curves(ensemble_dir, list(members), figures),
-        examples=list(
-            _draw_examples(out_dir, PackedSplit(packed_dir / metrics["split"]), info, scored, figures)
-        ),
+        examples=list(_draw_examples(out_dir, PackedSplit(packed_dir / metrics["split"]), info, scored, figures)),
     )
     (out_dir / "index.html").write_text(text)
+    _draw_overview(len(list(figures.glob("example-*-image.png"))), figures)
 
 
 def _data_versions(members: dict[str, Any]) -> str:
@@ -98,9 +95,7 @@ def _class_rows(info: PackInfo, scored: Scored) -> list[dict[str, Any]]:
     pixels = scores.total(scored.ensemble).sum(axis=1)
     return [
         {"name": name, "color": color, "share": float(share)}
-        for name, color, share in zip(
-            info.class_names, info.colors, pixels / max(int(pixels.sum()), 1), strict=True
-        )
+        for name, color, share in zip(info.class_names, info.colors, pixels / max(int(pixels.sum()), 1), strict=True)
     ]
 
 
@@ -115,10 +110,7 @@ def _confusion_rows(counts_NKK: NDArray[np.int64]) -> list[list[float | None]]:
     """Return for each true class the shares it was predicted as; None for a class without a pixel."""
     table = scores.total(counts_NKK).astype(np.float64)
     return [
-        [
-            None if math.isnan(share) else float(share)
-            for share in scores.ratio(row, np.full_like(row, row.sum()))
-        ]
+        [None if math.isnan(share) else float(share) for share in scores.ratio(row, np.full_like(row, row.sum()))]
         for row in table
     ]
 
@@ -173,13 +165,13 @@ def _draw_examples(
         for rank, key in enumerate(predictions.files):
             index = int(key)
             image, truth, prediction = samples.image(index), samples.mask(index), predictions[key]
-            pictures = {
-                "image": image,
-                "truth": _overlay(image, truth, colors, info.ignore_id),
-                "prediction": _overlay(image, prediction, colors, info.ignore_id),
-                "errors": _errors(image, truth, prediction, info.ignore_id),
-            }
-            for kind, picture in pictures.items():
+            pictures = (
+                image,
+                _overlay(image, truth, colors, info.ignore_id),
+                _overlay(image, prediction, colors, info.ignore_id),
+                _errors(image, truth, prediction, info.ignore_id),
+            )
+            for kind, picture in zip(KINDS, pictures, strict=True):
                 drawn = Image.fromarray(picture)
                 drawn.thumbnail((PICTURE_PX, PICTURE_PX))
                 drawn.save(figures / f"example-{rank:02d}-{kind}.png")
@@ -190,8 +182,23 @@ def _draw_examples(
                 "place": int((mious < mious[index]).sum()) + 1,
                 "miou": float(mious[index]),
                 "accuracy": scores.accuracy(scored.ensemble[index]),
-                "kinds": list(pictures),
+                "kinds": KINDS,
             }
+
+
+def _draw_overview(count: int, figures: Path) -> None:
+    """Put a worst, a middling and a best example under one another: one picture to show elsewhere."""
+    rows = [
+        [Image.open(figures / f"example-{rank:02d}-{kind}.png") for kind in KINDS]
+        for rank in sorted({0, count // 2, count - 1})
+    ]
+    width, height = (max(getattr(picture, side) for row in rows for picture in row) for side in ("width", "height"))
+    gap = 4
+    sheet = Image.new("RGB", (len(KINDS) * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for place, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * (width + gap), place * (height + gap)))
+    sheet.save(figures / "overview.png")
 
 
 def _overlay(
@@ -214,9 +221,7 @@ def _errors(
     ignore_id: int,
 ) -> NDArray[np.uint8]:
     """Mark wrong pixels over the dimmed grey image; unlabelled ones are flat grey."""
-    picture: NDArray[np.uint8] = (image_HWC.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.55).astype(
-        np.uint8
-    )
+    picture: NDArray[np.uint8] = (image_HWC.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.55).astype(np.uint8)
     picture[(truth_HW != prediction_HW) & (truth_HW != ignore_id)] = WRONG
     picture[truth_HW == ignore_id] = UNLABELLED
     return picture

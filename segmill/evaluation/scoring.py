@@ -68,8 +68,7 @@ def evaluate(
     known = [entry["name"] for entry in ensemble.facts["classes"]]
     if known != list(info.class_names):
         raise InputError(
-            f"The ensemble knows the classes {known}, the data {list(info.class_names)}; "
-            "train the members again."
+            f"The ensemble knows the classes {known}, the data {list(info.class_names)}; train the members again."
         )
     scored = score(ensemble, samples, info.num_classes, info.ignore_id, progress)
     metrics = {
@@ -136,9 +135,7 @@ def read_counts(path: Path) -> Scored:
     """Read ``counts.npz``; InputError where there is none."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            members = {
-                key.partition(":")[2]: arrays[key] for key in arrays.files if key.startswith("member:")
-            }
+            members = {key.partition(":")[2]: arrays[key] for key in arrays.files if key.startswith("member:")}
             return Scored(arrays["ids"].tolist(), arrays["groups"].tolist(), arrays["ensemble"], members)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run the evaluate stage first.") from None
@@ -149,9 +146,7 @@ def choose_examples(counts_NKK: Counts, count: int) -> list[int]:
 
     Images without a labelled pixel have no mIoU and are never chosen. Ties go by index.
     """
-    known = [
-        (miou, index) for index, one in enumerate(counts_NKK) if not math.isnan(miou := scores.miou(one))
-    ]
+    known = [(miou, index) for index, one in enumerate(counts_NKK) if not math.isnan(miou := scores.miou(one))]
     order = [index for _, index in sorted(known)]
     if len(order) <= count:
         return order
@@ -165,10 +160,7 @@ def _count(
     truths: list[NDArray[np.uint8]], probs_BKHW: NDArray[np.float32], num_classes: int, ignore_id: int
 ) -> list[Counts]:
     ids_BHW = probs_BKHW.argmax(axis=1)
-    return [
-        confusion_counts(truth, ids, num_classes, ignore_id)
-        for truth, ids in zip(truths, ids_BHW, strict=True)
-    ]
+    return [confusion_counts(truth, ids, num_classes, ignore_id) for truth, ids in zip(truths, ids_BHW, strict=True)]
 
 
 def _write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:

@@ -12,9 +12,7 @@ from segmill.errors import InputError
 IntArray = NDArray[np.int64]
 
 
-def confusion_counts(
-    truth_HW: NDArray[Any], prediction_HW: NDArray[Any], num_classes: int, ignore_id: int
-) -> IntArray:
+def confusion_counts(truth_HW: NDArray[Any], prediction_HW: NDArray[Any], num_classes: int, ignore_id: int) -> IntArray:
     """Count pixels by true and predicted class.
 
     Args:
@@ -36,9 +34,7 @@ def confusion_counts(
             "they must have the same shape: predict at the image's own size."
         )
     if 0 <= ignore_id < num_classes:
-        raise InputError(
-            f"ignore_id {ignore_id} is a class id too; give it one outside 0..{num_classes - 1}."
-        )
+        raise InputError(f"ignore_id {ignore_id} is a class id too; give it one outside 0..{num_classes - 1}.")
     labelled = truth_HW != ignore_id
     truth, prediction = truth_HW[labelled], prediction_HW[labelled]
     for name, ids in (("truth", truth), ("prediction", prediction)):

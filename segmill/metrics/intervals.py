@@ -71,9 +71,7 @@ def gain_interval(
     names, group_of_image = np.unique(np.asarray(groups), return_inverse=True)
     share_GN = np.zeros((len(names), len(groups)))
     share_GN[group_of_image, np.arange(len(groups))] = 1.0
-    parts = [
-        share_GN @ part for counts in (new_counts_NKK, old_counts_NKK) for part in _intersection_union(counts)
-    ]
+    parts = [share_GN @ part for counts in (new_counts_NKK, old_counts_NKK) for part in _intersection_union(counts)]
 
     everything_1G = np.ones((1, len(names)))
     evenly = np.full(len(names), 1 / len(names))

@@ -9,7 +9,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def encoder_name(backbone: str) -> str:
-    """Return the name segmentation-models-pytorch knows ``backbone`` by: ``tu-NAME`` for timm's, else its own.
+    """Return segmentation-models-pytorch's name for ``backbone``: ``tu-NAME`` for timm's, else its own.
 
     Raises InputError for an unknown name, with the nearest known one.
     """
@@ -42,7 +42,7 @@ def size_options(encoder: str) -> dict[str, bool]:
 
 
 def pretrained_normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std (of images scaled to 0..1, per channel) that ``backbone``'s published weights expect."""
+    """Return the mean and std, per channel of images scaled to 0..1, that published weights expect."""
     import timm
 
     config = timm.models.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None

@@ -37,11 +37,12 @@ def check_decoder(decoder: str) -> None:
 
 
 def assemble(encoder: str, decoder: str, *, num_classes: int, in_channels: int) -> nn.Module:
-    """Return a network of random weights: image_BCHW float, H and W divisible by 32 (PAN: 128 or more), to logits_BKHW.
+    """Return a network of random weights: image_BCHW float to logits_BKHW.
 
-    ``encoder`` is a name of smp (see backbones.encoder_name). Never touches the network.
-    Raises InputError for an unknown decoder and for a pair that does not fit (say, a decoder that dilates on a
-    backbone that can't be dilated), found by sending one small image through.
+    H and W must be divisible by 32 and at least MIN_SIDE_PX. ``encoder`` is smp's name for it
+    (see backbones.encoder_name). Never goes online.
+    Raises InputError for an unknown decoder and for a pair that does not fit (say, a decoder that dilates on
+    a backbone that can't be dilated), found by sending one small image through.
     """
     check_decoder(decoder)
     side = max(64, MIN_SIDE_PX.get(decoder, 0))
@@ -69,6 +70,7 @@ def assemble(encoder: str, decoder: str, *, num_classes: int, in_channels: int) 
         detail = str(reason).strip().splitlines()
         raise InputError(
             f"backbone {encoder.removeprefix('tu-')} and decoder {decoder} don't go together "
-            f"({detail[0] if detail else type(reason).__name__}); choose another decoder (fpn and unet take most backbones)"
+            f"({detail[0] if detail else type(reason).__name__}); choose another decoder: fpn and unet take "
+            "most backbones"
         ) from reason
     return net.train()

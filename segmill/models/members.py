@@ -1,4 +1,4 @@
-"""A member: built from its spec, saved as a folder, rebuilt from that folder alone, asked for probabilities."""
+"""A member: built from its spec, saved as a folder, rebuilt from that folder alone, asked for predictions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PIXELS_AT_ONCE = 16 * 512 * 512
 
 @dataclass(frozen=True)
 class MemberSpec:
-    """All it takes to build a member's network. ``mean`` and ``std`` are of images scaled to 0..1, per channel."""
+    """All it takes to build a member's network. ``mean`` and ``std``: per channel, of images in 0..1."""
 
     name: str
     backbone: str
@@ -60,6 +60,11 @@ class MemberModule(nn.Module):
         self.scale: Tensor
         self.register_buffer("mean", 255 * torch.tensor(mean).view(shape), persistent=False)
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(shape)), persistent=False)
+
+    @property
+    def encoder(self) -> nn.Module:
+        encoder: nn.Module = self.net.encoder  # type: ignore[assignment]
+        return encoder
 
     def forward(self, image_BHWC: Tensor) -> Tensor:
         height, width = image_BHWC.shape[1:3]
@@ -153,7 +158,7 @@ class Member:
         except RuntimeError as reason:
             raise InputError(
                 f"{folder}: weights.safetensors does not fit member.json ({str(reason).splitlines()[0]}); "
-                "it was written by other versions of timm or segmentation-models-pytorch: train the member again"
+                "other versions of timm or segmentation-models-pytorch wrote it: train the member again"
             ) from None
         return cls(spec, module, pick_device(device))
 

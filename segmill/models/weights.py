@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+KINDS = ("none", "timm", "torchvision", "file", "package")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The start of an encoder: where from, its file, and the sha256 of that file (both None for random weights)."""
+    """The start of an encoder: where from, and its file with that file's sha256 (None for random weights)."""
 
     source: str
     sha256: str | None
@@ -36,8 +37,9 @@ def resolve(spec: str, backbone: str) -> Weights:
     """Find the file behind ``spec``, fetching it where it is a hub's.
 
     Args:
-        spec: ``none`` (random weights), ``timm`` or ``timm:TAG`` (Hugging Face hub), ``torchvision:ENUM.MEMBER``,
-            ``file:PATH``, or ``package:NAME`` (an installed distribution that holds one weights file).
+        spec: ``none`` (random weights), ``timm`` or ``timm:TAG`` (Hugging Face hub),
+            ``torchvision:ENUM.MEMBER``, ``file:PATH``, or ``package:NAME`` (an installed distribution
+            that holds one weights file).
         backbone: name of the encoder, which decides what ``timm`` means.
 
     Raises:
@@ -61,7 +63,7 @@ def resolve(spec: str, backbone: str) -> Weights:
     else:
         raise InputError(
             f"weights {spec!r} for {backbone}: allowed are none, timm, timm:TAG, torchvision:ENUM.MEMBER, "
-            f"file:PATH and package:NAME{near_miss(spec, ['none', 'timm', 'torchvision:', 'file:', 'package:'])}"
+            f"file:PATH and package:NAME{near_miss(kind, KINDS)}"
         )
     with path.open("rb") as file:
         return Weights(source, hashlib.file_digest(file, "sha256").hexdigest(), path)
@@ -71,8 +73,8 @@ def load_into(encoder: nn.Module, weights: Weights) -> None:
     """Copy ``weights`` into ``encoder`` (one of segmentation-models-pytorch); random weights change nothing.
 
     Tensors are matched by name. Where the names are foreign they are matched in the file's order, each by its
-    shape and the last part of its name (weight, running_mean, ...); a classifier after the encoder's last tensor
-    is left out. Raises InputError where neither fits every tensor of the encoder.
+    shape and the last part of its name (weight, running_mean, ...); a classifier after the encoder's last
+    tensor is left out. Raises InputError where neither fits every tensor of the encoder.
     """
     if weights.path is None:
         return
@@ -92,7 +94,7 @@ def load_into(encoder: nn.Module, weights: Weights) -> None:
 
 
 def _plain(name: str) -> str:
-    """timm flattens ``stages.0`` to ``stages_0`` and wraps encoders in ``model.``; compare names without either."""
+    """timm flattens ``stages.0`` to ``stages_0``, wrappers add ``model.``; compare names without either."""
     return re.sub(r"^(model\.|encoder\.)+", "", name).replace("_", ".")
 
 
@@ -211,7 +213,7 @@ def _knock(url: str) -> None:
 
 
 def _download(url: str) -> Path:
-    """Fetch ``url`` into torch's cache; where its name ends in -HASH, as torch's do, the bytes must have that hash."""
+    """Fetch ``url`` into torch's cache; where its name ends in -HASH, the bytes must have that sha256."""
     import torch
 
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]

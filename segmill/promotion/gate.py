@@ -91,9 +91,7 @@ def decide(
         same = "Challenger and champion have the same counts on every image, so there is no gain."
         return Verdict("FAIL", [floor, same], facts)
     if gain.groups < LEAST_GROUPS:
-        too_few = (
-            f"{interval}, but so few prove nothing: put at least {LEAST_GROUPS} groups into the test split."
-        )
+        too_few = f"{interval}, but so few prove nothing: put at least {LEAST_GROUPS} groups into the test split."
         return Verdict("INCONCLUSIVE", [floor, too_few], facts)
     if gain.low > min_gain:
         return Verdict("PASS", [floor, f"{interval}, all of it above min_gain {min_gain:g}."], facts)

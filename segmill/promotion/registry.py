@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 import segmill
-from segmill.data.packing import PackedSplit, read_pack
-from segmill.ensembling.predict import batches, read_ensemble
-from segmill.errors import InputError, SegmillError
-from segmill.metrics.counts import confusion_counts
+from segmill.ensembling.predict import read_ensemble
 from segmill.tracking import reaching
 
 if TYPE_CHECKING:
@@ -158,76 +150,6 @@ def drop_alias(uri: str, model_name: str, alias: str) -> None:
     """Take an alias away; nothing happens where no version carries it."""
     with reaching(uri) as client:
         client.delete_registered_model_alias(model_name, alias)
-
-
-def score_registered(
-    uri: str, model_name: str, version: str, packed_dir: Path | str, *, split: str = "test"
-) -> NDArray[np.int64]:
-    """Return the N x K x K counts of a registered version on a packed split, images in the split's order.
-
-    The version predicts in a process of its own, where it loads as whoever serves it loads it: its own code,
-    its own weights. Versions never share one, since MLflow gives the second the modules of the first.
-
-    Raises:
-        InputError: the split is empty, or the version knows other classes than the data.
-        InfrastructureError: the registry does not answer.
-        SegmillError: the version does not load or fails to predict; the message holds what it said last.
-    """
-    info, samples = read_pack(Path(packed_dir)), PackedSplit(Path(packed_dir) / split)
-    if not len(samples):
-        raise InputError(f"The {split} split is empty; raise split.{split}, or add data.")
-    with reaching(uri) as client:
-        known = client.get_model_version(model_name, version).tags[CLASSES_TAG]
-    if json.loads(known) != list(info.class_names):
-        raise InputError(
-            f"Version {version} of {model_name} knows the classes {known}, the data "
-            f"{list(info.class_names)}: no figures of the two can be compared."
-        )
-    counts: list[NDArray[np.int64]] = []
-    with tempfile.TemporaryFile() as complaints:
-        process = _start_replay(uri, f"models:/{model_name}/{version}", complaints)
-        try:
-            for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
-                for ids_HW in _ask(process, image_BHWC):
-                    truth_HW = samples.mask(len(counts))
-                    counts.append(confusion_counts(truth_HW, ids_HW, info.num_classes, info.ignore_id))
-        except (BrokenPipeError, EOFError) as error:
-            process.wait()
-            complaints.seek(0)
-            said = complaints.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise SegmillError(
-                f"Version {version} of {model_name} did not predict: {said[-1]} "
-                f"(see it whole with mlflow.pyfunc.load_model('models:/{model_name}/{version}'))"
-            ) from error
-        finally:
-            process.kill()
-            process.communicate()
-    return np.stack(counts)
-
-
-def _start_replay(uri: str, model_uri: str, complaints: IO[bytes]) -> subprocess.Popen[bytes]:
-    # A model from a folder on this machine is used where it lies, and nothing is to be written there.
-    quiet = {"PYTHONDONTWRITEBYTECODE": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-    return subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__).with_name("replay.py")), uri, model_uri],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=complaints,
-        env=os.environ | quiet,
-    )
-
-
-def _ask(process: subprocess.Popen[bytes], image_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Send images and return their ids_BHW; BrokenPipeError or EOFError where the process has ended."""
-    assert process.stdin and process.stdout
-    process.stdin.write(json.dumps(image_BHWC.shape).encode() + b"\n")
-    process.stdin.write(image_BHWC.tobytes())
-    process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        raise EOFError
-    shape = json.loads(line)
-    return np.frombuffer(process.stdout.read(math.prod(shape)), np.uint8).reshape(shape)
 
 
 def _signature() -> ModelSignature:

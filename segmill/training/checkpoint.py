@@ -1,4 +1,4 @@
-"""The state of a member's training between two epochs, as one file: written whole or not at all, read without pickle code."""
+"""A training between two epochs as one file: written whole or not at all, read without running pickle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILE = "state.pt"
 
 @dataclass
 class Training:
-    """Everything that moves while a member trains. What random numbers do follows from (seed, epoch) alone."""
+    """Everything that moves while a member trains; random numbers follow from (seed, epoch) alone."""
 
     module: MemberModule
     optimizer: Optimizer
@@ -56,7 +56,7 @@ def save(training: Training, folder: Path) -> None:
 
 
 def load(training: Training, folder: Path) -> None:
-    """Bring ``training`` to the state saved in ``folder``; continuing from it gives the same bits as never stopping.
+    """Bring ``training`` to the state saved in ``folder``; going on gives the same bits as never stopping.
 
     Raises InputError where the file is damaged or belongs to another model.
     """
@@ -67,7 +67,8 @@ def load(training: Training, folder: Path) -> None:
         training.optimizer.load_state_dict(state["optimizer"])
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as reason:
         raise InputError(
-            f"checkpoint {path} can't be continued ({str(reason).splitlines()[0]}); delete its run folder to start afresh"
+            f"checkpoint {path} can't be continued ({str(reason).splitlines()[0]}); "
+            "delete its run folder to start afresh"
         ) from None
     training.schedule.load_state_dict(state["schedule"])
     training.scaler.load_state_dict(state["scaler"])

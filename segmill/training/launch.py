@@ -1,4 +1,4 @@
-"""Work on Ray: connecting, functions by name, members' trainings; its errors as sentences. Imports neither ray nor torch."""
+"""Work on Ray: connecting, functions by name, members' trainings, errors as sentences. Light to import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ray.train import TrainingFailedError
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-# A worker that dies (killed, lost node, driver fault) is replaced this often, each time from the last checkpoint.
+# A worker that dies (killed, lost node, driver fault) is replaced this often, from its last checkpoint.
 RESTARTS = 2
 
 # What Ray Train reads from the environment of the process that starts a training.
@@ -56,9 +56,9 @@ _CONNECTING = threading.Lock()
 def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
     """Be connected to Ray inside the ``with``.
 
-    ``local`` starts a cluster of this machine's cores (or of ``num_cpus``) that ends with the block and never joins
-    one that is there already; any other address joins that cluster. Inside another ``connect``, of any thread, it
-    does nothing. Raises InfrastructureError where nothing answers.
+    ``local`` starts a cluster of this machine's cores (or of ``num_cpus``) that ends with the block and never
+    joins one that is there already; any other address joins that cluster. Inside another ``connect``, of any
+    thread, it does nothing. Raises InfrastructureError where nothing answers.
     """
     with _CONNECTING:
         mine = _init(address, num_cpus)
@@ -69,6 +69,27 @@ def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
             import ray
 
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def connecting(address: str) -> Iterator[None]:
+    """Begin to ``connect`` while the block already runs; a ``connect`` inside it waits for that, and says what failed.
+
+    The thread that starts Ray stays until the end: Ray's processes are told to die with it.
+    """
+    over = threading.Event()
+
+    def hold() -> None:
+        with contextlib.suppress(InfrastructureError), connect(address):
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def whole_node() -> dict[str, float]:
@@ -85,6 +106,8 @@ def _init(address: str, num_cpus: int | None) -> bool:
     """Connect this process to Ray; False where it is connected already."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A member takes five small processes; with few cores Ray warns of them on the terminal.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     import ray
 
     if ray.is_initialized():
@@ -94,8 +117,8 @@ def _init(address: str, num_cpus: int | None) -> bool:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, ValueError, RuntimeError) as reason:
         raise InfrastructureError(
-            f"no Ray cluster at {address} ({str(reason).strip().splitlines()[0]}); start one with `ray start --head`, or set "
-            "ray.address to local"
+            f"no Ray cluster at {address} ({str(reason).strip().splitlines()[0]}); start one with "
+            "`ray start --head`, or set ray.address to local"
         ) from reason
     return True
 
@@ -121,13 +144,13 @@ def on_ray(
 def submit_member(args: dict[str, Any]) -> ObjectRef:
     """Start the training of a member; ``wait`` returns its metrics when the member folder is written.
 
-    A Ray task without CPUs of its own runs Ray Train, whose workers wait until the cluster has room. A run of the
-    same ``inputs_hash`` continues from its last checkpoint; its run folder goes when it is through.
+    A Ray task without CPUs of its own runs Ray Train, whose workers wait until the cluster has room. A run of
+    the same ``inputs_hash`` continues from its last checkpoint; its run folder goes when it is through.
 
     Args (all JSON-able, all required):
         name, backbone, decoder, weights: the member.
-        lr, epochs, batch_size, weight_decay, encoder_lr_factor, warmup_epochs, dice_weight, class_weights, ema,
-            precision, val_every, seed: as in params.yaml.
+        lr, epochs, batch_size, weight_decay, encoder_lr_factor, warmup_epochs, dice_weight, class_weights,
+            ema, precision, val_every, seed: as in params.yaml.
         recipe, size: what Augmenter takes.
         packed_dir, extra_dir: the packed splits, and a packed folder of further train samples or None.
         out_dir: the member folder to write, a temporary one.
@@ -164,12 +187,12 @@ def wait(reference: ObjectRef) -> Any:
             raise error.cause from None
         if isinstance(error.cause, MemoryError | RuntimeError) and ran_out_of_memory(error.cause):
             raise InputError(
-                f"the work ran out of memory ({_first_line(error.cause)}); lower prepare.size"
+                f"the work ran out of memory ({_first_line(error.cause)}); lower prepare.size_px"
             ) from error
         raise
     except exceptions.OutOfMemoryError as error:
         raise InputError(
-            "Ray stopped the work because the machine ran out of memory; lower prepare.size"
+            "Ray stopped the work because the machine ran out of memory; lower prepare.size_px"
         ) from error
     except exceptions.RayError as error:
         raise InfrastructureError(
@@ -186,8 +209,8 @@ def check_resources(what: str, each: dict[str, float], times: int = 1) -> None:
         has = total.get(kind, 0)
         if amount * times > has:
             raise InfrastructureError(
-                f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has {has:g}; lower ray.workers or "
-                f"ray.{kind.lower()}s_per_worker, or add nodes"
+                f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has {has:g}; lower "
+                f"ray.workers or ray.{kind.lower()}s_per_worker, or add nodes"
             )
 
 
@@ -205,8 +228,9 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(args: dict[str, Any]) -> InputError:
     """Return the sentence for a member that needs more memory than there is."""
     return InputError(
-        f"member {args['name']} ran out of memory; lower members.{args['name']}.batch_size (now {args['batch_size']}) or "
-        f"prepare.size (now {args['size']}), or give it more workers with ray.workers"
+        f"member {args['name']} ran out of memory; lower members.{args['name']}.batch_size "
+        f"(now {args['batch_size']}) or prepare.size_px (now {args['size']}), "
+        "or give it more workers with ray.workers"
     )
 
 
@@ -225,7 +249,6 @@ def _train(args: dict[str, Any]) -> dict[str, Any]:
         epochs=args["epochs"],
         time=time.time(),
     )
-    _check_weights(args)
     from ray.train import TrainingFailedError
 
     for restarts_left in reversed(range(RESTARTS + 1)):
@@ -289,18 +312,10 @@ def _raise_if_final(args: dict[str, Any], error: TrainingFailedError, restarts_l
         raise RuntimeError(f"member {args['name']} failed: {error}") from None
     if not restarts_left:
         raise InfrastructureError(
-            f"member {args['name']} lost its worker {RESTARTS + 1} times ({_first_line(failures[0])}); run again to continue "
-            f"from its last epoch, and if the machine is short of memory lower batch_size (now {args['batch_size']})"
+            f"member {args['name']} lost its worker {RESTARTS + 1} times ({_first_line(failures[0])}); run "
+            "again to continue from its last epoch, and if the machine is short of memory lower batch_size "
+            f"(now {args['batch_size']})"
         ) from None
-
-
-def _check_weights(args: dict[str, Any]) -> None:
-    from segmill.models import weights
-
-    try:
-        weights.resolve(args["weights"], args["backbone"])
-    except InputError as error:
-        raise InputError(f"member {args['name']}: {error}") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The straight loop: epochs, validation, the best weights. Knows neither Ray nor files; the same on 1 or many ranks."""
+"""The straight loop: epochs, validation, the best weights; on one rank or many. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def train_member(
                 class_weights=class_weights,
                 dice_weight=settings.dice_weight,
             )
-            scaler.scale(loss).backward()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -205,7 +205,7 @@ def validate(
 
 
 def share_statistics(module: MemberModule, rank: Rank) -> None:
-    """Average the running statistics of normalisation over the ranks, so that all judge and keep one model."""
+    """Average normalisation's running statistics over the ranks, so that all judge and keep one model."""
     if rank.count > 1:
         for name, buffer in module.named_buffers():
             if name.endswith(("running_mean", "running_var")):
@@ -214,7 +214,7 @@ def share_statistics(module: MemberModule, rank: Rank) -> None:
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Seed what is random inside the network (dropout) from (seed, epoch, rank), so that no generator need be saved."""
+    """Seed what is random inside the network (dropout) from (seed, epoch, rank): no generator to save."""
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
 
 
@@ -225,9 +225,9 @@ def check_finite(settings: Settings, epoch: int, losses: list[Tensor], optimizer
     if len(bad):
         step = int(bad[0])
         raise MemberFailed(
-            f"member {settings.member}: the loss is {values[step].item()} at epoch {epoch + 1}, step {step + 1} "
-            f"(learning rate {optimizer.param_groups[-1]['lr']:.3g}); lower members.{settings.member}.lr "
-            "or lengthen train.warmup_epochs"
+            f"member {settings.member}: the loss is {values[step].item()} at epoch {epoch + 1}, "
+            f"step {step + 1} (learning rate {optimizer.param_groups[-1]['lr']:.3g}); "
+            f"lower members.{settings.member}.lr or lengthen train.warmup_epochs"
         )
 
 

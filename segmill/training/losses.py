@@ -18,8 +18,9 @@ def segmentation_loss(
     """Return cross-entropy + ``dice_weight`` x Dice loss, a float32 scalar.
 
     Cross-entropy is the (weighted) mean over labelled pixels. Dice is 1 - 2|p t| / (|p| + |t|) with
-    probabilities p and one-hot truth t summed over the whole batch (the V-Net Dice of Milletari et al. 2016 without
-    the squares), averaged over the classes that the batch's truth holds. A batch without a labelled pixel costs 0.
+    probabilities p and one-hot truth t summed over the whole batch (V-Net's, Milletari et al. 2016, without
+    the squares), averaged over the classes that the batch's truth holds. A batch without a labelled pixel
+    costs 0.
 
     Args:
         logits_BKHW: any float type; computed in float32.

@@ -1,4 +1,4 @@
-"""How weights move: AdamW with a slower encoder, warm-up and cosine in closed form, and their moving average."""
+"""How weights move: AdamW with its own pace for the encoder, warm-up and cosine, and a moving average."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_optimizer(
 
 
 def lr_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """Return the share of the peak learning rate at ``step`` (from 0): linear up, then half a cosine down to 0.
+    """Return the share of the peak learning rate at ``step`` (from 0): linear up, half a cosine down to 0.
 
     In closed form (Loshchilov & Hutter 2017, one cycle), so that a resumed run meets the very same values.
     """

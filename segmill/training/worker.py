@@ -1,7 +1,8 @@
-"""One rank of a member's training, as Ray Train runs it: builds what the loop needs, reports, writes the member folder."""
+"""One rank of a member's training, as Ray Train runs it: builds what the loop needs, reports, saves."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from segmill import progress
 from segmill.data.augmentation import Augmenter
 from segmill.data.dataset import TrainBatches
 from segmill.data.packing import PackedSplit, PackInfo, read_pack
+from segmill.errors import InputError
 from segmill.models import backbones, weights
 from segmill.models.members import MemberSpec, build, save_member, write_curves
 from segmill.training import checkpoint
@@ -42,12 +44,14 @@ def _work(args: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     packed = read_pack(Path(args["packed_dir"]))
-    start = weights.resolve(args["weights"], args["backbone"])
-    spec = _spec(args, packed, start)
-
-    torch.manual_seed(args["seed"])
-    module = build(spec)
-    weights.load_into(module.net.encoder, start)
+    try:
+        start = weights.resolve(args["weights"], args["backbone"])
+        spec = _spec(args, packed, start)
+        torch.manual_seed(args["seed"])
+        module = build(spec)
+        weights.load_into(module.encoder, start)
+    except InputError as fault:
+        raise InputError(f"member {args['name']}: {fault}") from None
 
     extra = [Path(args["extra_dir"])] if args["extra_dir"] else []
     batches = TrainBatches(
@@ -95,7 +99,7 @@ def _work(args: dict[str, Any]) -> None:
 
 
 class Reporter:
-    """Says how a member's training goes: to Ray after each epoch, to whoever reads the progress file at most 2x/s."""
+    """Says how training goes: to Ray after each epoch, to whoever reads the progress file twice a second."""
 
     def __init__(self, args: dict[str, Any], rank: Rank):
         self._args = args
@@ -120,6 +124,7 @@ class Reporter:
                 images_s=step.images_s,
                 seconds_left=step.seconds_left,
                 time=time.time(),
+                pid=os.getpid(),
             )
 
     def epoch(self, training: Training) -> None:
@@ -144,7 +149,7 @@ class Reporter:
 
 
 def class_weights(kind: str, class_pixels: tuple[int, ...], device: torch.device) -> Tensor | None:
-    """Return K weights for the cross-entropy: None, or one over the root of each class's share of the train pixels.
+    """Return K weights for the cross-entropy: None, or one over the root of each class's train pixels.
 
     They average 1 over the classes that occur; a class that does not occur weighs 0.
     """

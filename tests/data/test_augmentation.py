@@ -15,9 +15,7 @@ IMAGE = np.kron(RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8), np.ones((6, 6,
 MASK = np.kron(RNG.integers(0, 3, (8, 10), dtype=np.uint8), np.ones((6, 6), np.uint8))
 
 
-def augmenter(
-    recipe: object, size: tuple[int, int] | None = None, seed: int = 0, ignore_id: int = 255
-) -> Augmenter:
+def augmenter(recipe: object, size: tuple[int, int] | None = None, seed: int = 0, ignore_id: int = 255) -> Augmenter:
     return Augmenter(resolve_recipe(recipe), size, seed, ignore_id=ignore_id)
 
 

@@ -86,9 +86,7 @@ def test_the_group_rule_names_the_group_or_nothing() -> None:
 
 def test_the_manifest_alone_tells_the_classes(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "manifest.parquet"
-    write_manifest(
-        path, pa.Table.from_pylist([{"id": "a", "class_pixels": [3, 4]}], schema=manifest_schema(INFO))
-    )
+    write_manifest(path, pa.Table.from_pylist([{"id": "a", "class_pixels": [3, 4]}], schema=manifest_schema(INFO)))
     table = read_manifest(path)
     assert table["class_pixels"].to_pylist() == [[3, 4]]
     assert manifest_info(table) == INFO

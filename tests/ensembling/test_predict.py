@@ -44,9 +44,7 @@ def test_probabilities_are_the_weighted_mean() -> None:
     ensemble = Ensemble(members, {"a": 0.25, "b": 0.75}, flips=False, facts={})
     probs = ensemble.predict_probs(np.zeros((2, 3, 4, 3), np.uint8))
     assert probs.shape == (2, 2, 3, 4) and probs.dtype == np.float32
-    np.testing.assert_allclose(
-        probs[1, :, 2, 3], [0.25 * 0.9 + 0.75 * 0.2, 0.25 * 0.1 + 0.75 * 0.8], rtol=1e-6
-    )
+    np.testing.assert_allclose(probs[1, :, 2, 3], [0.25 * 0.9 + 0.75 * 0.2, 0.25 * 0.1 + 0.75 * 0.8], rtol=1e-6)
 
 
 def test_flips_average_with_the_mirror_image() -> None:

@@ -48,9 +48,7 @@ def split(tmp_path: Path) -> PackedSplit:
     return PackedSplit(tmp_path / "val")
 
 
-def brute_force(
-    members: dict[str, Seeded], weights: np.ndarray, split: PackedSplit, flips: bool
-) -> np.ndarray:
+def brute_force(members: dict[str, Seeded], weights: np.ndarray, split: PackedSplit, flips: bool) -> np.ndarray:
     ensemble = Ensemble(members, dict(zip(members, weights, strict=True)), flips=flips, facts={})
     maps = ensemble.predict([split.image(i) for i in range(len(split))])
     return sum(confusion_counts(split.mask(i), ids, CLASSES, IGNORE) for i, ids in enumerate(maps))
@@ -62,9 +60,7 @@ def test_evidence_counts_what_the_ensemble_would_predict(split: PackedSplit, fli
     evidence = gather_evidence(members, split, num_classes=CLASSES, ignore_id=IGNORE, flips=flips)
     assert 0 < evidence.agreed_KK.sum() < sum((split.mask(i) != IGNORE).sum() for i in range(len(split)))
     for weights in np.array([[1, 0, 0], [0.2, 0.5, 0.3], [1 / 3] * 3]):
-        difference = evidence.counts(weights, pixels_at_once=100) - brute_force(
-            members, weights, split, flips
-        )
+        difference = evidence.counts(weights, pixels_at_once=100) - brute_force(members, weights, split, flips)
         # float16 may turn a pixel whose classes are within a thousandth of each other.
         assert np.abs(difference).sum() <= 2 * 3
 

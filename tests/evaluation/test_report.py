@@ -32,9 +32,7 @@ class Links(HTMLParser):
 @pytest.fixture(scope="module")
 def page(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out_dir = tmp_path_factory.mktemp("reports")
-    evaluate_and_report(
-        str(judging / "ensemble"), str(judging / "packed"), str(out_dir), overlays=3, device="cpu"
-    )
+    evaluate_and_report(str(judging / "ensemble"), str(judging / "packed"), str(out_dir), overlays=3, device="cpu")
     return out_dir
 
 

@@ -52,9 +52,7 @@ def test_images_of_one_group_are_not_counted_as_witnesses() -> None:
     old = np.stack([table(*random.integers(60, 90, 2)) for _ in range(8)])
     names = [f"g{i}" for i in range(8)]
     once = gain_interval(new, old, names, confidence=0.95, seed=0)
-    copies = gain_interval(
-        new.repeat(10, 0), old.repeat(10, 0), np.repeat(names, 10).tolist(), confidence=0.95, seed=0
-    )
+    copies = gain_interval(new.repeat(10, 0), old.repeat(10, 0), np.repeat(names, 10).tolist(), confidence=0.95, seed=0)
     assert (copies.low, copies.high) == pytest.approx((once.low, once.high))
     pretended = gain_interval(
         new.repeat(10, 0), old.repeat(10, 0), [f"g{i}" for i in range(80)], confidence=0.95, seed=0
@@ -99,9 +97,7 @@ def test_false_alarms_stay_near_the_promise(count: int) -> None:
         favour = random.normal(0, 5, count).round().astype(int)
         new = np.stack([table(80 + f, 80 + f) for f in favour])
         old = np.stack([table(80, 80) for _ in favour])
-        gain = gain_interval(
-            new, old, [f"g{i}" for i in range(count)], confidence=0.95, seed=trial, resamples=400
-        )
+        gain = gain_interval(new, old, [f"g{i}" for i in range(count)], confidence=0.95, seed=trial, resamples=400)
         alarms += gain.low > 0 or gain.high < 0
     assert 0.01 < alarms / 300 < 0.09
 

@@ -18,16 +18,11 @@ GROUPS = [f"g{i}" for i in range(10)]
 def tables(accuracies: list[float]) -> np.ndarray:
     """One two-class table of 1000 + 1000 pixels per accuracy, errors spread evenly."""
     return np.array(
-        [
-            [[round(1000 * a), 1000 - round(1000 * a)], [1000 - round(1000 * a), round(1000 * a)]]
-            for a in accuracies
-        ]
+        [[[round(1000 * a), 1000 - round(1000 * a)], [1000 - round(1000 * a), round(1000 * a)]] for a in accuracies]
     )
 
 
-def judge(
-    challenger: np.ndarray, champion: np.ndarray | None, groups: list[str] = GROUPS, **changes: float
-) -> Verdict:
+def judge(challenger: np.ndarray, champion: np.ndarray | None, groups: list[str] = GROUPS, **changes: float) -> Verdict:
     keys = {"floor_miou": 0.5, "min_gain": 0.0, "confidence": 0.95} | changes
     return decide(challenger, champion, groups, seed=0, **keys)
 
@@ -113,9 +108,7 @@ def test_imports_numpy_and_metrics_only() -> None:
         "import sys, segmill.promotion.gate; "
         "print(*sorted(name for name in sys.modules if name.startswith('segmill') or name == 'torch'))"
     )
-    loaded = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == [
         "segmill", "segmill.errors", "segmill.metrics", "segmill.metrics.intervals", "segmill.metrics.scores",
         "segmill.promotion", "segmill.promotion.gate",

@@ -13,9 +13,7 @@ import pytest
 from segmill.errors import InfrastructureError, InputError
 from segmill.promotion.ledger import Entry, append, entries, last_number
 
-FIRST = Entry(
-    "promote", "segmill-brain", "1", None, "PASS", ["It reaches the floor."], {"challenger_miou": 0.8}
-)
+FIRST = Entry("promote", "segmill-brain", "1", None, "PASS", ["It reaches the floor."], {"challenger_miou": 0.8})
 
 
 @pytest.fixture
@@ -86,7 +84,5 @@ def test_a_database_out_of_reach_says_so_without_its_password(tmp_path: Path) ->
 def test_the_table_is_plain_sql(url: str, tmp_path: Path) -> None:
     """Whoever audits needs sqlite3 and nothing of ours."""
     append(url, FIRST, after=0)
-    rows = sqlite3.connect(tmp_path / "ledger.db").execute(
-        "select model, version, decision, facts from promotions"
-    )
+    rows = sqlite3.connect(tmp_path / "ledger.db").execute("select model, version, decision, facts from promotions")
     assert rows.fetchall() == [("segmill-brain", "1", "PASS", '{"challenger_miou": 0.8}')]

@@ -19,6 +19,7 @@ from segmill.ensembling.predict import Ensemble
 from segmill.errors import InputError, SegmillError
 from segmill.metrics.counts import confusion_counts
 from segmill.promotion import registry
+from segmill.promotion.registered import score_registered
 
 NAME = "segmill-street"
 
@@ -104,9 +105,7 @@ def test_holds_no_pickle_and_no_path_of_this_machine(registered: Registered, jud
     model = next(path for path in files if path.name == "MLmodel").read_text()
     assert str(judging) not in model and os.path.dirname(registry.__file__) not in model
     requirements = next(path for path in files if path.name == "requirements.txt").read_text().split()
-    assert all("==" in line for line in requirements) and any(
-        line.startswith("torch==") for line in requirements
-    )
+    assert all("==" in line for line in requirements) and any(line.startswith("torch==") for line in requirements)
 
 
 def test_the_same_ensemble_is_registered_once(registered: Registered, judging: Path, tmp_path: Path) -> None:
@@ -140,7 +139,7 @@ def test_aliases_move_and_vanish(registered: Registered) -> None:
 
 
 def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered, judging: Path) -> None:
-    counts = registry.score_registered(registered.uri, NAME, registered.version, judging / "packed")
+    counts = score_registered(registered.uri, NAME, registered.version, judging / "packed")
     test = PackedSplit(judging / "packed" / "test")
     maps = Ensemble.load(judging / "ensemble").predict([test.image(i) for i in range(len(test))])
     expected = np.stack([confusion_counts(test.mask(i), ids, 5, 255) for i, ids in enumerate(maps)])
@@ -148,15 +147,13 @@ def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered
     assert np.abs(counts - expected).sum() <= 0.002 * expected.sum()
 
 
-def test_a_version_of_other_classes_is_not_compared(
-    registered: Registered, judging: Path, tmp_path: Path
-) -> None:
+def test_a_version_of_other_classes_is_not_compared(registered: Registered, judging: Path, tmp_path: Path) -> None:
     shutil.copytree(judging / "packed", tmp_path / "packed")
     facts = json.loads((tmp_path / "packed" / "pack.json").read_text())
     facts["class_names"][0] = "motorway"
     (tmp_path / "packed" / "pack.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match="no figures of the two can be compared"):
-        registry.score_registered(registered.uri, NAME, registered.version, tmp_path / "packed")
+        score_registered(registered.uri, NAME, registered.version, tmp_path / "packed")
 
 
 def test_a_version_that_does_not_load_says_why(registered: Registered, judging: Path) -> None:
@@ -165,7 +162,7 @@ def test_a_version_that_does_not_load_says_why(registered: Registered, judging: 
         tags = client.get_model_version(NAME, registered.version).tags
         lost = client.create_model_version(NAME, str(registered.artifacts / "gone"), tags=tags).version
     with pytest.raises(SegmillError, match=rf"Version {lost} of {NAME} did not predict: .*No such artifact"):
-        registry.score_registered(registered.uri, NAME, str(lost), judging / "packed")
+        score_registered(registered.uri, NAME, str(lost), judging / "packed")
 
 
 def test_a_folder_that_is_no_ensemble(registered: Registered, tmp_path: Path) -> None:

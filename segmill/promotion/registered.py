@@ -1,0 +1,107 @@
+"""A registered version at work in a process of its own: asked for predictions, scored on a packed split."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmill.data.packing import PackedSplit, read_pack
+from segmill.ensembling.predict import batches
+from segmill.errors import InputError, SegmillError
+from segmill.metrics.counts import confusion_counts
+from segmill.promotion.registry import CLASSES_TAG
+from segmill.tracking import reaching
+
+Images = NDArray[np.uint8]
+
+
+@contextmanager
+def loaded(uri: str, model_name: str, version: str) -> Iterator[Callable[[Images], Images]]:
+    """Load a version where nobody else is; yield a function from image_BHWC uint8, C = 3, to ids_BHW uint8.
+
+    It loads as whoever serves it loads it: its own code, its own weights. Versions never share a process, since
+    MLflow gives the second the modules of the first.
+
+    Raises:
+        SegmillError: the version does not load or fails to predict; the message holds what it said last.
+    """
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-P",
+                str(Path(__file__).with_name("replay.py")),
+                uri,
+                f"models:/{model_name}/{version}",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            # A model from a folder on this machine is used where it lies, and nothing is to be written there.
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"},
+        )
+        try:
+            yield lambda image_BHWC: _ask(process, image_BHWC)
+        except (BrokenPipeError, EOFError) as error:
+            process.wait()
+            complaints.seek(0)
+            said = complaints.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise SegmillError(
+                f"Version {version} of {model_name} did not predict: {said[-1]} "
+                f"(see it whole with mlflow.pyfunc.load_model('models:/{model_name}/{version}'))"
+            ) from error
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def score_registered(
+    uri: str, model_name: str, version: str, packed_dir: Path | str, *, split: str = "test"
+) -> NDArray[np.int64]:
+    """Return the N x K x K counts of a registered version on a packed split, images in the split's order.
+
+    Raises:
+        InputError: the split is empty, or the version knows other classes than the data.
+        InfrastructureError: the registry does not answer.
+        SegmillError: as for ``loaded``.
+    """
+    info, samples = read_pack(Path(packed_dir)), PackedSplit(Path(packed_dir) / split)
+    if not len(samples):
+        raise InputError(f"The {split} split is empty; raise split.{split}, or add data.")
+    with reaching(uri) as client:
+        known = client.get_model_version(model_name, version).tags[CLASSES_TAG]
+    if json.loads(known) != list(info.class_names):
+        raise InputError(
+            f"Version {version} of {model_name} knows the classes {known}, the data "
+            f"{list(info.class_names)}: no figures of the two can be compared."
+        )
+    counts: list[NDArray[np.int64]] = []
+    with loaded(uri, model_name, version) as predict:
+        for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
+            for ids_HW in predict(image_BHWC):
+                truth_HW = samples.mask(len(counts))
+                counts.append(confusion_counts(truth_HW, ids_HW, info.num_classes, info.ignore_id))
+    return np.stack(counts)
+
+
+def _ask(process: subprocess.Popen[bytes], image_BHWC: Images) -> Images:
+    """Send images and return their ids_BHW; BrokenPipeError or EOFError where the process has ended."""
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps(image_BHWC.shape).encode() + b"\n")
+    process.stdin.write(image_BHWC.tobytes())
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise EOFError
+    shape = json.loads(line)
+    return np.frombuffer(process.stdout.read(math.prod(shape)), np.uint8).reshape(shape)

@@ -1,0 +1,185 @@
+"""The main job on the real sample with the real libraries: Prefect's server, Ray, DVC, MLflow; nothing stands in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.start import create
+from segmill.data.samples import write_brain
+from segmill.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+SMALL = {
+    "prepare": {"size_px": [96, 96]},
+    "members": {
+        "fpn": {"backbone": "mobilenetv3_small_050", "decoder": "fpn", "weights": "none", "lr": 0.003},
+        "unet": {"backbone": "resnet10t", "decoder": "unet", "weights": "none", "lr": 0.003},
+    },
+    "promotion": {"floor_miou": 0.05, "min_gain": 0.0, "confidence": 0.95},
+}
+
+
+def run(workspace: Workspace, *command: str, code: int | tuple[int, ...] = 0) -> str:
+    """Run a command of the environment in the workspace, as a person would; return what it printed."""
+    home = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))}
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
+        env={**home, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"},
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode in (code if isinstance(code, tuple) else (code,)), said
+    assert "Traceback" not in said
+    return said
+
+
+def states(said: str) -> dict[str, str]:
+    """Return what became of each stage, by the last line that says so."""
+    return dict(re.findall(r"^([\w@-]+): (fresh|restored|ran|failed)\b", said, re.M))
+
+
+def brain_workspace(folder: Path) -> Workspace:
+    write_brain(folder / "atlas", every=4)
+    workspace = create(folder / "workspace", folder / "atlas")
+    yaml = YAML()
+    params = yaml.load(workspace.params)
+    params["train"] |= {"epochs": 2, "val_every": 1}
+    yaml.dump({**params, **SMALL}, workspace.params)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
+    workspace = brain_workspace(tmp_path_factory.mktemp("first"))
+    return workspace, run(workspace, "segmill", "retrain")
+
+
+def load_and_predict(workspace: Workspace, model: str) -> list[Any]:
+    """Load a registered model in a fresh process that knows nothing but MLflow's address, and predict."""
+    program = (
+        "import json, mlflow, numpy as np\n"
+        f"model = mlflow.pyfunc.load_model('models:/{model}')\n"
+        "images = np.random.default_rng(0).integers(0, 255, (2, 50, 70, 3), dtype=np.uint8)\n"
+        "ids = np.asarray(model.predict(images))\n"
+        "both = model.predict([images[0], images[1][:40]], params={'probabilities': True})\n"
+        "sums = [float(np.asarray(p, float).sum(0).mean()) for p in both['probabilities']]\n"
+        "print(json.dumps([list(ids.shape), int(ids.max()) < 4, [list(c.shape) for c in both['classes']], sums]))"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{workspace.root / 'mlflow.db'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd="/", capture_output=True, text=True, env=environment, check=True
+    )
+    loaded: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return loaded
+
+
+def test_the_first_run_ends_with_a_champion(first: tuple[Workspace, str]) -> None:
+    workspace, said = first
+    found = states(said)
+    assert found.pop("fingerprint") == "fresh"  # brought up to date before anything is shown
+    assert set(found.values()) == {"ran"}
+    assert "PASS" in said and "version 1 of segmill-brain is the champion now" in said
+    assert str(workspace.reports / "index.html") in said
+    metrics = json.loads(workspace.metrics.read_text())
+    assert set(metrics["members"]) == {"fpn", "unet"}
+    assert 0 < metrics["ensemble"]["miou"] < 1
+    status = json.loads(run(workspace, "segmill", "status", "--json"))
+    assert {stage["state"] for stage in status["stages"].values()} == {"fresh"}
+    assert status["champion"]["version"] == status["challenger"]["version"] == "1"
+    assert status["up_to_date"] is True
+
+
+def test_the_champion_loads_anywhere_and_holds_no_pickle(first: tuple[Workspace, str]) -> None:
+    workspace, _ = first
+    shape, ids_are_classes, shapes, sums = load_and_predict(workspace, "segmill-brain@champion")
+    assert (shape, ids_are_classes, shapes) == ([2, 50, 70], True, [[50, 70], [40, 70]])
+    assert sums == pytest.approx([1.0, 1.0], abs=1e-3)
+    stored = [path for path in (workspace.root / "mlartifacts").rglob("*") if path.is_file()]
+    assert any(path.name == "weights.safetensors" for path in stored)
+    assert [path for path in stored if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".joblib")] == []
+
+
+def test_mlflow_leads_back_to_data_params_code_and_commit(first: tuple[Workspace, str]) -> None:
+    from mlflow import MlflowClient
+
+    workspace, _ = first
+    uri = f"sqlite:///{workspace.root / 'mlflow.db'}"
+    client = MlflowClient(uri, uri)
+    version = client.get_model_version_by_alias("segmill-brain", "champion")
+    status = json.loads(run(workspace, "segmill", "status", "--json"))
+    assert version.tags["data_version"] == status["data_version"]
+    assert all(version.tags[tag] for tag in ("params_sha256", "code_sha256", "dvc_lock_sha256", "git_commit"))
+    parent = client.get_run(version.run_id)
+    assert "PASS" in parent.data.tags["mlflow.note.content"]
+    nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {child.info.run_name for child in nested} == {"fpn", "unet"}
+    for child in nested:
+        assert [point.step for point in client.get_metric_history(child.info.run_id, "val_miou")] == [1, 2]
+
+
+def test_prefect_kept_the_run_with_its_tasks_table_and_picture(first: tuple[Workspace, str]) -> None:
+    """Asks the database that Prefect's own pages read, through Prefect's client, in a fresh process."""
+    workspace, _ = first
+    program = (
+        "import json\n"
+        "from prefect.client.orchestration import get_client\n"
+        "with get_client(sync_client=True) as client:\n"
+        "    (run,) = client.read_flow_runs()\n"
+        "    tasks = sorted(task.name for task in client.read_task_runs())\n"
+        "    artifacts = {a.key: [a.type, a.data] for a in client.read_artifacts() if a.key}\n"
+        "print(json.dumps([run.state_name, tasks, artifacts]))"
+    )
+    environment = {**os.environ, "PREFECT_HOME": str(workspace.prefect_home)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    state, names, artifacts = json.loads(done.stdout.splitlines()[-1])
+    assert state == "Completed"
+    assert {"finetune@fpn", "finetune@unet"} <= set(names)
+    assert {name.rpartition("-")[0] for name in names} >= {"version", "validate", "prepare", "promote"}
+    assert "| ensemble |" in artifacts["retrain-summary"][1]
+    assert artifacts["retrain-overlays"][1].startswith("data:image/png;base64,")
+
+
+def test_the_second_run_and_dvc_have_nothing_to_do(first: tuple[Workspace, str]) -> None:
+    workspace, _ = first
+    assert "nothing to do" in run(workspace, "segmill", "retrain")
+    assert "up to date" in run(workspace, "dvc", "status")
+    assert "Running stage" not in run(workspace, "dvc", "repro")
+    assert "nothing to do" in run(workspace, "segmill", "retrain")
+
+
+def test_dvc_repro_gives_the_same_bytes(first: tuple[Workspace, str], tmp_path: Path) -> None:
+    workspace, _ = first
+    other = brain_workspace(tmp_path)
+    run(other, "dvc", "add", "data/raw")
+    run(other, "dvc", "repro")
+    locks = [YAML(typ="safe").load(space.root / "dvc.lock")["stages"] for space in (workspace, other)]
+    same = ["validate", "prepare", "augment", "finetune@fpn", "finetune@unet", "ensemble"]
+    assert [name for name in same if locks[0][name]["outs"] != locks[1][name]["outs"]] == []
+    assert json.loads(workspace.metrics.read_text()) == json.loads(other.metrics.read_text())
+
+
+def test_another_lr_for_one_member_retrains_it_and_what_follows(first: tuple[Workspace, str]) -> None:
+    workspace, _ = first
+    said = run(workspace, "segmill", "retrain", "--set", "members.fpn.lr=0.005", code=(0, 3))
+    assert "members.fpn.lr 0.003 -> 0.005" in said
+    found = states(said)
+    assert {found["finetune@fpn"], found["ensemble"], found["evaluate"]} == {"ran"}
+    assert {found["finetune@unet"], found["prepare"], found["validate"]} == {"fresh"}
+    assert "The gain over the champion is" in said
+    status = json.loads(run(workspace, "segmill", "status", "--json"))
+    assert status["challenger"]["version"] == "2"
+    assert status["champion"]["version"] == ("2" if "PASS" in said else "1")
+    assert "nothing to do" in run(workspace, "segmill", "retrain")

@@ -1,0 +1,123 @@
+"""The command line as a person meets it: one sentence, the right exit code, no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from segmill.workspace import Workspace
+
+COMMANDS = ("init", "demo", "validate", "retrain", "status", "history", "predict", "ui", "doctor", "stage")
+
+
+def segmill(*arguments: str, cwd: Path | None = None) -> tuple[int, str]:
+    """Return the exit code and all that was printed."""
+    home = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))}
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("segmill")), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**home, "COLUMNS": "200"},
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_help_has_a_line_per_command() -> None:
+    code, said = segmill("--help")
+    assert code == 0
+    for command in COMMANDS:
+        (line,) = [line for line in said.splitlines() if line.strip().startswith(f"{command} ")]
+        assert line.rstrip().endswith(".") and not line.rstrip().endswith("...")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    code, said = segmill(command, "--help")
+    assert code == 0
+    assert "Usage: segmill" in said
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    code, said = segmill("retrian")
+    assert code == 2
+    assert "No such command" in said
+
+
+def test_no_workspace_says_how_to_make_one(tmp_path: Path) -> None:
+    code, said = segmill("status", cwd=tmp_path)
+    assert code == 1
+    assert "is not a workspace" in said and "segmill init" in said and "segmill demo" in said
+    assert "Traceback" not in said
+
+
+def test_a_mistyped_key_stops_before_anything_runs(workspace: Workspace) -> None:
+    workspace.params.write_text(workspace.params.read_text().replace("epochs:", "epoch:"))
+    code, said = segmill("retrain", cwd=workspace.root)
+    assert code == 1
+    assert "unknown key train.epoch; did you mean 'epochs'?" in said
+    assert not (workspace.root / "dvc.lock").exists()
+
+
+def test_all_bad_files_are_listed_at_once_and_nothing_is_trusted(workspace: Workspace) -> None:
+    images, masks = workspace.root / "data/raw/images", workspace.root / "data/raw/masks"
+    names = sorted(path.stem for path in images.glob("*.png"))
+    (images / f"{names[0]}.png").write_bytes((images / f"{names[0]}.png").read_bytes()[:200])
+    Image.new("L", (10, 10)).save(masks / f"{names[1]}.png")
+    Image.new("L", (64, 64), 77).save(masks / f"{names[2]}.png")
+    (masks / f"{names[3]}.png").unlink()
+    code, said = segmill("validate", cwd=workspace.root)
+    assert code == 1
+    for name in names[:4]:
+        assert name in said
+    assert "Traceback" not in said
+    assert not workspace.manifest.exists()
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    for line in (("--debug", "status"), ("status", "--debug")):
+        code, said = segmill(*line, cwd=tmp_path)
+        assert code == 1
+        assert "Traceback" in said
+
+
+def test_status_of_a_new_workspace(workspace: Workspace) -> None:
+    code, said = segmill("status", cwd=workspace.root)
+    assert code == 0
+    assert "none yet" in said and "no run yet" in said
+
+
+def test_init_makes_a_workspace_that_validates(street: Path, tmp_path: Path) -> None:
+    code, said = segmill("init", "mine", "--data", str(street), cwd=tmp_path)
+    assert code == 0, said
+    assert segmill("init", "mine", "--data", str(street), cwd=tmp_path)[0] == 1
+    code, said = segmill("validate", cwd=tmp_path / "mine")
+    assert code == 0, said
+    assert "train" in said and "vehicle" in said
+
+
+def test_init_refuses_what_is_no_labelled_set(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    code, said = segmill("init", "mine", "--data", "pictures", cwd=tmp_path)
+    assert code == 1
+    assert "dataset.yaml" in said
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, street: Path) -> None:
+    """On a real file system of 1 MiB that runs full."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        code, said = segmill("init", str(small / "mine"), "--data", str(street))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert code == 1
+    assert "the disk is full" in said and "Traceback" not in said

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from segmill.errors import InputError
+from segmill.models.backbones import encoder_name, pretrained_normalisation
+
+
+def test_timm_comes_first_then_smp() -> None:
+    assert encoder_name("resnet18") == "tu-resnet18"
+    assert encoder_name("mit_b0") == "mit_b0"
+
+
+def test_unknown_backbone_names_the_near_miss() -> None:
+    with pytest.raises(InputError, match="unknown backbone resnet_18; did you mean 'resnet18'"):
+        encoder_name("resnet_18")
+
+
+def test_a_tag_belongs_to_weights() -> None:
+    with pytest.raises(InputError, match="write backbone: resnet18 and weights: timm:a1_in1k"):
+        encoder_name("resnet18.a1_in1k")
+
+
+def test_normalisation_is_what_the_weights_were_trained_with() -> None:
+    assert pretrained_normalisation("tf_efficientnet_lite0") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert pretrained_normalisation("mit_b0")[0] == (0.485, 0.456, 0.406)
