@@ -98,8 +98,10 @@ def status(
 ) -> None:
     """Show what is stale and why, and which models stand."""
     from flows.status import look, show
+    from tasks.stage import survey
 
-    found = look(*_open(workspace))
+    space, params = _open(workspace)
+    found = look(space, params, survey(space))
     if as_json:
         print(found.as_json())
     else:
@@ -180,16 +182,19 @@ def _open(folder: Path) -> tuple[Workspace, Params]:
 def _retrain(workspace: Workspace) -> None:
     from flows.status import look
     from flows.summary import show_result
-    from tasks.stage import bring_up_to_date
+    from tasks.stage import bring_up_to_date, survey
 
     params = read_params(workspace.params)
     prepare_environment(workspace, params)
     bring_up_to_date(workspace, "fingerprint")
-    found = look(workspace, params)
-    if found.up_to_date:
-        for outcome in found.stages.values():
+    stages = survey(workspace)
+    fresh = all(outcome.state == "fresh" for outcome in stages.values())
+    if fresh and look(workspace, params, stages).up_to_date:
+        for outcome in stages.values():
             out.print(f"{outcome.stage}: fresh (unchanged)", highlight=False, style="dim")
-        out.print("nothing to do: data, params and code are those of the last run; no new version was made")
+        out.print(
+            "nothing to do: data, params and code are those of the last run; no new version was made", soft_wrap=True
+        )
         return
     from flows.retrain import run_retrain
 

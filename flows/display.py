@@ -127,11 +127,8 @@ def _plain(folder: Path, steps: list[str], console: Console, over: threading.Eve
             if stage["state"] != "waiting" and told.get(step) != stage["state"]:
                 told[step] = stage["state"]
                 spent = f" in {_spent(stage)}" if stage["state"] == "ran" and _spent(stage) else ""
-                console.print(
-                    f"{step}: {stage['state']}{spent} ({stage.get('why', '')})",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                why = f" ({stage['why']})" if stage.get("why") else ""
+                console.print(f"{step}: {stage['state']}{spent}{why}", highlight=False, soft_wrap=True)
             if member and time.monotonic() - spoke.get(step, 0.0) >= PLAIN_INTERVAL_S:
                 spoke[step] = time.monotonic()
                 console.print(f"{step}: {member_line(member)}", highlight=False, soft_wrap=True)

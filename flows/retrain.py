@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
@@ -24,11 +24,14 @@ from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.params import Params, read_params
 from segmill.training import launch
 from segmill.workspace import Workspace
-from tasks.finetune import check_members, curves_path
+from tasks.finetune import begin_check, curves_path, end_check
 from tasks.promote import Judged, promote
 from tasks.register import Registered, model_name, register
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_names
 from tasks.version import version
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 BEFORE_TRAINING = ("fingerprint", "validate", "prepare", "augment")
 AFTER_TRAINING = ("ensemble", "evaluate")
@@ -67,27 +70,25 @@ def retrain(folder: str) -> dict[str, Any]:
     """Bring the workspace at ``folder`` up to date and return what came of it, as plain values."""
     workspace = Workspace.open(folder)
     params = read_params(workspace.params)
-    data = version_step(workspace, params)
-    outcomes = [stage_steps[name](workspace) for name in BEFORE_TRAINING]
-
-    uri, name = tracking_uri(workspace, params), model_name(workspace, params)
-    with (
-        launch.connect(ray_address(params)),
-        tracking.open_run(
+    uri = tracking_uri(workspace, params)
+    with launch.connect(ray_address(params)):
+        check = begin_check(workspace, params)
+        data = version_step(workspace, params)
+        outcomes = [stage_steps[name](workspace) for name in BEFORE_TRAINING]
+        check_members_step(workspace, params, check)
+        with tracking.open_run(
             uri,
-            name,
+            model_name(workspace, params),
             f"data {data.md5[:8]}",
             list(params.members),
             artifacts=artifacts_of_new(workspace, uri),
-        ) as run,
-    ):
-        check_members_step(params)
-        outcomes += every_result([finetune_step.submit(workspace, params, member, run) for member in params.members])
-        outcomes += [stage_steps[name](workspace) for name in AFTER_TRAINING]
-        registered = register_step(workspace, params, run, outcomes)
-        judged = promote_step(workspace, params, uri, registered)
-        result = summary(workspace, data, outcomes, registered, judged)
-        tracking.describe(run, markdown(result))
+        ) as run:
+            outcomes += every_result([finetune_step.submit(workspace, params, name, run) for name in params.members])
+            outcomes += [stage_steps[name](workspace) for name in AFTER_TRAINING]
+            registered = register_step(workspace, params, run, outcomes)
+            judged = promote_step(workspace, params, uri, registered)
+            result = summary(workspace, data, outcomes, registered, judged)
+            tracking.describe(run, markdown(result))
     publish(result, workspace.reports / "figures" / "overview.png")
     return result
 
@@ -118,8 +119,8 @@ def version_step(workspace: Workspace, params: Params) -> DataVersion:
 
 
 @_step(name="check members")
-def check_members_step(params: Params) -> None:
-    check_members(params)
+def check_members_step(workspace: Workspace, params: Params, begun: ObjectRef | None) -> None:
+    end_check(workspace, params, begun)
 
 
 @_talking_step(name="finetune", task_run_name="finetune@{member}")

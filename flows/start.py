@@ -31,6 +31,7 @@ def create(folder: Path, data: Path) -> Workspace:
         raise InputError(f"{folder} is a workspace already; add to its data/raw and run `segmill retrain` there")
     if not data.is_dir():
         raise InputError(f"--data {data} is no folder; name the one that holds images/, masks/ and dataset.yaml")
+    _refuse_unless_empty(folder)
     read_dataset_info(data)
     size = _usual_size(data)
     with _whole_or_nothing(folder):
@@ -49,8 +50,7 @@ def create_demo(folder: Path, *, more: bool) -> Workspace:
     from segmill.data.samples import write_brain
 
     if not (folder / "params.yaml").exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and no workspace; name another with --workspace")
+        _refuse_unless_empty(folder)
         with _whole_or_nothing(folder):
             _lay_down(folder)
             write_brain(folder / "data" / "raw")
@@ -60,6 +60,11 @@ def create_demo(folder: Path, *, more: bool) -> Workspace:
     if more:
         write_brain(workspace.root / read_params(workspace.params).data.path, every=1)
     return workspace
+
+
+def _refuse_unless_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds something else already; name an empty or a new folder")
 
 
 @contextmanager

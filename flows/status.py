@@ -18,7 +18,7 @@ from segmill.params import Params
 from segmill.workspace import Workspace
 from tasks.promote import earlier_judgement, ledger_url
 from tasks.register import Registered, model_name
-from tasks.stage import Outcome, survey
+from tasks.stage import Outcome
 
 if TYPE_CHECKING:
     from segmill.promotion.registry import Version
@@ -59,15 +59,15 @@ class Status:
         )
 
 
-def look(workspace: Workspace, params: Params) -> Status:
-    """Look at the workspace. Starts no server and imports no torch."""
+def look(workspace: Workspace, params: Params, stages: dict[str, Outcome]) -> Status:
+    """Look at the rest of the workspace besides its stages. Starts no server and imports no torch."""
     recorded = recorded_version(workspace.root, params.data.path)
     standing = _standing(workspace, params) if recorded else _Standing(None, None, False)
     return Status(
         workspace=workspace,
         data_version=recorded.md5 if recorded else None,
         data_why=data_changed(workspace.root, params.data.path),
-        stages=survey(workspace),
+        stages=stages,
         last_run=progress.read(workspace.last_run),
         champion=standing.champion,
         challenger=standing.challenger,

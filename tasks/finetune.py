@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segmill.data.versions import recorded_version
 from segmill.params import MemberParams, Params
 from segmill.training import launch
 from segmill.workspace import Workspace
 from tasks.stage import recorded_md5, replacing
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 
 def finetune(workspace: Workspace, params: Params, name: str) -> None:
@@ -43,20 +46,28 @@ def finetune(workspace: Workspace, params: Params, name: str) -> None:
             "loader_workers": params.ray.loader_workers,
             "inputs_hash": _inputs_hash(workspace, params, name),
         }
-        launch.wait(launch.submit_member(arguments))
+        launch.train_member(arguments)
 
 
-def check_members(params: Params) -> None:
-    """Build every member's network and fetch its weights, so that a wrong name stops the run before any training.
+def begin_check(workspace: Workspace, params: Params) -> ObjectRef | None:
+    """Start to build every network and reach for its weights on Ray, so that a wrong name stops all training.
+
+    Returns None where the same members passed before: each worker looks again at its own before it trains.
+    """
+    if _checked(workspace).is_file() and _checked(workspace).read_text() == _what_is_checked(workspace, params):
+        return None
+    return launch.on_ray("segmill.models.members:check_members", _networks(params))
+
+
+def end_check(workspace: Workspace, params: Params, begun: ObjectRef | None) -> None:
+    """Wait for the check and remember that it passed.
 
     Raises:
         InputError: a line for each member that can't be built, or whose weights can't be reached.
     """
-    members = [
-        {"name": name, "backbone": member.backbone, "decoder": member.decoder, "weights": member.weights}
-        for name, member in params.members.items()
-    ]
-    launch.wait(launch.on_ray("segmill.models.members:check_members", members))
+    if begun is not None:
+        launch.wait(begun)
+        _checked(workspace).write_text(_what_is_checked(workspace, params))
 
 
 def curves_path(workspace: Workspace, params: Params, name: str) -> Path:
@@ -89,3 +100,19 @@ def _inputs_hash(workspace: Workspace, params: Params, name: str) -> str:
         "member": params.members[name].model_dump(),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _networks(params: Params) -> list[dict[str, str]]:
+    return [
+        {"name": name, "backbone": member.backbone, "decoder": member.decoder, "weights": member.weights}
+        for name, member in params.members.items()
+    ]
+
+
+def _checked(workspace: Workspace) -> Path:
+    return workspace.scratch / "checked_members"
+
+
+def _what_is_checked(workspace: Workspace, params: Params) -> str:
+    text = json.dumps(_networks(params)) + (workspace.code / "finetune").read_text()
+    return hashlib.sha256(text.encode()).hexdigest()

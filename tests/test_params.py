@@ -68,9 +68,9 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
 
 
 def test_set_changes_the_value_and_keeps_the_comments(file: Path) -> None:
-    changes = set_params(file, ["members.lite0-fpn.lr=0.01", "prepare.size_px=[64, 96]", "train.seed=0"])
-    assert changes == ["members.lite0-fpn.lr: 0.002 -> 0.01", "prepare.size_px: [192, 160] -> [64, 96]"]
-    assert read_params(file).members["lite0-fpn"].lr == 0.01
+    changes = set_params(file, ["members.lite0-unet.lr=0.01", "prepare.size_px=[64, 96]", "train.seed=0"])
+    assert changes == ["members.lite0-unet.lr: 0.003 -> 0.01", "prepare.size_px: [192, 160] -> [64, 96]"]
+    assert read_params(file).members["lite0-unet"].lr == 0.01
     assert read_params(file).prepare.size_px == (64, 96)
     assert "# from random weights, on purpose" in file.read_text()
 
@@ -88,4 +88,4 @@ def test_keys_that_dvcs_run_cache_overlooks_are_refused(values: dict[str, Any]) 
     with pytest.raises(InputError, match=r"augment\.recipe\.RandomResizedCrop\.size|RandomResizedCrop\.size.*size_px"):
         parse_params(values | {"augment": {"recipe": recipe}}, "params.yaml")
     with pytest.raises(InputError, match=r"members\.size"):
-        parse_params(values | {"members": {"size": values["members"]["lite0-fpn"]}}, "params.yaml")
+        parse_params(values | {"members": {"size": values["members"]["lite0-unet"]}}, "params.yaml")

@@ -23,11 +23,11 @@ def run(uri: str, tmp_path: Path) -> str:
 
 
 def test_a_child_is_shown_under_its_parent(uri: str, run: str) -> None:
-    child = tracking.start_run(uri, "brain", "lite0-fpn", parent=run)
+    child = tracking.start_run(uri, "brain", "lite0-unet", parent=run)
     tracking.finish(uri, child, "FAILED")
     client = MlflowClient(uri)
     data, info = client.get_run(child).data, client.get_run(child).info
-    assert data.tags["mlflow.parentRunId"] == run and info.run_name == "lite0-fpn" and info.status == "FAILED"
+    assert data.tags["mlflow.parentRunId"] == run and info.run_name == "lite0-unet" and info.status == "FAILED"
     assert client.get_run(run).data.tags["data_version"] == "v1"
     assert info.experiment_id == client.get_run(run).info.experiment_id
 

@@ -31,9 +31,7 @@ MIN_SIDE_PX = {"pan": 128}
 def check_decoder(decoder: str) -> None:
     """Raise InputError, with the near miss, where ``decoder`` is none of DECODERS."""
     if decoder not in DECODERS:
-        raise InputError(
-            f"unknown decoder {decoder}{near_miss(decoder, list(DECODERS))} ({', '.join(DECODERS)})"
-        )
+        raise InputError(f"unknown decoder {decoder}{near_miss(decoder, list(DECODERS))} ({', '.join(DECODERS)})")
 
 
 def assemble(encoder: str, decoder: str, *, num_classes: int, in_channels: int) -> nn.Module:

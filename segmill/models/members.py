@@ -49,9 +49,7 @@ class MemberModule(nn.Module):
     The permuted input lies in channels-last order as it is.
     """
 
-    def __init__(
-        self, net: nn.Module, mean: Sequence[float], std: Sequence[float], min_side_px: int = STRIDE_PX
-    ):
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], min_side_px: int = STRIDE_PX):
         super().__init__()
         self.net = net
         self.min_side_px = min_side_px

@@ -29,9 +29,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         raise InputError("precision fp16 needs a GPU; on a CPU use auto, bf16 or fp32")
     if precision == "auto":
         if device.type == "cuda":
-            return (
-                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-            )
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.bfloat16 if _cpu_is_quick_at_bf16() else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 

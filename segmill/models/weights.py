@@ -55,9 +55,7 @@ def resolve(spec: str, backbone: str) -> Weights:
     elif kind == "file" and name:
         path, source = Path(name).expanduser().resolve(), spec
         if not path.is_file():
-            raise InputError(
-                f"weights {spec}: there is no file {path}; write the path of a {' or '.join(SUFFIXES)}"
-            )
+            raise InputError(f"weights {spec}: there is no file {path}; write the path of a {' or '.join(SUFFIXES)}")
     elif kind == "package" and name:
         path, source = _from_package(name)
     else:
@@ -82,9 +80,7 @@ def load_into(encoder: nn.Module, weights: Weights) -> None:
     given = _read(weights.path)
     names = _match_by_name(own, given) or _match_by_order(own, given)
     if names is None:
-        first = next(
-            (name for name, tensor in own.items() if _plain(name) not in map(_plain, given)), next(iter(own))
-        )
+        first = next((name for name, tensor in own.items() if _plain(name) not in map(_plain, given)), next(iter(own)))
         raise InputError(
             f"weights {weights.source} don't fit the backbone: of its {len(own)} tensors {first} "
             f"{tuple(own[first].shape)} has no counterpart among the file's {len(given)}; "
@@ -122,9 +118,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        state = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        )
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as reason:
         raise InputError(
             f"{path} can't be read as weights ({str(reason).splitlines()[0]}); give a safetensors file, or a "
@@ -170,13 +164,9 @@ def _from_timm(backbone: str, tag: str) -> tuple[Path, str]:
 
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{backbone}.*")]
     if not tags:
-        raise InputError(
-            f"timm has no weights for {backbone}; write weights: file:PATH, package:NAME or none"
-        )
+        raise InputError(f"timm has no weights for {backbone}; write weights: file:PATH, package:NAME or none")
     if tag and tag not in tags:
-        raise InputError(
-            f"timm has no weights {tag} for {backbone}{near_miss(tag, tags)} (it has {', '.join(tags)})"
-        )
+        raise InputError(f"timm has no weights {tag} for {backbone}{near_miss(tag, tags)} (it has {', '.join(tags)})")
     config = timm.models.get_pretrained_cfg(f"{backbone}.{tag}" if tag else backbone)
     source = f"timm:{config.tag}"
     if not config.hf_hub_id:

@@ -19,7 +19,8 @@ from segmill.errors import InfrastructureError, InputError, SegmillError
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.train import TrainingFailedError
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from segmill.training.ranks import LeanTrainer
 
 # A worker that dies (killed, lost node, driver fault) is replaced this often, from its last checkpoint.
 RESTARTS = 2
@@ -96,9 +97,7 @@ def whole_node() -> dict[str, float]:
     """Return what ``on_ray`` takes to hold all CPUs and GPUs of the largest node."""
     import ray
 
-    largest = max(
-        (node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda has: has.get("CPU", 0)
-    )
+    largest = max((node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda has: has.get("CPU", 0))
     return {"num_cpus": largest.get("CPU", 0), "num_gpus": min(1, largest.get("GPU", 0))}
 
 
@@ -141,7 +140,7 @@ def on_ray(
     return task.remote(function, args, kwargs)
 
 
-def submit_member(args: dict[str, Any]) -> ObjectRef:
+def train_member(args: dict[str, Any]) -> dict[str, Any]:
     """Start the training of a member; ``wait`` returns its metrics when the member folder is written.
 
     A Ray task without CPUs of its own runs Ray Train, whose workers wait until the cluster has room. A run of
@@ -159,16 +158,36 @@ def submit_member(args: dict[str, Any]) -> ObjectRef:
         num_workers, cpus_per_worker, gpus_per_worker, loader_workers: what it runs on.
         inputs_hash: of everything that decides the result.
 
-    Raises InfrastructureError where the cluster could never hold it.
+    Raises:
+        InputError: the member can't be built, its weights can't be reached, or it does not fit the memory.
+        InfrastructureError: the cluster could never hold it, or its worker died again and again.
+        SegmillError: its loss was not finite.
     """
-    import ray
-
     check_resources(
         f"member {args['name']}",
         {"CPU": args["cpus_per_worker"], "GPU": args["gpus_per_worker"]},
         times=args["num_workers"],
     )
-    return ray.remote(_train).options(num_cpus=0, max_retries=0).remote(args)
+    os.environ.update(TRAIN_ENVIRONMENT)
+    progress.report(
+        Path(args["progress_path"]),
+        member=args["name"],
+        state="starting",
+        epochs=args["epochs"],
+        time=time.time(),
+    )
+    from ray.train import TrainingFailedError
+
+    for restarts_left in reversed(range(RESTARTS + 1)):
+        try:
+            _trainer(args).fit()
+            break
+        except TrainingFailedError as error:
+            # Exceptions may hold what only the worker's process could unpickle: only our sentences travel on.
+            _raise_if_final(args, error, restarts_left)
+    metrics: dict[str, Any] = json.loads((Path(args["out_dir"]) / "metrics.json").read_text())
+    shutil.rmtree(run_folder(args))
+    return metrics
 
 
 def wait(reference: ObjectRef) -> Any:
@@ -191,9 +210,7 @@ def wait(reference: ObjectRef) -> Any:
             ) from error
         raise
     except exceptions.OutOfMemoryError as error:
-        raise InputError(
-            "Ray stopped the work because the machine ran out of memory; lower prepare.size_px"
-        ) from error
+        raise InputError("Ray stopped the work because the machine ran out of memory; lower prepare.size_px") from error
     except exceptions.RayError as error:
         raise InfrastructureError(
             f"Ray lost the work ({_first_line(error)}); run again: what is done is kept"
@@ -239,38 +256,13 @@ def _call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
-def _train(args: dict[str, Any]) -> dict[str, Any]:
-    """Run a member's training to its end, in a process of Ray's; return the member's metrics."""
-    os.environ.update(TRAIN_ENVIRONMENT)
-    progress.report(
-        Path(args["progress_path"]),
-        member=args["name"],
-        state="starting",
-        epochs=args["epochs"],
-        time=time.time(),
-    )
-    from ray.train import TrainingFailedError
-
-    for restarts_left in reversed(range(RESTARTS + 1)):
-        try:
-            _trainer(args).fit()
-            break
-        except TrainingFailedError as error:
-            # Exceptions may hold what only the worker's process could unpickle: only our sentences travel on.
-            _raise_if_final(args, error, restarts_left)
-    metrics: dict[str, Any] = json.loads((Path(args["out_dir"]) / "metrics.json").read_text())
-    shutil.rmtree(run_folder(args))
-    return metrics
-
-
-def _trainer(args: dict[str, Any]) -> DataParallelTrainer:
+def _trainer(args: dict[str, Any]) -> LeanTrainer:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from segmill.training.ranks import RanksConfig
+    from segmill.training.ranks import LeanTrainer, RanksConfig
 
     gpu = args["gpus_per_worker"] > 0
-    return DataParallelTrainer(
+    return LeanTrainer(
         _work,
         train_loop_config=args,
         backend_config=RanksConfig(gpu=gpu),
@@ -283,7 +275,7 @@ def _trainer(args: dict[str, Any]) -> DataParallelTrainer:
             name=run_folder(args).name,
             storage_path=args["run_dir"],
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            # Ray would repeat every failure alike; _train repeats only what may go better the next time.
+            # Ray would repeat every failure alike; train_member repeats only what may go better the next time.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=RESTARTS),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

@@ -157,9 +157,7 @@ def train_member(
             miou = scores.miou(counts)
             if miou > training.best_miou or not training.best_weights:
                 training.best_miou, training.best_epoch = miou, epoch + 1
-                training.best_weights = {
-                    name: t.detach().cpu().clone() for name, t in judged.state_dict().items()
-                }
+                training.best_weights = {name: t.detach().cpu().clone() for name, t in judged.state_dict().items()}
 
         training.epochs_done = epoch + 1
         training.curves.append(
@@ -190,9 +188,7 @@ def validate(
     classes = settings.num_classes
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     with torch.inference_mode():
-        for _, images_BHWC, masks_BHW in EvalSamples(val, rank=rank.index, world_size=rank.count).batches(
-            VAL_BATCH
-        ):
+        for _, images_BHWC, masks_BHW in EvalSamples(val, rank=rank.index, world_size=rank.count).batches(VAL_BATCH):
             with autocast(dtype, device):
                 logits_BKHW = module(torch.from_numpy(images_BHWC).to(device))
             truth_BHW = torch.from_numpy(masks_BHW).to(device).long()

@@ -32,9 +32,7 @@ def segmentation_loss(
     labels_BHW = mask_BHW.long()
     log_probs_BKHW = F.log_softmax(logits_BKHW.float(), dim=1)
     labelled_BHW = labels_BHW != ignore_id
-    weight_sum = (
-        labelled_BHW.sum() if class_weights is None else class_weights[labels_BHW[labelled_BHW]].sum()
-    )
+    weight_sum = labelled_BHW.sum() if class_weights is None else class_weights[labels_BHW[labelled_BHW]].sum()
     cross_entropy = F.nll_loss(
         log_probs_BKHW, labels_BHW, class_weights, ignore_index=ignore_id, reduction="sum"
     ) / weight_sum.clamp(min=torch.finfo(torch.float32).tiny)

@@ -14,9 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from segmill.models.members import MemberModule
 
 
-def make_optimizer(
-    module: MemberModule, *, lr: float, encoder_lr_factor: float, weight_decay: float
-) -> AdamW:
+def make_optimizer(module: MemberModule, *, lr: float, encoder_lr_factor: float, weight_decay: float) -> AdamW:
     """Return AdamW (Loshchilov & Hutter 2019); the encoder learns at ``lr * encoder_lr_factor``.
 
     Biases and the scales of normalisation (tensors of one axis) are not decayed.
@@ -47,9 +45,7 @@ def lr_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
 
 def make_schedule(optimizer: Optimizer, *, warmup_steps: int, total_steps: int) -> LambdaLR:
     """Return the schedule of lr_factor, to be stepped after every optimizer step."""
-    return LambdaLR(
-        optimizer, lambda step: lr_factor(step, warmup_steps=warmup_steps, total_steps=total_steps)
-    )
+    return LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps=warmup_steps, total_steps=total_steps))
 
 
 class MovingAverage:

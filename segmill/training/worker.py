@@ -56,9 +56,7 @@ def _work(args: dict[str, Any]) -> None:
     extra = [Path(args["extra_dir"])] if args["extra_dir"] else []
     batches = TrainBatches(
         PackedSplit(Path(args["packed_dir"]) / "train", *extra),
-        Augmenter(
-            args["recipe"], args["size"] and tuple(args["size"]), args["seed"], ignore_id=packed.ignore_id
-        ),
+        Augmenter(args["recipe"], args["size"] and tuple(args["size"]), args["seed"], ignore_id=packed.ignore_id),
         batch_size=args["batch_size"],
         seed=args["seed"],
         rank=rank.index,
@@ -162,13 +160,9 @@ def class_weights(kind: str, class_pixels: tuple[int, ...], device: torch.device
 
 def _spec(args: dict[str, Any], packed: PackInfo, start: weights.Weights) -> MemberSpec:
     mean, std = (
-        (packed.mean, packed.std)
-        if start.path is None
-        else backbones.pretrained_normalisation(args["backbone"])
+        (packed.mean, packed.std) if start.path is None else backbones.pretrained_normalisation(args["backbone"])
     )
-    return MemberSpec(
-        args["name"], args["backbone"], args["decoder"], packed.num_classes, packed.channels, mean, std
-    )
+    return MemberSpec(args["name"], args["backbone"], args["decoder"], packed.num_classes, packed.channels, mean, std)
 
 
 def _settings(args: dict[str, Any], packed: PackInfo) -> Settings:

@@ -80,7 +80,7 @@ def test_the_survey_follows_the_graph_downstream(workspace: Workspace) -> None:
     found = survey(workspace)
     assert found["validate"].why == "split.seed 0 -> 1"
     assert found["prepare"].why == "follows validate"
-    assert found["finetune@lite0-fpn"].state == "stale"
+    assert found["finetune@lite0-unet"].state == "stale"
     assert list(found)[:4] == list(LIGHT)
 
 
@@ -125,8 +125,8 @@ def test_an_unknown_stage_or_member_names_the_near_miss(workspace: Workspace) ->
 
     with pytest.raises(InputError, match="no stage prepair; did you mean 'prepare'"):
         run(workspace, "prepair")
-    with pytest.raises(InputError, match="no member 'lite0-fnp'; did you mean 'lite0-fpn'"):
-        run(workspace, "finetune@lite0-fnp")
+    with pytest.raises(InputError, match="no member 'lite0-uent'; did you mean 'lite0-unet'"):
+        run(workspace, "finetune@lite0-uent")
 
 
 def test_replacing_swaps_a_whole_folder_and_cleans_what_a_crash_left(tmp_path: Path) -> None:
