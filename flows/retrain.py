@@ -83,7 +83,7 @@ def retrain(folder: str) -> dict[str, Any]:
             list(params.members),
             artifacts=artifacts_of_new(workspace, uri),
         ) as run:
-            outcomes += every_result([finetune_step.submit(workspace, params, name, run) for name in params.members])
+            outcomes += every_result([finetune_step.submit(workspace, name, run) for name in params.members])
             outcomes += [stage_steps[name](workspace) for name in AFTER_TRAINING]
             registered = register_step(workspace, params, run, outcomes)
             judged = promote_step(workspace, params, uri, registered)
@@ -124,8 +124,9 @@ def check_members_step(workspace: Workspace, params: Params, begun: ObjectRef | 
 
 
 @_talking_step(name="finetune", task_run_name="finetune@{member}")
-def finetune_step(workspace: Workspace, params: Params, member: str, run: tracking.Run) -> Outcome:
-    growing, final = curves_path(workspace, params, member), workspace.member(member) / "curves.csv"
+def finetune_step(workspace: Workspace, member: str, run: tracking.Run) -> Outcome:
+    growing, final = curves_path(workspace, member), workspace.member(member) / "curves.csv"
+    growing.unlink(missing_ok=True)
     with tracking.following(run.uri, run.members[member], growing, final):
         return bring_up_to_date(workspace, f"finetune@{member}")
 

@@ -98,8 +98,8 @@ def following(uri: str, run_id: str, growing: Path, final: Path) -> Iterator[Non
     Args:
         uri: tracking URI.
         run_id: of the run.
-        growing: ``curves.csv`` of a training; it may not be there yet, and is gone when that is through.
-        final: ``curves.csv`` that holds all rows when the block has ended well.
+        growing: the curve of a training, row by row; it may not be there yet.
+        final: ``curves.csv`` of the finished member, for one that was not trained this time.
     """
     over = threading.Event()
     thread = threading.Thread(target=_follow, args=(uri, run_id, growing, final, over), daemon=True)
@@ -238,7 +238,7 @@ def _follow(uri: str, run_id: str, growing: Path, final: Path, over: threading.E
     logged = 0
     while True:
         last = over.wait(FOLLOW_INTERVAL_S)
-        rows = read_curves(final if last else growing)
+        rows = read_curves(growing) or (read_curves(final) if last else [])
         if len(rows) > logged:
             log_curves(uri, run_id, rows[logged:])
             logged = len(rows)

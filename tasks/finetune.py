@@ -38,6 +38,7 @@ def finetune(workspace: Workspace, params: Params, name: str) -> None:
             "out_dir": str(draft),
             "run_dir": str(workspace.checkpoints),
             "progress_path": str(workspace.progress / f"finetune@{name}.member.json"),
+            "curves_path": str(curves_path(workspace, name)),
             "data_version": recorded.md5 if recorded else "",
             "params": {"train": params.train.model_dump(), "member": member.model_dump()},
             "num_workers": params.ray.workers,
@@ -70,18 +71,9 @@ def end_check(workspace: Workspace, params: Params, begun: ObjectRef | None) -> 
         _checked(workspace).write_text(_what_is_checked(workspace, params))
 
 
-def curves_path(workspace: Workspace, params: Params, name: str) -> Path:
+def curves_path(workspace: Workspace, name: str) -> Path:
     """Return where the member's curve grows while it trains."""
-    return (
-        launch.run_folder(
-            {
-                "run_dir": workspace.checkpoints,
-                "name": name,
-                "inputs_hash": _inputs_hash(workspace, params, name),
-            }
-        )
-        / "curves.csv"
-    )
+    return workspace.progress / f"finetune@{name}.curves.csv"
 
 
 def _settings(params: Params, member: MemberParams) -> dict[str, Any]:

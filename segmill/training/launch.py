@@ -153,7 +153,8 @@ def train_member(args: dict[str, Any]) -> dict[str, Any]:
         recipe, size: what Augmenter takes.
         packed_dir, extra_dir: the packed splits, and a packed folder of further train samples or None.
         out_dir: the member folder to write, a temporary one.
-        run_dir: where run folders lie (see run_folder). progress_path: the progress JSON.
+        run_dir: where run folders lie (see run_folder). progress_path: the progress JSON; curves_path: the
+            curve that grows with each epoch, timings included.
         data_version, params: for the record.
         num_workers, cpus_per_worker, gpus_per_worker, loader_workers: what it runs on.
         inputs_hash: of everything that decides the result.
@@ -232,7 +233,7 @@ def check_resources(what: str, each: dict[str, float], times: int = 1) -> None:
 
 
 def run_folder(args: dict[str, Any]) -> Path:
-    """Return where a member's checkpoints and curves.csv lie while it trains."""
+    """Return where a member's checkpoints lie while it trains."""
     return Path(args["run_dir"]) / f"{args['name']}-{args['inputs_hash']}"
 
 

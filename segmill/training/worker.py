@@ -25,6 +25,8 @@ from segmill.training.launch import out_of_memory, ran_out_of_memory, run_folder
 from segmill.training.loop import Rank, Settings, Step, train_member
 
 PROGRESS_EVERY_S = 0.5
+# Columns that differ from run to run: watched while it trains, kept out of the member, whose bytes repeat.
+TIMINGS = ("images_s", "seconds")
 
 
 def work(args: dict[str, Any]) -> None:
@@ -92,7 +94,7 @@ def _work(args: dict[str, Any]) -> None:
                 "best_epoch": training.best_epoch,
                 "epochs": args["epochs"],
             },
-            curves=training.curves,
+            curves=[{key: row[key] for key in row if key not in TIMINGS} for row in training.curves],
         )
 
 
@@ -134,7 +136,7 @@ class Reporter:
         if row["val_miou"] is not None:
             self._val_miou = row["val_miou"]
         run = run_folder(self._args)
-        write_curves(run / "curves.csv", training.curves)
+        write_curves(Path(self._args["curves_path"]), training.curves)
         folder = run / f"epoch_{training.epochs_done:05d}"
         folder.mkdir(exist_ok=True)
         checkpoint.save(training, folder)

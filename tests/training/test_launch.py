@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,12 @@ def ray_of_two() -> Iterator[None]:
         yield
 
 
+def test_no_cluster_at_the_address() -> None:
+    # Stands before the tests that are connected: inside a connection, connect does nothing.
+    with pytest.raises(InfrastructureError, match="no Ray cluster at"), launch.connect("nowhere"):
+        pass
+
+
 @pytest.mark.slow
 def test_a_function_by_name(ray_of_two: None) -> None:
     assert launch.wait(launch.on_ray("tests.training.test_launch:answer", 1, plus=2)) == 3
@@ -111,11 +118,6 @@ def test_errors_come_out_as_sentences(ray_of_two: None) -> None:
 def test_more_than_the_cluster_has_is_refused_at_once(ray_of_two: None) -> None:
     with pytest.raises(InfrastructureError, match="asks for 1 x 3 CPU and the Ray cluster has 2"):
         launch.on_ray("tests.training.test_launch:answer", num_cpus=3)
-
-
-def test_no_cluster_at_the_address() -> None:
-    with pytest.raises(InfrastructureError, match="no Ray cluster at"), launch.connect("nowhere"):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,7 @@ def arguments(root: Path, packed: Path, **own: Any) -> dict[str, Any]:
         "out_dir": str(root / "member"),
         "run_dir": str(root / "runs"),
         "progress_path": str(root / "progress.json"),
+        "curves_path": str(root / "curves.csv"),
         "data_version": "v1",
         "params": {"lr": 1e-3},
         "num_workers": 1,
@@ -167,15 +170,18 @@ def test_a_killed_worker_is_replaced_and_the_member_is_the_same(ray_of_two: None
     from segmill.models.members import Member
 
     calm, killed = (arguments(tmp_path / name, packed) for name in ("calm", "killed"))
-    references = [launch.submit_member(calm), launch.submit_member(killed)]
-    victim = _worker_pid(killed, epoch=3)
-    os.kill(victim, signal.SIGKILL)
-    metrics = [launch.wait(reference) for reference in references]
+    with ThreadPoolExecutor(2) as threads:
+        trainings = [threads.submit(launch.train_member, args) for args in (calm, killed)]
+        victim = _worker_pid(killed, epoch=3)
+        os.kill(victim, signal.SIGKILL)
+        metrics = [training.result() for training in trainings]
     assert metrics[0] == metrics[1]
     weights = [(Path(args["out_dir"]) / "weights.safetensors").read_bytes() for args in (calm, killed)]
     assert weights[0] == weights[1]
     losses = [_losses(Path(args["out_dir"]) / "curves.csv") for args in (calm, killed)]
     assert losses[0] == losses[1] and len(losses[0]) == 6
+    growing = Path(killed["curves_path"]).read_text().splitlines()
+    assert len(growing) == 1 + 6 and growing[0].endswith(",images_s,seconds")
     assert not launch.run_folder(killed).exists()
     facts = progress.read(Path(killed["progress_path"]))
     assert facts is not None and (facts["member"], facts["epoch"], facts["epochs"]) == ("a", 6, 6)
@@ -186,7 +192,7 @@ def test_a_killed_worker_is_replaced_and_the_member_is_the_same(ray_of_two: None
 @pytest.mark.slow
 def test_two_ranks_write_one_member(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
     args = arguments(tmp_path, packed, num_workers=2, epochs=2)
-    metrics = launch.wait(launch.submit_member(args))
+    metrics = launch.train_member(args)
     assert metrics["epochs"] == 2
     assert json.loads((tmp_path / "member" / "metrics.json").read_text()) == metrics
 
@@ -194,11 +200,11 @@ def test_two_ranks_write_one_member(ray_of_two: None, packed: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_what_the_worker_refuses_comes_out_as_one_sentence(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^member a: weights file:/no.pth: there is no file"):
-        launch.wait(launch.submit_member(arguments(tmp_path, packed, weights="file:/no.pth")))
+        launch.train_member(arguments(tmp_path, packed, weights="file:/no.pth"))
     with pytest.raises(InputError, match=r"^member a ran out of memory; lower members.a.batch_size \(now 8\)"):
-        launch.wait(launch.submit_member(arguments(tmp_path, packed, size=[2_000_000, 2_000_000])))
+        launch.train_member(arguments(tmp_path, packed, size=[2_000_000, 2_000_000]))
     with pytest.raises(InfrastructureError, match="member a asks for 3 x 1 CPU"):
-        launch.submit_member(arguments(tmp_path, packed, num_workers=3))
+        launch.train_member(arguments(tmp_path, packed, num_workers=3))
 
 
 def _losses(curves: Path) -> list[str]:
