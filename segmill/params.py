@@ -110,7 +110,9 @@ class PromotionParams(Block):
 class RayParams(Block):
     address: str = Field("local", description="local starts Ray here; or a cluster's address. RAY_ADDRESS wins.")
     workers: int = Field(1, ge=1, description="Processes that train one member together (DDP).")
-    cpus_per_worker: float = Field(1, gt=0, description="Cores each of them holds.")
+    cpus_per_worker: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Cores each of them holds; null deals the cluster's cores evenly to all members."
+    )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs each of them holds.")
     loader_workers: int = Field(0, ge=0, description="Processes that augment for one worker; 0 uses a thread.")
 

@@ -42,7 +42,8 @@ def finetune(workspace: Workspace, params: Params, name: str) -> None:
             "data_version": recorded.md5 if recorded else "",
             "params": {"train": params.train.model_dump(), "member": member.model_dump()},
             "num_workers": params.ray.workers,
-            "cpus_per_worker": params.ray.cpus_per_worker,
+            "cpus_per_worker": params.ray.cpus_per_worker
+            or launch.even_share(len(params.members) * params.ray.workers),
             "gpus_per_worker": params.ray.gpus_per_worker,
             "loader_workers": params.ray.loader_workers,
             "inputs_hash": _inputs_hash(workspace, params, name),

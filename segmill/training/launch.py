@@ -93,6 +93,17 @@ def connecting(address: str) -> Iterator[None]:
         thread.join()
 
 
+def even_share(workers: int) -> float:
+    """Return the CPUs for each of ``workers`` processes that train at the same time: whole ones where it can be.
+
+    At least half a CPU, so that never more than two trainings crowd on one; the others wait.
+    """
+    import ray
+
+    share = ray.cluster_resources().get("CPU", 0) / workers
+    return float(int(share)) if share >= 1 else max(0.5, int(share * 100) / 100)
+
+
 def whole_node() -> dict[str, float]:
     """Return what ``on_ray`` takes to hold all CPUs and GPUs of the largest node."""
     import ray
