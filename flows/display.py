@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segmill import progress
+from segmill.alongside import alongside
 from segmill.workspace import Workspace
 
 PLAIN_INTERVAL_S = 10.0
@@ -33,14 +34,8 @@ def showing(workspace: Workspace, steps: list[str], console: Console) -> Iterato
     for old in workspace.progress.glob("*.json"):
         old.unlink()
     watch = _live if console.is_terminal else _plain
-    over = threading.Event()
-    thread = threading.Thread(target=watch, args=(workspace.progress, steps, console, over), daemon=True)
-    thread.start()
-    try:
+    with alongside(lambda over: watch(workspace.progress, steps, console, over)):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def member_line(facts: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
 
 if TYPE_CHECKING:
@@ -101,14 +102,8 @@ def following(uri: str, run_id: str, growing: Path, final: Path) -> Iterator[Non
         growing: the curve of a training, row by row; it may not be there yet.
         final: ``curves.csv`` of the finished member, for one that was not trained this time.
     """
-    over = threading.Event()
-    thread = threading.Thread(target=_follow, args=(uri, run_id, growing, final, over), daemon=True)
-    thread.start()
-    try:
+    with alongside(lambda over: _follow(uri, run_id, growing, final, over)):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def read_curves(path: Path) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segmill import progress
+from segmill.alongside import alongside
 from segmill.errors import InfrastructureError, InputError, SegmillError
 
 if TYPE_CHECKING:
@@ -78,19 +79,13 @@ def connecting(address: str) -> Iterator[None]:
 
     The thread that starts Ray stays until the end: Ray's processes are told to die with it.
     """
-    over = threading.Event()
 
-    def hold() -> None:
+    def hold(over: threading.Event) -> None:
         with contextlib.suppress(InfrastructureError), connect(address):
             over.wait()
 
-    thread = threading.Thread(target=hold)
-    thread.start()
-    try:
+    with alongside(hold):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def even_share(workers: int) -> float:

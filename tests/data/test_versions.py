@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -97,11 +96,8 @@ def s3() -> Iterator[str]:
         server.wait()
 
 
-def test_versions_live_on_s3_with_credentials_from_the_environment(
-    workspace: Workspace, s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import boto3
-
+@pytest.fixture
+def credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "AWS_ENDPOINT_URL": s3,
         "AWS_ACCESS_KEY_ID": "key",
@@ -109,6 +105,11 @@ def test_versions_live_on_s3_with_credentials_from_the_environment(
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+
+
+def test_versions_live_on_s3_with_credentials_from_the_environment(workspace: Workspace, credentials: None) -> None:
+    import boto3
+
     boto3.client("s3").create_bucket(Bucket="labels")
     first = bring_data(workspace.root, "data/raw", "s3://labels/street")
     shutil.rmtree(raw(workspace))
@@ -117,16 +118,8 @@ def test_versions_live_on_s3_with_credentials_from_the_environment(
     assert not any(b"secret" in path.read_bytes() for path in (workspace.root / ".dvc").glob("config*"))
 
 
-def test_a_remote_that_does_not_answer_is_said_and_the_version_is_kept(
-    workspace: Workspace, s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-    }.items():
-        monkeypatch.setenv(name, value)
+def test_a_remote_that_does_not_answer_is_said_and_the_version_is_kept(workspace: Workspace, credentials: None) -> None:
     with pytest.raises(InfrastructureError, match="safe in the local cache but could not be pushed to s3://absent"):
         bring_data(workspace.root, "data/raw", "s3://absent/street")
     assert recorded_version(workspace.root, "data/raw") is not None
-    assert os.path.isdir(workspace.root / ".dvc" / "cache")
+    assert (workspace.root / ".dvc" / "cache").is_dir()

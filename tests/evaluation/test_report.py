@@ -43,7 +43,16 @@ def test_every_link_is_a_file_beside_the_page(page: Path) -> None:
     assert len(links.found) == 3 * 4 + 2 * 2
     assert all((page / link).is_file() for link in links.found)
     assert "http" not in text and "@import" not in text and "<script" not in text
-    assert {path.name for path in (page / "figures").iterdir()} == {Path(link).name for link in links.found}
+    shown = {Path(link).name for link in links.found}
+    assert {path.name for path in (page / "figures").iterdir()} == shown | {"overview.png"}
+
+
+def test_the_overview_puts_worst_middling_and_best_under_one_another(page: Path) -> None:
+    overview = np.asarray(Image.open(page / "figures" / "overview.png"))
+    example = np.asarray(Image.open(page / "figures" / "example-00-image.png"))
+    height, width = example.shape[:2]
+    assert overview.shape == (3 * (height + 4) - 4, 4 * (width + 4) - 4, 3)
+    assert (overview[:height, :width] == example).all()
 
 
 def test_the_figures_on_the_page_are_those_measured(page: Path) -> None:
