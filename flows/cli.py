@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -31,6 +32,13 @@ WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder
 HERE = Path()
 
 
+class Sample(StrEnum):
+    """The built-in labelled sets."""
+
+    brain = "brain"
+    street = "street"
+
+
 @app.callback()
 def main_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere in the line.")] = False,
@@ -53,14 +61,15 @@ def init(
 @app.command()
 def demo(
     workspace: WorkspaceOption = Path(".demo"),
+    sample: Annotated[Sample, typer.Option(help="brain: atlas slices; street: drawn scenes.")] = Sample.brain,
     more: Annotated[
         bool, typer.Option("--more", help="Grow the data first, so that challenger meets champion.")
     ] = False,
 ) -> None:
-    """Retrain on the built-in brain atlas."""
+    """Retrain on a built-in labelled set."""
     from flows.start import create_demo
 
-    _retrain(create_demo(workspace, more=more))
+    _retrain(create_demo(workspace, sample=sample.value, more=more))
 
 
 @app.command()

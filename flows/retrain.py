@@ -23,7 +23,7 @@ from segmill.data.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.params import Params, read_params
 from segmill.training import launch
-from segmill.workspace import Workspace
+from segmill.workspace import Workspace, free_bytes
 from tasks.finetune import begin_check, curves_path, end_check
 from tasks.promote import Judged, promote
 from tasks.register import Registered, model_name, register
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 BEFORE_TRAINING = ("fingerprint", "validate", "prepare", "augment")
 AFTER_TRAINING = ("ensemble", "evaluate")
+MEMBER_BYTES = 300 * 2**20
 
 
 def steps(params: Params) -> list[str]:
@@ -48,6 +49,7 @@ def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[
     Ray and MLflow start while Prefect's server does: each takes seconds, mostly of waiting.
     """
     began = time.monotonic()
+    refuse_full_disk(workspace, params)
     try:
         with (
             showing(workspace, steps(params), console),
@@ -91,6 +93,22 @@ def retrain(folder: str) -> dict[str, Any]:
             tracking.describe(run, markdown(result))
     publish(result, workspace.reports / "figures" / "overview.png")
     return result
+
+
+def refuse_full_disk(workspace: Workspace, params: Params) -> None:
+    """Raise InputError where a run is sure to fill the disk: rather now than in the middle of a training.
+
+    The set lies in the workspace, the cache, the remote and the packed splits; a member in its checkpoint, its
+    folder, the ensemble, the cache twice and the registry.
+    """
+    data_bytes = sum(path.stat().st_size for path in (workspace.root / params.data.path).rglob("*") if path.is_file())
+    needed = 3 * data_bytes + len(params.members) * MEMBER_BYTES
+    free = free_bytes(workspace.root)
+    if free < needed:
+        raise InputError(
+            f"the disk is full: {free / 2**20:.0f} MiB free where {workspace.root} lies, and a run may take about "
+            f"{needed / 2**20:.0f} MiB; free some space and run again"
+        )
 
 
 def _may_pass_off(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -17,6 +17,7 @@ from tasks.stage import watch_code
 
 IGNORED = ("/.segmill/", "/.dvc-remote/", "/mlartifacts/", "/mlflow.db*", "/ledger.db*", "/predictions/")
 LARGEST_SIDE_PX = 512
+STREET_COUNT, STREET_PX = 200, (128, 128)
 
 
 def create(folder: Path, data: Path) -> Workspace:
@@ -41,24 +42,40 @@ def create(folder: Path, data: Path) -> Workspace:
         return _finish(folder, f"A workspace around {data.name}")
 
 
-def create_demo(folder: Path, *, more: bool) -> Workspace:
-    """Make the demo's workspace where there is none; with ``more``, give its data set the slices held back at first.
+def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
+    """Make the demo's workspace where there is none; with ``more``, let its data set grow.
+
+    Args:
+        folder: the workspace.
+        sample: ``brain``, slices of an atlas that nilearn ships, or ``street``, drawn scenes.
+        more: brain gets the training slices held back at first, street half as many scenes again.
 
     Raises:
         InputError: ``folder`` holds something else, or the atlas is not installed.
     """
-    from segmill.data.samples import write_brain
+    from segmill.data.manifest import read_dataset_info
+    from segmill.data.samples import write_brain, write_street
 
     if not (folder / "params.yaml").exists():
         _refuse_unless_empty(folder)
+        raw = folder / "data" / "raw"
         with _whole_or_nothing(folder):
             _lay_down(folder)
-            write_brain(folder / "data" / "raw")
-            workspace = _finish(folder, "The demo: MNI152 brain atlas")
+            if sample == "brain":
+                write_brain(raw)
+            else:
+                write_street(raw, count=STREET_COUNT, size=STREET_PX)
+                street = [f"prepare.size_px={list(STREET_PX)}", "augment.recipe=driving"]
+                set_params(folder / "params.yaml", street)
+            workspace = _finish(folder, f"The demo's sample {sample}")
     else:
         workspace = Workspace.open(folder)
     if more:
-        write_brain(workspace.root / read_params(workspace.params).data.path, every=1)
+        raw = workspace.root / read_params(workspace.params).data.path
+        if read_dataset_info(raw).name == "brain":
+            write_brain(raw, every=1)
+        else:
+            write_street(raw, count=STREET_COUNT * 3 // 2, size=STREET_PX)
     return workspace
 
 

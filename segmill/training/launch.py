@@ -209,7 +209,7 @@ def wait(reference: ObjectRef) -> Any:
     try:
         return ray.get(reference)
     except exceptions.RayTaskError as error:
-        if isinstance(error.cause, SegmillError):
+        if isinstance(error.cause, SegmillError | OSError):
             raise error.cause from None
         if isinstance(error.cause, MemoryError | RuntimeError) and ran_out_of_memory(error.cause):
             raise InputError(
@@ -300,7 +300,7 @@ def _raise_if_final(args: dict[str, Any], error: TrainingFailedError, restarts_l
     """Raise where another try would end alike; return where a worker died and may be replaced."""
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:
-        if isinstance(failure, SegmillError):
+        if isinstance(failure, SegmillError | OSError):
             raise failure from None
     # What Ray's monitor stopped for want of memory arrives as text only.
     if any(ran_out_of_memory(failure) for failure in failures):

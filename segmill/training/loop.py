@@ -168,6 +168,7 @@ def train_member(
                 "lr": optimizer.param_groups[-1]["lr"],
                 "images_s": images_s,
                 "seconds": clock.epoch_seconds,
+                "seconds_left": clock.seconds_left(epoch + 1),
             }
         )
         on_epoch(training)

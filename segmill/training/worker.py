@@ -26,7 +26,7 @@ from segmill.training.loop import Rank, Settings, Step, train_member
 
 PROGRESS_EVERY_S = 0.5
 # Columns that differ from run to run: watched while it trains, kept out of the member, whose bytes repeat.
-TIMINGS = ("images_s", "seconds")
+TIMINGS = ("images_s", "seconds", "seconds_left")
 
 
 def work(args: dict[str, Any]) -> None:

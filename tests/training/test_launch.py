@@ -181,7 +181,7 @@ def test_a_killed_worker_is_replaced_and_the_member_is_the_same(ray_of_two: None
     losses = [_losses(Path(args["out_dir"]) / "curves.csv") for args in (calm, killed)]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     growing = Path(killed["curves_path"]).read_text().splitlines()
-    assert len(growing) == 1 + 6 and growing[0].endswith(",images_s,seconds")
+    assert len(growing) == 1 + 6 and growing[0].endswith(",images_s,seconds,seconds_left")
     assert not launch.run_folder(killed).exists()
     facts = progress.read(Path(killed["progress_path"]))
     assert facts is not None and (facts["member"], facts["epoch"], facts["epochs"]) == ("a", 6, 6)
