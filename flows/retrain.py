@@ -24,7 +24,7 @@ from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.params import Params, read_params
 from segmill.training import launch
 from segmill.workspace import Workspace, free_bytes
-from tasks.finetune import begin_check, curves_path, end_check
+from tasks.finetune import begin_check, curves_path, drop_former_members, end_check
 from tasks.promote import Judged, promote
 from tasks.register import Registered, model_name, register
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_names
@@ -78,6 +78,7 @@ def retrain(folder: str) -> dict[str, Any]:
         data = version_step(workspace, params)
         outcomes = [stage_steps[name](workspace) for name in BEFORE_TRAINING]
         check_members_step(workspace, params, check)
+        drop_former_members(workspace, params)
         with tracking.open_run(
             uri,
             model_name(workspace, params),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,16 @@ def end_check(workspace: Workspace, params: Params, begun: ObjectRef | None) -> 
     if begun is not None:
         launch.wait(begun)
         _checked(workspace).write_text(_what_is_checked(workspace, params))
+
+
+def drop_former_members(workspace: Workspace, params: Params) -> None:
+    """Take away member folders that params.yaml no longer names: the ensemble depends on the folder they lie in.
+
+    Their bytes stay in DVC's cache, so a member that comes back is restored.
+    """
+    for record in workspace.members.glob("*/member.json"):
+        if record.parent.name not in params.members:
+            shutil.rmtree(record.parent)
 
 
 def curves_path(workspace: Workspace, name: str) -> Path:
