@@ -56,7 +56,7 @@ def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[
             launch.connecting(ray_address(params)),
             ThreadPoolExecutor(1) as early,
         ):
-            early.submit(tracking.warm_up, tracking_uri(workspace, params))
+            early.submit(tracking.warm_up)
             result: dict[str, Any] = retrain(str(workspace.root))
     except (SegmillError, OSError) as error:
         progress.report(workspace.last_run, finished=_now(), outcome=f"failed: {error}")
@@ -76,18 +76,14 @@ def retrain(folder: str) -> dict[str, Any]:
     with launch.connect(ray_address(params)):
         check = begin_check(workspace, params)
         data = version_step(workspace, params)
-        outcomes = [stage_steps[name](workspace) for name in BEFORE_TRAINING]
-        check_members_step(workspace, params, check)
-        drop_former_members(workspace, params)
-        with tracking.open_run(
-            uri,
-            model_name(workspace, params),
-            f"data {data.md5[:8]}",
-            list(params.members),
-            artifacts=artifacts_of_new(workspace, uri),
-        ) as run:
-            outcomes += every_result([finetune_step.submit(workspace, name, run) for name in params.members])
-            outcomes += [stage_steps[name](workspace) for name in AFTER_TRAINING]
+        name, members = model_name(workspace, params), list(params.members)
+        artifacts = artifacts_of_new(workspace, uri)
+        with tracking.open_run(uri, name, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
+            outcomes = [stage_steps[stage](workspace) for stage in BEFORE_TRAINING]
+            check_members_step(workspace, params, check)
+            drop_former_members(workspace, params)
+            outcomes += every_result([finetune_step.submit(workspace, member, run) for member in members])
+            outcomes += [stage_steps[stage](workspace) for stage in AFTER_TRAINING]
             registered = register_step(workspace, params, run, outcomes)
             judged = promote_step(workspace, params, uri, registered)
             result = summary(workspace, data, outcomes, registered, judged)

@@ -67,10 +67,13 @@ class Run:
     members: dict[str, str]
 
 
-def warm_up(uri: str) -> None:
-    """Import MLflow and let it lay out its database, which takes seconds the first time."""
-    with reaching(uri) as client:
-        client.search_experiments(max_results=1)
+def warm_up() -> None:
+    """Import MLflow, which takes seconds, and ask nothing of it.
+
+    Its first question would make SQLAlchemy configure every mapper of the process, and fail where another thread
+    is in the middle of importing Prefect's.
+    """
+    import mlflow  # noqa: F401
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def test_a_failing_recipe_says_its_one_sentence(split: PackedSplit, loader_worke
 
 def test_an_abandoned_epoch_leaves_no_thread(tmp_path: Path) -> None:
     others = set(threading.enumerate())
-    steps = batches(write_split(tmp_path / "many", [8] * 400)).epoch(0)  # more than can be prefetched meanwhile
+    steps = batches(write_split(tmp_path / "many", [8] * 250)).epoch(0)  # more than can be prefetched meanwhile
     next(steps)
     (mine,) = set(threading.enumerate()) - others
     steps.close()
