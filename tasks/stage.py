@@ -71,6 +71,8 @@ def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
     """
     started = time.monotonic()
     note = workspace.progress / f"{name}.json"
+    if name == "fingerprint":
+        watch_code(workspace)  # makes the links it depends on, in a new clone or where the installation moved
     with repository(workspace.root) as repo:
         stage = _find(repo, name)
         why = _why_stale(repo, stage)

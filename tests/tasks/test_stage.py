@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,16 @@ def test_a_stage_that_fails_leaves_nothing_to_trust(workspace: Workspace, monkey
     assert [path.name for path in workspace.packed.parent.iterdir() if "packed" in path.name] == []
     monkeypatch.undo()
     assert bring_up_to_date(workspace, "prepare").state == "ran"
+
+
+def test_a_clone_without_scratch_folder_and_a_moved_installation_go_on(workspace: Workspace) -> None:
+    bring_light(workspace)
+    shutil.rmtree(workspace.scratch)
+    assert bring_light(workspace)["prepare"] == ("fresh", "unchanged")
+    link = workspace.sources / "segmill"
+    link.unlink()
+    link.symlink_to("/somewhere/else")
+    assert bring_light(workspace)["prepare"] == ("fresh", "unchanged")
 
 
 def test_an_unknown_stage_or_member_names_the_near_miss(workspace: Workspace) -> None:
