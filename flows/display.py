@@ -21,6 +21,7 @@ from segmill.workspace import Workspace
 
 PLAIN_INTERVAL_S = 10.0
 LIVE_INTERVAL_S = 0.5
+BAR_WIDTH = 8
 MARKS = {
     "fresh": ("=", "dim"), "restored": ("<", "cyan"), "ran": ("✓", "green"), "running": ("…", "yellow"),
     "failed": ("✗", "red"), "waiting": ("·", "dim"),
@@ -93,12 +94,12 @@ def _table(folder: Path, steps: list[str]) -> Table:
     table.add_column(width=1)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
-    table.add_column(width=16)
-    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=BAR_WIDTH)
+    table.add_column(ratio=1)
     for step in steps:
         stage, member = _facts(folder, step)
         mark, style = MARKS[stage["state"]]
-        done = ProgressBar(completed=100 * _share_done(member), width=16) if member else Text("")
+        done = ProgressBar(completed=100 * _share_done(member), width=BAR_WIDTH) if member else Text("")
         table.add_row(Text(mark, style=style), step, _spent(stage), done, Text(_detail(stage, member), style=style))
     return table
 
