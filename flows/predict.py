@@ -42,7 +42,7 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
         version = found.version
     else:
         raise InputError(f"{name} has no version called {model}; `segmill status` shows what there is")
-    pixels = [read_image(path) for path in images]
+    pixels = [_read(path) for path in images]
     info = read_dataset_info(workspace.root / params.data.path)
     palette = np.array([[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in info.colors], np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,3 +55,10 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
             mixed = OVERLAY_SHARE * palette[ids_HW] + (1 - OVERLAY_SHARE) * image_HWC
             Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{path.stem}-overlay.png")
             yield mask
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return read_image(path)
+    except InputError as fault:
+        raise InputError(f"{path}: {fault}") from None

@@ -59,7 +59,9 @@ def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[
             early.submit(tracking.warm_up)
             result: dict[str, Any] = retrain(str(workspace.root))
     except (SegmillError, OSError) as error:
-        progress.report(workspace.last_run, finished=_now(), outcome=f"failed: {error}")
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(workspace.root)
+        progress.report_failure(workspace.last_run, finished=_now(), outcome=f"failed: {error}")
         raise
     result["seconds"] = round(time.monotonic() - began, 1)
     result["outcome"] += f", in {clock(result['seconds'])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,12 @@ def report(path: Path, **facts: Any) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     draft.write_text(json.dumps(facts))
     os.replace(draft, path)
+
+
+def report_failure(path: Path, **facts: Any) -> None:
+    """As ``report``, for use while an error is on its way: a disk too full for a note must not hide why."""
+    with contextlib.suppress(OSError):
+        report(path, **facts)
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
+import logging
 import math
+import os
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,7 +79,7 @@ def warm_up() -> None:
     import mlflow  # noqa: F401
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_run(
     uri: str, experiment: str, name: str, members: Sequence[str], *, artifacts: str | None = None
 ) -> Iterator[Run]:
@@ -86,16 +89,16 @@ def open_run(
     """
     parent = start_run(uri, experiment, name, artifacts=artifacts)
     run = Run(uri, parent, {member: start_run(uri, experiment, member, parent=parent) for member in members})
-    status: Literal["FINISHED", "FAILED"] = "FAILED"
     try:
         yield run
-        status = "FINISHED"
-    finally:
-        for run_id in (*run.members.values(), run.id):
-            finish(uri, run_id, status)
+    except BaseException:
+        with contextlib.suppress(InfrastructureError, OSError):  # must not hide what went wrong
+            _close(run, "FAILED")
+        raise
+    _close(run, "FINISHED")
 
 
-@contextmanager
+@contextlib.contextmanager
 def following(uri: str, run_id: str, growing: Path, final: Path) -> Iterator[None]:
     """Log the rows of a curve while the block runs, each once, as they come.
 
@@ -184,22 +187,35 @@ def finish(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"
         client.set_terminated(run_id, status=status)
 
 
+def _close(run: Run, status: Literal["FINISHED", "FAILED"]) -> None:
+    for run_id in (*run.members.values(), run.id):
+        finish(run.uri, run_id, status)
+
+
 def metric_name(name: str) -> str:
     """Return ``name`` with every character that MLflow refuses in a name replaced by ``_``."""
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 
-@contextmanager
+@contextlib.contextmanager
 def reaching(uri: str) -> Iterator[MlflowClient]:
-    """Yield MLflow's client for ``uri``; a silent server or database becomes InfrastructureError."""
+    """Yield MLflow's client for ``uri``; a silent server or database becomes InfrastructureError.
+
+    A full disk stays an OSError, also where SQLite says so.
+    """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints tracebacks of what is raised too
     try:
         _knock(uri)
         yield MlflowClient(tracking_uri=uri, registry_uri=uri)
     except (OSError, OperationalError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        if "disk is full" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), urlsplit(uri).path) from error
         raise _unreachable(uri, error) from error
     except ModuleNotFoundError as error:
         raise InfrastructureError(f"MLflow at {_public(uri)} needs {error.name}; pip install it.") from error

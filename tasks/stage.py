@@ -87,12 +87,12 @@ def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
     try:
         run(workspace, name)
     except BaseException:
-        progress.report(note, stage=name, state="failed", why=why)
+        progress.report_failure(note, stage=name, state="failed", why=why)
         raise
     with repository(workspace.root) as repo:
         moved = sorted(path for path, value in _dependency_hashes(_find(repo, name)).items() if before[path] != value)
         if moved:
-            progress.report(note, stage=name, state="failed", why=why)
+            progress.report_failure(note, stage=name, state="failed", why=why)
             raise InputError(f"{', '.join(moved)} changed while {name} ran, so its result was not recorded; run again")
         _record(repo, name)
     return _done(note, Outcome(name, "ran", why, time.monotonic() - started))
@@ -107,7 +107,7 @@ def noted(workspace: Workspace, name: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        progress.report(note, stage=name, state="failed", why="")
+        progress.report_failure(note, stage=name, state="failed", why="")
         raise
     progress.report(note, stage=name, state="ran", why="", seconds=time.time() - began)
 

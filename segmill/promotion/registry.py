@@ -146,12 +146,6 @@ def set_alias(uri: str, model_name: str, alias: str, version: str) -> None:
         client.set_registered_model_alias(model_name, alias, version)
 
 
-def drop_alias(uri: str, model_name: str, alias: str) -> None:
-    """Take an alias away; nothing happens where no version carries it."""
-    with reaching(uri) as client:
-        client.delete_registered_model_alias(model_name, alias)
-
-
 def _signature() -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec

@@ -7,10 +7,16 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from flows.start import create
@@ -20,7 +26,7 @@ from segmill.workspace import Workspace
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
-SMALL = {
+SMALL: dict[str, Any] = {
     "prepare": {"size_px": [96, 96]},
     "members": {
         "fpn": {"backbone": "mobilenetv3_small_050", "decoder": "fpn", "weights": "none", "lr": 0.003},
@@ -51,13 +57,14 @@ def states(said: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w@-]+): (fresh|restored|ran|failed)\b", said, re.M))
 
 
-def brain_workspace(folder: Path) -> Workspace:
+def brain_workspace(folder: Path, *members: str, epochs: int = 2) -> Workspace:
     write_brain(folder / "atlas", every=4)
     workspace = create(folder / "workspace", folder / "atlas")
     yaml = YAML()
     params = yaml.load(workspace.params)
-    params["train"] |= {"epochs": 2, "val_every": 1}
-    yaml.dump({**params, **SMALL}, workspace.params)
+    params["train"] |= {"epochs": epochs, "val_every": 1}
+    chosen = {name: SMALL["members"][name] for name in members or SMALL["members"]}
+    yaml.dump({**params, **SMALL, "members": chosen}, workspace.params)
     return workspace
 
 
@@ -169,6 +176,60 @@ def test_dvc_repro_gives_the_same_bytes(first: tuple[Workspace, str], tmp_path: 
     same = ["validate", "prepare", "augment", "finetune@fpn", "finetune@unet", "ensemble"]
     assert [name for name in same if locks[0][name]["outs"] != locks[1][name]["outs"]] == []
     assert json.loads(workspace.metrics.read_text()) == json.loads(other.metrics.read_text())
+
+
+def test_predict_writes_masks_and_overlays(first: tuple[Workspace, str], tmp_path: Path) -> None:
+    workspace, _ = first
+    images = sorted((workspace.root / "data" / "raw" / "images").rglob("*.png"))[:2]
+    said = run(workspace, "segmill", "predict", *map(str, images), "--to", str(tmp_path / "masks"))
+    for path in images:
+        mask, overlay = (Image.open(tmp_path / "masks" / f"{path.stem}{end}.png") for end in ("", "-overlay"))
+        assert mask.mode == "L" and overlay.mode == "RGB"
+        assert mask.size == overlay.size == Image.open(path).size
+        assert 0 < int(np.asarray(mask).max()) < 4
+        assert str(tmp_path / "masks" / f"{path.stem}.png") in said
+    assert "no version called staging" in run(
+        workspace, "segmill", "predict", str(images[0]), "--to", str(tmp_path / "none"), "--model", "staging", code=1
+    )
+    (tmp_path / "torn.png").write_bytes(images[0].read_bytes()[:100])
+    assert "torn.png" in run(workspace, "segmill", "predict", str(tmp_path / "torn.png"), "--to", "none", code=1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(folder)]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(small_disk: Path) -> None:
+    """On a real file system of 700 MiB, filled to the last byte while the member trains."""
+    workspace = brain_workspace(small_disk, "fpn", epochs=20)
+    filler = small_disk / "filler"
+
+    def fill() -> None:
+        while not workspace.progress.joinpath("finetune@fpn.json").exists():
+            time.sleep(0.1)
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**20))
+
+    with ThreadPoolExecutor(1) as filling:
+        filling.submit(fill)
+        said = run(workspace, "segmill", "retrain", code=1)
+    assert said.splitlines()[-1].startswith("error the disk is full: ")
+    os.truncate(filler, filler.stat().st_size - 100 * 2**20)
+    assert "a run may take about 3" in run(workspace, "segmill", "retrain", code=1), "refused before anything starts"
+    filler.unlink()
+    yaml = YAML()
+    yaml.dump(
+        yaml.load(workspace.params) | {"train": yaml.load(workspace.params)["train"] | {"epochs": 1}}, workspace.params
+    )
+    found = states(run(workspace, "segmill", "retrain"))
+    assert (found["prepare"], found["finetune@fpn"], found["promote"]) == ("fresh", "ran", "ran")
 
 
 def test_another_lr_for_one_member_retrains_it_and_what_follows(first: tuple[Workspace, str]) -> None:
