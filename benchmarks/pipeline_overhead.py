@@ -4,13 +4,15 @@
 
 Watches the progress files ten times a second. Compute is the time in which a member trains (from its first step
 on), or the stage ensemble or evaluate runs; the rest is overhead. Memory is the sum over all processes of the run
-of their proportional share (PSS), once a second.
+of their proportional share (PSS), once a second. Then, in the same folder, `segmill retrain` once more without a
+change, and once with another seed, interrupted at its first training step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,9 +31,8 @@ STALE_AFTER_S = 5.0
 
 def measure(folder: Path) -> dict[str, float]:
     """Run the demo in ``folder`` once."""
-    command = [str(Path(sys.executable).with_name("segmill")), "demo", "--workspace", str(folder)]
     began = time.monotonic()
-    run = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    run = segmill("demo", folder)
     notes = Workspace(folder).progress
     compute_s, first_step_s, peak_bytes, weighed = 0.0, 0.0, 0, 0.0
     before = time.monotonic()
@@ -59,7 +60,36 @@ def measure(folder: Path) -> dict[str, float]:
         "disk MiB": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20,
         "ensemble test mIoU": metrics["ensemble"]["miou"],
         "best member test mIoU": max(member["miou"] for member in metrics["members"].values()),
+        "seconds of a run without change": seconds_without_change(folder),
+        "seconds to the first training step, warm": seconds_to_first_step(folder),
     }
+
+
+def segmill(command: str, folder: Path, *options: str) -> psutil.Popen:
+    """Start a command of segmill on the workspace ``folder``."""
+    program = Path(sys.executable).with_name("segmill")
+    return psutil.Popen([str(program), command, "--workspace", str(folder), *options], stdout=subprocess.DEVNULL)
+
+
+def seconds_without_change(folder: Path) -> float:
+    began = time.monotonic()
+    if code := segmill("retrain", folder).wait():
+        raise SystemExit(f"the run without change ended with exit code {code}")
+    return time.monotonic() - began
+
+
+def seconds_to_first_step(folder: Path) -> float:
+    """Retrain all members under another seed, up to the first step of any."""
+    began = time.monotonic()
+    run = segmill("retrain", folder, "--set", "train.seed=1")
+    while not look(Workspace(folder).progress)[0]:
+        if run.poll() is not None:
+            raise SystemExit(f"no member trained; exit code {run.returncode}")
+        time.sleep(LOOK_EVERY_S)
+    passed = time.monotonic() - began
+    run.send_signal(signal.SIGINT)
+    run.wait()
+    return passed
 
 
 def look(notes: Path) -> tuple[bool, bool]:
