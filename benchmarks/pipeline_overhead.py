@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
 import subprocess
 import sys
@@ -87,7 +86,7 @@ def seconds_to_first_step(folder: Path) -> float:
             raise SystemExit(f"no member trained; exit code {run.returncode}")
         time.sleep(LOOK_EVERY_S)
     passed = time.monotonic() - began
-    run.send_signal(signal.SIGINT)
+    run.terminate()
     run.wait()
     return passed
 

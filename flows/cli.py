@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -30,6 +31,7 @@ err = Console(stderr=True)
 
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and dvc.yaml.")]
 HERE = Path()
+INTERRUPTED = 130  # as shells and click say it
 
 
 class Sample(StrEnum):
@@ -218,13 +220,14 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     switch_telemetry_off()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop ends a run as Ctrl-C does
     try:
         app(arguments, prog_name="segmill")
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
-        code = _say(debug, "interrupted; what was finished is recorded, and the next run goes on from there", 130)
+        code = INTERRUPTED
     except SegmillError as error:
         code = _say(debug, str(error), error.exit_code)
     except OSError as error:
@@ -232,6 +235,8 @@ def main() -> NoReturn:
     except Exception as error:
         what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         code = _say(debug, f"unexpected {what}; run again with --debug for the traceback", 1)
+    if code == INTERRUPTED:
+        _say(debug, "interrupted; what was finished is recorded, and the next run goes on from there", code)
     sys.exit(code)
 
 

@@ -60,14 +60,19 @@ def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
 
     ``local`` starts a cluster of this machine's cores (or of ``num_cpus``) that ends with the block and never
     joins one that is there already; any other address joins that cluster. Inside another ``connect``, of any
-    thread, it does nothing. Raises InfrastructureError where nothing answers.
+    thread, it does nothing. What is no Exception (Ctrl-C, a termination signal) ends the connection for all threads,
+    so that whoever waits for work fails at once. Raises InfrastructureError where nothing answers.
     """
     with _CONNECTING:
         mine = _init(address, num_cpus)
+    over = False
     try:
         yield
+    except BaseException as reason:
+        over = not isinstance(reason, Exception)
+        raise
     finally:
-        if mine:
+        if mine or over:
             import ray
 
             ray.shutdown()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
@@ -230,6 +231,23 @@ def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(small_disk: P
     )
     found = states(run(workspace, "segmill", "retrain"))
     assert (found["prepare"], found["finetune@fpn"], found["promote"]) == ("fresh", "ran", "ran")
+
+
+def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(tmp_path: Path) -> None:
+    workspace = brain_workspace(tmp_path, "fpn", epochs=200)
+    said = tmp_path / "said"
+    with said.open("w") as out:
+        process = psutil.Popen([BIN / "segmill", "retrain"], cwd=workspace.root, stdout=out, stderr=out)
+    while not list(workspace.checkpoints.rglob("checkpoint_*")):
+        assert process.poll() is None, said.read_text()
+        time.sleep(0.1)
+    started = process.children(recursive=True)
+    assert len(started) > 3, "Ray's and Prefect's"
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    assert "interrupted; what was finished is recorded" in said.read_text()
+    assert psutil.wait_procs(started, timeout=30)[1] == []
+    assert list(workspace.checkpoints.rglob("checkpoint_*")), "the next run goes on from here"
 
 
 def test_another_lr_for_one_member_retrains_it_and_what_follows(first: tuple[Workspace, str]) -> None:
