@@ -39,3 +39,12 @@ def workspace(tmp_path: Path, _street_workspace: Workspace) -> Iterator[Workspac
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_", "RAY_"))]:
         del os.environ[name]
     os.environ.update(kept)
+
+
+@pytest.fixture(autouse=True)
+def _gpu_where_it_is_needed(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")

@@ -97,8 +97,7 @@ def write_brain(raw_dir: Path, *, every: int = 2) -> int:
         classes=BRAIN_CLASSES,
         group=r"^(?P<group>.+)_z\d+$",
         splits=splits,
-        license="Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological"
-        " Institute, McGill University; use, copying, modification and distribution permitted without fee",
+        license="not stated by nilearn, which ships the atlas; see the source's page",
         source="ICBM 152 nonlinear 2009a symmetric, https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009",
     )
     write_dataset_info(raw_dir, info)

@@ -233,6 +233,16 @@ def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(small_disk: P
     assert (found["prepare"], found["finetune@fpn"], found["promote"]) == ("fresh", "ran", "ran")
 
 
+def test_weights_out_of_reach_stop_the_run_before_any_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    workspace = brain_workspace(tmp_path, "fpn")
+    said = run(workspace, "segmill", "retrain", "--set", "members.fpn.weights=timm", code=1)
+    assert "weights" in said.splitlines()[-1] and "none" in said.splitlines()[-1], "says what to write instead"
+    assert "finetune@fpn" not in states(said)
+    assert not list(workspace.checkpoints.rglob("checkpoint_*"))
+
+
 def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     workspace = brain_workspace(tmp_path, "fpn", epochs=200)
     said = tmp_path / "said"

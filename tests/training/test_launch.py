@@ -221,3 +221,16 @@ def _worker_pid(args: dict[str, Any], epoch: int) -> int:
             return int(facts["pid"])
         time.sleep(0.02)
     raise AssertionError("the worker never got there")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["auto", "fp16"])
+def test_a_member_trained_on_the_gpu_predicts_on_the_cpu(packed: Path, tmp_path: Path, precision: str) -> None:
+    from segmill.models.members import Member
+
+    with launch.connect("local"):
+        metrics = launch.train_member(arguments(tmp_path, packed, gpus_per_worker=1, precision=precision, epochs=20))
+    assert metrics["val_miou"] > 0.2
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    own, there = (Member.load(tmp_path / "member", device).predict_probs(images) for device in ("cpu", "cuda"))
+    assert np.abs(own - there).max() < 0.05
