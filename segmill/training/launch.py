@@ -125,10 +125,15 @@ def _init(address: str, num_cpus: int | None) -> bool:
     local = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, ValueError, RuntimeError) as reason:
+    except Exception as reason:  # Ray raises a bare Exception where its own processes take too long
+        ray.shutdown()
+        if address == "local":
+            raise InfrastructureError(
+                f"Ray did not start on this machine ({_first_line(reason)}); where it is overloaded, try again later"
+            ) from reason
         raise InfrastructureError(
-            f"no Ray cluster at {address} ({str(reason).strip().splitlines()[0]}); start one with "
-            "`ray start --head`, or set ray.address to local"
+            f"no Ray cluster at {address} ({_first_line(reason)}); start one with `ray start --head`, or set "
+            "ray.address to local"
         ) from reason
     return True
 

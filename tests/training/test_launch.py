@@ -97,6 +97,12 @@ def test_no_cluster_at_the_address() -> None:
         pass
 
 
+def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
+    with pytest.raises(InfrastructureError, match=r"^Ray did not start on this machine \("), launch.connect("local", 1):
+        pass
+
+
 @pytest.mark.slow
 def test_a_function_by_name(ray_of_two: None) -> None:
     assert launch.wait(launch.on_ray("tests.training.test_launch:answer", 1, plus=2)) == 3
