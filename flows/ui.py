@@ -47,14 +47,14 @@ def serve(workspace: Workspace, tracking_uri: str, prefect_port: int, mlflow_por
             "--backend-store-uri", tracking_uri, "--workers", "1",
         ]  # fmt: skip
         pages["MLflow"] = f"http://{HOST}:{mlflow_port}"
-    # What stops us must stop them: a plain kill ends the wait below as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logs = workspace.scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in commands.items():
-            servers[name] = _start(command, logs / f"{name.lower()}.log", workspace)
+            # Prefect's page asks the server at this address, which would be port 4200 whatever --port says.
+            settings = {"PREFECT_SERVER_UI_API_URL": f"{pages[name]}/api"} if name == "Prefect" else {}
+            servers[name] = _start(command, logs / f"{name.lower()}.log", workspace, settings)
         for name, server in servers.items():
             console.print(f"{name} starts ...", highlight=False, style="dim")
             _await(name, server, pages[name], logs / f"{name.lower()}.log")
@@ -83,7 +83,7 @@ def _free(port: int, option: str) -> int:
     return port
 
 
-def _start(command: list[str], log: Path, workspace: Workspace) -> subprocess.Popen[bytes]:
+def _start(command: list[str], log: Path, workspace: Workspace, settings: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
         return subprocess.Popen(
             [sys.executable, *command],
@@ -93,6 +93,7 @@ def _start(command: list[str], log: Path, workspace: Workspace) -> subprocess.Po
             env={
                 **os.environ,
                 **NO_JOBS,
+                **settings,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             },
             start_new_session=True,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -258,6 +260,23 @@ def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(tmp_path: P
     assert "interrupted; what was finished is recorded" in said.read_text()
     assert psutil.wait_procs(started, timeout=30)[1] == []
     assert list(workspace.checkpoints.rglob("checkpoint_*")), "the next run goes on from here"
+
+
+def test_the_pages_answer_on_any_port_and_end_with_the_command(first: tuple[Workspace, str]) -> None:
+    workspace, _ = first
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0)), other.bind(("127.0.0.1", 0))
+        ports = one.getsockname()[1], other.getsockname()[1]
+    options = ("--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]))
+    process = psutil.Popen([BIN / "segmill", "ui", *options], cwd=workspace.root, stdout=subprocess.PIPE, text=True)
+    while "Ctrl-C" not in (line := process.stdout.readline()):
+        assert line, "it ended"
+    settings = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/ui-settings"))
+    assert settings["api_url"] == f"http://127.0.0.1:{ports[0]}/api", "where the page in the browser asks"
+    assert "<title>MLflow</title>" in urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}").read().decode()
+    started = process.children(recursive=True)
+    process.terminate()
+    assert psutil.wait_procs([process, *started], timeout=30)[1] == []
 
 
 def test_another_lr_for_one_member_retrains_it_and_what_follows(first: tuple[Workspace, str]) -> None:
