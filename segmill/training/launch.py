@@ -132,8 +132,8 @@ def _init(address: str, num_cpus: int | None) -> bool:
                 f"Ray did not start on this machine ({_first_line(reason)}); where it is overloaded, try again later"
             ) from reason
         raise InfrastructureError(
-            f"no Ray cluster at {address} ({_first_line(reason)}); start one with `ray start --head`, or set "
-            "ray.address to local"
+            f"no Ray cluster at {address} ({_first_line(reason)}); start one with `ray start --head`, set ray.address "
+            "to local, or, where the cluster asks for a token, RAY_AUTH_MODE=token"
         ) from reason
     return True
 
