@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 from segmill.errors import InputError, near_miss
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[int, Field(ge=0)]
 MemberName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
@@ -29,6 +30,9 @@ class Block(BaseModel):
 class DataParams(Block):
     path: str = Field("data/raw", description="Folder of the labelled set in the canonical layout, under DVC.")
     remote: str = Field(".dvc-remote", description="Where versions are pushed: a folder, or s3://bucket/prefix.")
+    accept: tuple[str, ...] = Field(
+        (), description="Kinds of faults that are known and accepted, by the names that `segmill validate` prints."
+    )
 
 
 class SplitParams(Block):
@@ -49,13 +53,44 @@ class PrepareParams(Block):
     size_px: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] | None = Field(
         None, description="Height and width that training sees; null keeps each image's own size."
     )
+    resize: Literal["stretch", "fit", "tile"] = Field(
+        "stretch",
+        description="How images come to size_px: stretch; fit keeps the aspect and fills up with ignored pixels; "
+        "tile cuts larger images into overlapping pieces at their own scale.",
+    )
+    overlap_px: int = Field(32, ge=0, description="Overlap of neighbouring tiles.")
+    crop_px: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = Field(
+        (0, 0, 0, 0),
+        description="Pixels that training never sees: cut off at top, bottom, left, right, before resizing.",
+    )
+    grayscale: bool = Field(False, description="Take the colour away, in training and in every prediction.")
+    clahe: float = Field(
+        0.0, ge=0, description="Clip limit of adaptive histogram equalisation, in training and prediction; 0 is off."
+    )
+
+    @model_validator(mode="after")
+    def tiles_have_a_size(self) -> PrepareParams:
+        if self.resize != "stretch" and self.size_px is None:
+            raise ValueError(f"resize {self.resize} needs size_px; write a height and a width")
+        if self.resize == "tile" and self.size_px and self.overlap_px >= min(self.size_px):
+            raise ValueError(f"overlap_px {self.overlap_px} must be smaller than size_px {list(self.size_px)}")
+        return self
 
 
 class AugmentParams(Block):
     recipe: str | list[dict[str, Any]] = Field(
         "medical",
-        description="A preset (medical, driving, surveillance, none) or a list of albumentations transforms.",
+        description="A preset (medical, driving, surveillance, none; medical@1 holds it at a version) or a list of "
+        "albumentations transforms.",
     )
+    copy_paste: float = Field(
+        0.0, ge=0, le=10, description="Extra samples with objects of rare classes pasted in, as a share of train."
+    )
+    balance: float = Field(
+        0.0, ge=0, le=10, description="Extra samples drawn in favour of rare classes, as a share of train."
+    )
+    rare_below: Fraction = Field(0.02, description="A class is rare below this share of train's labelled pixels.")
+    seed: int = Field(0, description="Decides the extra samples.")
 
 
 class TrainParams(Block):
