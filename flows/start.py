@@ -2,44 +2,80 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from segmill.data.versions import commit_files, create_repository
+from rich.console import Console
+
+from flows.data import telling
+from segmill.data.versions import bring_data, commit_files, create_repository, explained, record_data
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.workspace import TEMPLATES, Workspace, template
 from tasks.stage import watch_code
 
+if TYPE_CHECKING:
+    from segmill.data.intake import NewSample
+
 IGNORED = ("/.segmill/", "/.dvc-remote/", "/mlartifacts/", "/mlflow.db*", "/ledger.db*", "/predictions/")
 LARGEST_SIDE_PX = 512
 STREET_COUNT, STREET_PX = 200, (128, 128)
+LOOKED_AT = 1000  # images whose size decides prepare.size_px
 
 
-def create(folder: Path, data: Path) -> Workspace:
-    """Make a workspace at ``folder`` around a copy of the labelled set ``data``.
+def create(
+    folder: Path,
+    data: Path,
+    *,
+    layout: str = "auto",
+    name: str | None = None,
+    group: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Workspace:
+    """Make a workspace at ``folder`` around a copy of the labelled set ``data``, and its first version.
+
+    Args:
+        folder: absent or empty.
+        data: a set in any layout.
+        layout: one of ``segmill.data.layouts.LAYOUTS``, or auto.
+        name: of the set; None leaves that to the layout.
+        group: a regular expression with (?P<group>...) on a sample's id; None leaves that to the layout.
+        say: takes lines for the user: what was recognised and why, and what to know of it.
 
     Raises:
-        InputError: ``folder`` is a workspace already, or ``data`` is not in the canonical layout.
+        InputError: ``folder`` is a workspace already or holds something else, or ``data`` can't be read; BadData
+            lists every file that is wrong.
     """
-    from segmill.data.manifest import read_dataset_info
+    from segmill.data.intake import write_set
+    from segmill.data.labelled import PACK_ABOVE
+    from segmill.data.layouts import open_layout
 
     if (folder / "params.yaml").exists():
-        raise InputError(f"{folder} is a workspace already; add to its data/raw and run `segmill retrain` there")
-    if not data.is_dir():
-        raise InputError(f"--data {data} is no folder; name the one that holds images/, masks/ and dataset.yaml")
+        raise InputError(f"{folder} is a workspace already; add to its data with `segmill data add` there")
     _refuse_unless_empty(folder)
-    read_dataset_info(data)
-    size = _usual_size(data)
+    found = open_layout(data, layout, name=name, group=group)
+    say(f"{data}: layout {found.layout} ({found.why}), {found.count:,} samples")
+    for note in found.notes:
+        say(note)
     with _whole_or_nothing(folder):
         _lay_down(folder)
-        _copy(data, folder / "data" / "raw")
+        params = read_params(folder / "params.yaml")
+        raw, split = folder / params.data.path, params.split
+        with telling(Console()) as told:
+            write_set(
+                raw, found.info, found.samples, val=split.val, test=split.test, seed=split.seed,
+                packed=found.count > PACK_ABOVE, facts=data if found.layout == "segmill" else None, told=told,
+            )  # fmt: skip
+        size = _usual_size(raw)
         set_params(folder / "params.yaml", [f"prepare.size_px={size}"])
-        return _finish(folder, f"A workspace around {data.name}")
+        say(f"prepare.size_px is {size} (height, width), from the commonest image size; change it in params.yaml")
+        return _finish(folder, f"{data.resolve().name}, layout {found.layout}")
 
 
 def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
@@ -53,7 +89,6 @@ def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
     Raises:
         InputError: ``folder`` holds something else, or the atlas is not installed.
     """
-    from segmill.data.manifest import read_dataset_info
     from segmill.data.samples import write_brain, write_street
 
     if not (folder / "params.yaml").exists():
@@ -67,16 +102,48 @@ def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
                 write_street(raw, count=STREET_COUNT, size=STREET_PX)
                 street = [f"prepare.size_px={list(STREET_PX)}", "augment.recipe=driving"]
                 set_params(folder / "params.yaml", street)
-            workspace = _finish(folder, f"The demo's sample {sample}")
+            workspace = _finish(folder, f"the demo's sample {sample}")
     else:
         workspace = Workspace.open(folder)
     if more:
-        raw = workspace.root / read_params(workspace.params).data.path
-        if read_dataset_info(raw).name == "brain":
-            write_brain(raw, every=1)
-        else:
-            write_street(raw, count=STREET_COUNT * 3 // 2, size=STREET_PX)
+        _grow_demo(workspace)
     return workspace
+
+
+def _grow_demo(workspace: Workspace) -> None:
+    """Take the rest of the demo's samples in, as a version of its own."""
+    from segmill.data.intake import change_set
+    from segmill.data.manifest import read_dataset_info
+    from segmill.data.samples import write_brain, write_street
+
+    params = read_params(workspace.params)
+    data, split = params.data, params.split
+    bring_data(workspace.root, data.path, data.remote)
+    raw = workspace.root / data.path
+    with tempfile.TemporaryDirectory(prefix="segmill-demo-") as drawn:
+        if read_dataset_info(raw).name == "brain":
+            write_brain(Path(drawn), every=1)
+            message = "the slices held back at first"
+        else:
+            write_street(Path(drawn), count=STREET_COUNT * 3 // 2, size=STREET_PX)
+            message = "half as many scenes again"
+        with explained(workspace.root, data.path, message):
+            change_set(raw, _samples(Path(drawn)), val=split.val, test=split.test, seed=split.seed)
+    bring_data(workspace.root, data.path, data.remote)
+
+
+def _samples(folder: Path) -> Iterator[NewSample]:
+    """Yield the samples of a built-in set, each with the split that the set gives it."""
+    from segmill.data.intake import NewSample
+    from segmill.data.manifest import read_dataset_info
+    from segmill.data.readers import list_entries
+
+    info = read_dataset_info(folder)
+    split_of = {group: split for split, groups in info.splits.items() for group in groups}
+    for entry in list_entries(folder)[0]:
+        split = split_of[info.group_of(entry.id) or ""]
+        suffix = Path(entry.image.name).suffix
+        yield NewSample(entry.id, entry.image.read(folder), suffix, entry.mask.read(folder), split=split)
 
 
 def _refuse_unless_empty(folder: Path) -> None:
@@ -94,15 +161,6 @@ def _whole_or_nothing(folder: Path) -> Iterator[None]:
         raise
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a tree and stop at the first file that does not fit, which shutil.copytree does not."""
-    for folder, _, names in os.walk(source):
-        copied = target / Path(folder).relative_to(source)
-        copied.mkdir(parents=True)
-        for name in names:
-            shutil.copyfile(Path(folder) / name, copied / name)
-
-
 def _lay_down(folder: Path) -> None:
     create_repository(folder)
     for name in TEMPLATES:
@@ -111,27 +169,27 @@ def _lay_down(folder: Path) -> None:
 
 
 def _finish(folder: Path, message: str) -> Workspace:
+    """Put the set under DVC as the first version, and everything else into git."""
     workspace = Workspace.open(folder)
     watch_code(workspace)
-    with (workspace.root / "data" / ".gitignore").open("a") as ignore:
-        ignore.write("/raw\n")
+    path = read_params(workspace.params).data.path
+    with explained(workspace.root, path, message):
+        record_data(workspace.root, path, None)
     commit_files(workspace.root, message)
     return workspace
 
 
-def _usual_size(data: Path) -> list[int]:
+def _usual_size(raw: Path) -> list[int]:
     """Return the commonest image size, shrunk to ``LARGEST_SIDE_PX`` and rounded to whole strides of 32 px."""
     from PIL import Image
 
-    from segmill.data.readers import list_pairs
+    from segmill.data.readers import list_entries
 
     sizes: Counter[tuple[int, int]] = Counter()
-    pairs, _ = list_pairs(data)
-    for pair in pairs[:1000]:
-        with Image.open(pair.image) as image:
+    entries, _ = list_entries(raw)
+    for entry in entries[:: len(entries) // LOOKED_AT + 1]:
+        with Image.open(BytesIO(entry.image.read(raw))) as image:
             sizes[image.height, image.width] += 1
-    if not sizes:
-        raise InputError(f"{data} holds no image under images/; see README for the layout")
     height, width = sizes.most_common(1)[0][0]
     shrink = min(1.0, LARGEST_SIDE_PX / max(height, width))
     return [max(32, round(side * shrink / 32) * 32) for side in (height, width)]

@@ -11,7 +11,7 @@ def version(workspace: Workspace, params: Params) -> DataVersion:
     """Make the labelled set and its recorded version agree.
 
     Raises:
-        InputError: there is no data.
+        InputError: there is no data, or what no version can hold.
         InfrastructureError: the remote did not answer.
     """
     return bring_data(workspace.root, params.data.path, params.data.remote)

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from flows.start import create, create_demo
-from segmill.data.versions import git_commit
+from segmill.data.checks import BadData
+from segmill.data.history import log_path, read_log
+from segmill.data.readers import list_entries
+from segmill.data.versions import data_changed, git_commit, recorded_version
 from segmill.errors import InputError
 from segmill.params import read_params
 
@@ -14,6 +19,11 @@ def images(root: Path) -> set[str]:
     return {path.name for path in (root / "data" / "raw" / "images").rglob("*.png")}
 
 
+def messages(root: Path) -> list[str]:
+    return [entry.message for entry in read_log(log_path(root / "data" / "raw"))]
+
+
+@pytest.mark.slow
 def test_the_demo_is_a_workspace_with_a_commit_of_its_own_and_grows(tmp_path: Path) -> None:
     workspace = create_demo(tmp_path / "demo", sample="brain", more=False)
     assert len(git_commit(workspace.root)) == 40
@@ -23,8 +33,12 @@ def test_the_demo_is_a_workspace_with_a_commit_of_its_own_and_grows(tmp_path: Pa
     grown = images(create_demo(tmp_path / "demo", sample="brain", more=True).root)
     assert (len(first), len(grown)) == (65, 100)
     assert first < grown
+    create_demo(tmp_path / "demo", sample="brain", more=True)
+    assert messages(workspace.root) == ["the demo's sample brain", "the slices held back at first"]
+    assert read_log(log_path(workspace.root / "data" / "raw"))[-1].added == 35
 
 
+@pytest.mark.slow
 def test_the_street_demo_has_its_own_size_and_recipe_and_grows(tmp_path: Path) -> None:
     workspace = create_demo(tmp_path / "demo", sample="street", more=False)
     params = read_params(workspace.params)
@@ -33,6 +47,7 @@ def test_the_street_demo_has_its_own_size_and_recipe_and_grows(tmp_path: Path) -
     assert len(first) == 200
     grown = images(create_demo(tmp_path / "demo", sample="brain", more=True).root)  # it stays what it is
     assert len(grown) == 300 and first < grown
+    assert messages(workspace.root)[1:] == ["half as many scenes again"]
 
 
 def test_what_lies_in_the_folder_is_never_touched(tmp_path: Path, street: Path) -> None:
@@ -41,3 +56,60 @@ def test_what_lies_in_the_folder_is_never_touched(tmp_path: Path, street: Path) 
         with pytest.raises(InputError, match="holds something else already"):
             make()
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+def test_a_set_of_ones_own_becomes_the_first_version(tmp_path: Path, street: Path) -> None:
+    said: list[str] = []
+    workspace = create(tmp_path / "mine", street, say=said.append)
+    raw = workspace.root / "data" / "raw"
+    assert said[0].startswith(f"{street}: layout segmill (") and said[0].endswith(", 80 samples")
+    assert "prepare.size_px is [64, 64]" in said[-1]
+    assert read_params(workspace.params).prepare.size_px == (64, 64)
+    for entry in list_entries(street)[0]:
+        for part in (entry.image, entry.mask):
+            assert part.read(raw) == part.read(street)
+    assert (raw / "dataset.yaml").read_bytes() == (street / "dataset.yaml").read_bytes()
+    assert recorded_version(workspace.root, "data/raw") is not None
+    assert data_changed(workspace.root, "data/raw") == ""
+    assert messages(workspace.root) == [f"{street.name}, layout segmill"]
+    assert not git_commit(workspace.root).endswith("-dirty")
+    with pytest.raises(InputError, match="is a workspace already"):
+        create(tmp_path / "mine", street)
+
+
+def test_a_set_in_another_layout_is_recognised(tmp_path: Path, street: Path) -> None:
+    source = tmp_path / "VOC"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (source / folder).mkdir(parents=True)
+    names = [f"street_s000{n}_f00" for n in range(6)]
+    for name in names:
+        Image.open(street / "images" / f"{name}.png").save(source / "JPEGImages" / f"{name}.jpg")
+        shutil.copyfile(street / "masks" / f"{name}.png", source / "SegmentationClass" / f"{name}.png")
+    for split, chosen in (("train", names[:4]), ("val", names[4:])):
+        (source / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(chosen) + "\n")
+    said: list[str] = []
+    workspace = create(tmp_path / "mine", source, say=said.append)
+    assert "layout voc" in said[0]
+    raw = workspace.root / "data" / "raw"
+    assert [Path(entry.image.name).name for entry in list_entries(raw)[0]] == [f"{name}.jpg" for name in names]
+    assert messages(workspace.root) == ["VOC, layout voc"]
+
+
+def test_a_set_with_bad_files_leaves_nothing_behind(tmp_path: Path, street: Path) -> None:
+    shutil.copytree(street, tmp_path / "bad")
+    (tmp_path / "bad" / "masks" / "street_s0000_f00.png").unlink()
+    (tmp_path / "bad" / "images" / "street_s0000_f01.png").unlink()
+    with pytest.raises(BadData, match="2 problems") as error:
+        create(tmp_path / "mine", tmp_path / "bad")
+    assert len(error.value.findings) == 2
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_group_rule_of_ones_own_deals_the_splits_anew(tmp_path: Path, street: Path) -> None:
+    from segmill.data.manifest import read_dataset_info
+    from segmill.data.splits import read_frozen
+
+    workspace = create(tmp_path / "mine", street, group=r"_s(?P<group>\d+)_", name="mine")
+    raw = workspace.root / "data" / "raw"
+    assert (read_dataset_info(raw).name, read_dataset_info(raw).group) == ("mine", r"_s(?P<group>\d+)_")
+    assert set(read_frozen(raw)) == {f"{n:04d}" for n in range(8)}
