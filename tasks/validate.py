@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from segmill import progress
+from segmill.data import journal
 from segmill.data.checks import validate_dataset
 from segmill.params import Params
 from segmill.workspace import Workspace
@@ -9,7 +13,25 @@ from tasks.stage import replacing
 
 
 def validate(workspace: Workspace, params: Params) -> None:
-    """Write ``data/manifest.parquet``. InputError lists every bad file of the set at once."""
+    """Write ``data/manifest.parquet``, and a page of all faults beside the progress.
+
+    BadData names every kind of fault that is not accepted.
+    """
+    journal.finish(workspace.root / params.data.path)  # an interrupted `segmill data add` is no half set
     split = params.split
     with replacing(workspace.manifest) as draft:
-        validate_dataset(workspace.root / params.data.path, draft, val=split.val, test=split.test, seed=split.seed)
+        validate_dataset(
+            workspace.root / params.data.path,
+            draft,
+            val=split.val,
+            test=split.test,
+            seed=split.seed,
+            accept=params.data.accept,
+            page=faults_page(workspace),
+            told=progress.counter(workspace.count("validate")),
+        )
+
+
+def faults_page(workspace: Workspace) -> Path:
+    """Where the page with all faults lies."""
+    return workspace.scratch / "checks" / "index.html"

@@ -1,8 +1,7 @@
-"""One way to spread work over processes: results in order, a bounded number in flight."""
+"""One way to spread work over processes: results in order, a bounded number in flight, a crash blamed on its item."""
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 from collections import deque
@@ -18,31 +17,97 @@ Result = TypeVar("Result")
 BIG = 500  # below this many items starting processes costs more than it saves
 
 
-def map_ordered(function: Callable[[Item], Result], items: Sequence[Item], *, jobs: int = 0) -> Iterator[Result]:
-    """Yield ``function(item)`` in order of items. ``jobs``: processes; 0 takes all CPUs for more than BIG
-    items, else 1.
+def map_ordered(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    jobs: int = 0,
+    chunk: int = 1,
+    died: Callable[[Item], Result] | None = None,
+) -> Iterator[Result]:
+    """Yield ``function(item)`` in order of items.
 
-    ``function`` and items must pickle. At most 4 x jobs results wait in memory, however slow the consumer is.
-    InputError if a process dies, which is nearly always a lack of memory.
+    ``function``, items and results must pickle. At most 4 x jobs chunks wait in memory, however slow the consumer is.
+
+    Args:
+        function: what to do with each item.
+        items: as many as you like.
+        jobs: processes; 0 takes all CPUs for more than BIG items, else 1.
+        chunk: how many items go to a process at once; more where an item takes less than some milliseconds.
+        died: what stands for an item whose process did not survive it (a crash in C, or killed for its memory). With
+            it the work is done in other processes even where ``jobs`` is 1; without it one job is done right here.
+
+    Raises:
+        InputError: a process died and no ``died`` was given, or processes die before they have an item.
     """
     if jobs == 0:
         jobs = len(os.sched_getaffinity(0)) if len(items) > BIG else 1
-    if jobs == 1:
+    if jobs == 1 and died is None:
         yield from map(function, items)
         return
-    # Fresh processes: the caller may hold threads (Prefect, Ray, OpenCV) that a forked child would inherit
-    # locked.
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    waiting = iter(items)
-    in_flight: deque[Future[Result]] = deque()
+    chunks = (items[start : start + chunk] for start in range(0, len(items), chunk))
+    in_flight: deque[tuple[Sequence[Item], Future[list[Result]]]] = deque()
+    pool = _processes(jobs)
     try:
-        for item in itertools.islice(waiting, 4 * jobs):
-            in_flight.append(pool.submit(function, item))
-        while in_flight:
-            yield in_flight.popleft().result()
-            for item in itertools.islice(waiting, 1):
-                in_flight.append(pool.submit(function, item))
-    except BrokenProcessPool as error:
-        raise InputError(f"one of {jobs} processes died, likely out of memory; lower jobs (now {jobs})") from error
+        while True:
+            try:
+                while len(in_flight) < 4 * jobs and (work := next(chunks, None)) is not None:
+                    in_flight.append((work, Future()))
+                    in_flight[-1] = work, pool.submit(_each, function, work)
+                if not in_flight:
+                    return
+                results = in_flight[0][1].result()
+            except BrokenProcessPool as error:
+                if died is None:
+                    what = f"one of {jobs} processes died, likely out of memory"
+                    raise InputError(f"{what}; lower jobs (now {jobs})") from error
+                pool.shutdown(wait=True)
+                for work, future in in_flight:
+                    yield from future.result() if _finished(future) else _one_by_one(function, work, died)
+                in_flight.clear()
+                pool = _processes(jobs)
+            else:
+                in_flight.popleft()
+                yield from results
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _processes(jobs: int) -> ProcessPoolExecutor:
+    # Fresh processes: the caller may hold threads (Prefect, Ray, OpenCV) that a forked child would inherit locked.
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _each(function: Callable[[Item], Result], work: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in work]
+
+
+def _finished(future: Future[list[Result]]) -> bool:
+    return future.done() and future.exception() is None
+
+
+def _one_by_one(
+    function: Callable[[Item], Result], work: Sequence[Item], died: Callable[[Item], Result]
+) -> Iterator[Result]:
+    pool = _processes(1)
+    try:
+        _refuse_if_idle_kills(pool, function)
+        for item in work:
+            try:
+                yield pool.submit(function, item).result()
+            except BrokenProcessPool:
+                pool.shutdown(wait=True)
+                pool = _processes(1)
+                yield died(item)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _refuse_if_idle_kills(pool: ProcessPoolExecutor, function: Callable[[Item], Result]) -> None:
+    """Blame no item for what happens without any: a process that can't even load ``function``."""
+    try:
+        pool.submit(_each, function, ()).result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "processes die before they have done anything; free some memory, or reinstall segmill"
+        ) from error
