@@ -39,6 +39,11 @@ def showing(workspace: Workspace, steps: list[str], console: Console) -> Iterato
         yield
 
 
+def running_line(facts: dict[str, Any]) -> str:
+    """Say how far a step is: how many samples of how many, or how a member's training goes."""
+    return f"{facts['done']:,} of {facts['total']:,} samples" if "total" in facts else member_line(facts)
+
+
 def member_line(facts: dict[str, Any]) -> str:
     """Say one member's progress: epoch, loss, val mIoU, images/s and time left."""
     if "epoch" not in facts:
@@ -67,19 +72,22 @@ def clock(seconds: float) -> str:
 
 def _facts(folder: Path, step: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     stage = progress.read(folder / f"{step}.json") or {"state": "waiting"}
-    member = progress.read(folder / f"{step}.member.json") if stage["state"] == "running" else None
-    return stage, member
+    if stage["state"] != "running":
+        return stage, None
+    return stage, progress.read(folder / f"{step}.member.json") or progress.read(folder / f"{step}.count.json")
 
 
-def _share_done(member: dict[str, Any]) -> float:
-    if "epoch" not in member:
+def _share_done(running: dict[str, Any]) -> float:
+    if "total" in running:
+        return float(running["done"] / max(running["total"], 1))
+    if "epoch" not in running:
         return 0.0
-    return float((member["epoch"] - 1 + member["step"] / member["steps"]) / member["epochs"])
+    return float((running["epoch"] - 1 + running["step"] / running["steps"]) / running["epochs"])
 
 
-def _detail(stage: dict[str, Any], member: dict[str, Any] | None) -> str:
-    if member:
-        return member_line(member)
+def _detail(stage: dict[str, Any], running: dict[str, Any] | None) -> str:
+    if running:
+        return running_line(running)
     return str(stage.get("why", ""))
 
 
@@ -97,10 +105,10 @@ def _table(folder: Path, steps: list[str]) -> Table:
     table.add_column(width=BAR_WIDTH)
     table.add_column(ratio=1)
     for step in steps:
-        stage, member = _facts(folder, step)
+        stage, running = _facts(folder, step)
         mark, style = MARKS[stage["state"]]
-        done = ProgressBar(completed=100 * _share_done(member), width=BAR_WIDTH) if member else Text("")
-        table.add_row(Text(mark, style=style), step, _spent(stage), done, Text(_detail(stage, member), style=style))
+        done = ProgressBar(completed=100 * _share_done(running), width=BAR_WIDTH) if running else Text("")
+        table.add_row(Text(mark, style=style), step, _spent(stage), done, Text(_detail(stage, running), style=style))
     return table
 
 
@@ -119,14 +127,14 @@ def _plain(folder: Path, steps: list[str], console: Console, over: threading.Eve
     while True:
         last = over.wait(LIVE_INTERVAL_S)
         for step in steps:
-            stage, member = _facts(folder, step)
+            stage, running = _facts(folder, step)
             if stage["state"] != "waiting" and told.get(step) != stage["state"]:
                 told[step] = stage["state"]
                 spent = f" in {_spent(stage)}" if stage["state"] == "ran" and _spent(stage) else ""
                 why = f" ({stage['why']})" if stage.get("why") else ""
                 console.print(f"{step}: {stage['state']}{spent}{why}", highlight=False, soft_wrap=True)
-            if member and time.monotonic() - spoke.get(step, 0.0) >= PLAIN_INTERVAL_S:
+            if running and time.monotonic() - spoke.get(step, 0.0) >= PLAIN_INTERVAL_S:
                 spoke[step] = time.monotonic()
-                console.print(f"{step}: {member_line(member)}", highlight=False, soft_wrap=True)
+                console.print(f"{step}: {running_line(running)}", highlight=False, soft_wrap=True)
         if last:
             return

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+COUNT_EVERY_S = 0.5
 
 
 def report(path: Path, **facts: Any) -> None:
@@ -21,6 +25,20 @@ def report_failure(path: Path, **facts: Any) -> None:
     """As ``report``, for use while an error is on its way: a disk too full for a note must not hide why."""
     with contextlib.suppress(OSError):
         report(path, **facts)
+
+
+def counter(path: Path) -> Callable[[int, int], None]:
+    """Return a function that reports how many of how many a step has done, twice a second at most and at the end."""
+    said_at = 0.0
+
+    def count(done: int, total: int) -> None:
+        nonlocal said_at
+        now = time.monotonic()
+        if done == total or now - said_at >= COUNT_EVERY_S:
+            said_at = now
+            report(path, done=done, total=total)
+
+    return count
 
 
 def read(path: Path) -> dict[str, Any] | None:

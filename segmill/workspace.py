@@ -90,12 +90,21 @@ class Workspace:
         return self.scratch / "code"
 
     @property
+    def chunks(self) -> Path:
+        """Finished shards of the packed splits, so that the next prepare makes only what is new."""
+        return self.scratch / "chunks"
+
+    @property
     def checkpoints(self) -> Path:
         return self.scratch / "ray"
 
     @property
     def progress(self) -> Path:
         return self.scratch / "progress"
+
+    def count(self, stage: str) -> Path:
+        """Where a running stage says how many of how many it has done."""
+        return self.progress / f"{stage}.count.json"
 
     @property
     def prefect_home(self) -> Path:

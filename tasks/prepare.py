@@ -1,14 +1,33 @@
-"""Stage prepare: decode every sample once into memory-mapped splits."""
+"""Stage prepare: decode every sample once into memory-mapped splits; what an earlier version decoded is taken over."""
 
 from __future__ import annotations
 
+from segmill import progress
 from segmill.data.packing import pack
 from segmill.params import Params
 from segmill.workspace import Workspace
 from tasks.stage import replacing
 
+# The modules that make pixels: what was packed by other code of these is packed again.
+PIXELS = ("segmill.data.chunks", "segmill.data.readers", "segmill.data.resizing", "segmill.enhancement")
+
 
 def prepare(workspace: Workspace, params: Params) -> None:
-    """Write ``data/packed``: train at ``prepare.size_px``, val and test at their own size."""
+    """Write ``data/packed``: train enhanced, cropped and resized as `prepare` says, val and test as they are."""
+    how = params.prepare
+    fingerprint = (workspace.code / "prepare").read_text().splitlines()
     with replacing(workspace.packed) as draft:
-        pack(workspace.root / params.data.path, workspace.manifest, draft, size=params.prepare.size_px)
+        pack(
+            workspace.root / params.data.path,
+            workspace.manifest,
+            draft,
+            size=how.size_px,
+            resize=how.resize,
+            overlap_px=how.overlap_px,
+            crop_px=how.crop_px,
+            grayscale=how.grayscale,
+            clahe=how.clahe,
+            store_dir=workspace.chunks,
+            code="\n".join(line for line in fingerprint if line.split()[0] in PIXELS),
+            progress=progress.counter(workspace.count("prepare")),
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segmill import progress
+from segmill.data.strange import refuse_strange_files
 from segmill.data.versions import repository
 from segmill.errors import InputError, near_miss
 from segmill.fingerprint import fingerprints, package_folders
@@ -46,6 +47,7 @@ def stage_names(params: Params) -> list[str]:
 
 def survey(workspace: Workspace) -> dict[str, Outcome]:
     """Say of every stage, upstream first, whether it is fresh or stale and why. Runs and records nothing."""
+    refuse_strange_files(workspace.root / read_params(workspace.params).data.path)
     watch_code(workspace)
     import networkx
 
@@ -148,13 +150,20 @@ def watch_code(workspace: Workspace) -> None:
             path.write_text(texts[module])
 
 
-def recorded_md5(workspace: Workspace, name: str) -> str:
-    """Return the md5 that dvc.lock records for the first out of the stage ``name``; "" where it was never run."""
+def recorded_md5(workspace: Workspace, name: str, dependency: str | None = None) -> str:
+    """Return the md5 that dvc.lock records for the first out of the stage ``name``, or for the ``dependency`` (a path)
+    it ran with; "" where it was never run."""
     from ruamel.yaml import YAML
 
     lock = workspace.root / "dvc.lock"
     stages = YAML(typ="safe").load(lock.read_text())["stages"] if lock.is_file() else {}
-    return stages[name]["outs"][0]["md5"].removesuffix(".dir") if name in stages else ""
+    if name not in stages:
+        return ""
+    if dependency is None:
+        found = stages[name]["outs"][:1]
+    else:
+        found = [dep for dep in stages[name]["deps"] if dep["path"] == dependency]
+    return str(found[0]["md5"]).removesuffix(".dir") if found else ""
 
 
 @contextmanager
@@ -204,8 +213,12 @@ def _address(repo: Repo, name: str) -> str:
 
 
 def _record(repo: Repo, name: str) -> None:
-    """Write the stage's hashes to dvc.lock and its outs to the cache, as ``dvc repro`` does after its command."""
-    repo.commit(_address(repo, name), force=True)
+    """Write the stage's hashes to dvc.lock and its outs to the cache, as ``dvc repro`` does after its command.
+
+    The outs stay as they lie: DVC would take a fresh copy for every file that is a hard link (shards of the packed
+    splits are).
+    """
+    repo.commit(_address(repo, name), force=True, relink=False)
 
 
 def _refuse_missing(stage: PipelineStage) -> None:

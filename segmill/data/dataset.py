@@ -58,10 +58,10 @@ class TrainBatches:
         if not len(split):
             raise InputError("the training split holds no samples; add data or lower split.val and split.test")
         self.steps_per_epoch = max(1, len(split) // batch_size)
-        shapes = sorted({split.shape(index) for index in range(len(split))})
-        if augmenter.size is None and len(shapes) > 1:
+        sizes = split.sizes()
+        if augmenter.size is None and len(sizes) > 1:
             raise InputError(
-                f"the training images differ in size ({shapes[0]} and {shapes[-1]} px, for example); "
+                f"the training images differ in size ({sizes[0]} and {sizes[-1]} px, for example); "
                 "set prepare.size_px to one height and width"
             )
         self._batches = _Batches(split, augmenter, batch_size, seed, rank, world_size)
@@ -86,6 +86,10 @@ class TrainBatches:
             )
         self._steps.epoch = epoch
         return _unless_error(self._loader)
+
+    def samples(self, epoch: int) -> NDArray[np.int64]:
+        """Return the indices in the split of an epoch's samples, of all ranks together, in their order."""
+        return np.resize(self._batches._order_of(epoch), self.steps_per_epoch * self._batches._batch_size)
 
     def _make(self, epoch: int, step: int) -> Batch:
         image, mask = self._batches.make(epoch, step)
@@ -133,6 +137,7 @@ class _Batches(Dataset["Batch | SegmillError"]):
         self._batch_size = batch_size
         self._seed = seed
         self._part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def __getitem__(self, epoch_step: tuple[int, int]) -> Batch | SegmillError:
         try:
@@ -141,11 +146,19 @@ class _Batches(Dataset["Batch | SegmillError"]):
             return error  # raised by the receiver: from a worker, torch would bury the sentence in a traceback
 
     def make(self, epoch: int, step: int) -> Batch:
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._split))
+        order = self._order_of(epoch)
         places = range(step * self._batch_size, (step + 1) * self._batch_size)[self._part]
         pairs = [self._augmented(order, place, epoch) for place in places]
         image, mask = (torch.from_numpy(np.stack(pixels)) for pixels in zip(*pairs, strict=True))
         return Batch(image, mask)
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        """Return the epoch's order, kept from batch to batch: to shuffle 100,000 takes as long as to make one."""
+        kept, order = self._order
+        if kept != epoch:
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._split))
+            self._order = epoch, order
+        return order
 
     def _augmented(
         self, order: NDArray[np.int64], place: int, epoch: int

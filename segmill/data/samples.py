@@ -29,6 +29,7 @@ STREET_CLASSES = (
     ClassInfo(4, "pedestrian", "#dc143c"),
 )
 FRAMES = 10  # per street sequence
+AT_ONCE = 20  # frames that a process draws before it reports back
 _ROAD, _SKY, _BUILDING, _VEHICLE, _PEDESTRIAN = range(5)
 
 # The brain's axial slices, 1 mm each, from FIRST_SLICE upwards: blocks of one split each, GAP_MM unused
@@ -84,6 +85,8 @@ def write_brain(raw_dir: Path, *, every: int = 2) -> int:
         raise InputError(f"every is {every}; it must be 1 (all slices) or more")
     image_XYZ, label_XYZ = _brain_volume()
     blocks = brain_blocks()
+    for kind in ("images", "masks"):
+        (raw_dir / kind).mkdir(parents=True, exist_ok=True)
     written = 0
     for block in blocks:
         step = every if block.split == "train" else 1
@@ -128,8 +131,10 @@ def _axial(slice_XY: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(slice_XY.T[::-1])
 
 
-def write_street(raw_dir: Path, *, count: int, size: tuple[int, int] = (128, 128), seed: int = 0, jobs: int = 0) -> int:
-    """Draw ``count`` street scenes of ``size`` (height, width in px), RGB; return how many.
+def write_street(
+    raw_dir: Path, *, count: int, size: tuple[int, int] = (128, 128), seed: int = 0, first: int = 0, jobs: int = 0
+) -> int:
+    """Draw ``count`` street scenes of ``size`` (height, width in px), RGB, from number ``first`` on; return how many.
 
     Sequences of FRAMES frames form groups ``street_sNNNN``, dealt train, val, test, train, train in turn. A
     frame depends only on (seed, its number, size); the car's own bonnet at the bottom is ignored. InputError
@@ -137,11 +142,13 @@ def write_street(raw_dir: Path, *, count: int, size: tuple[int, int] = (128, 128
     """
     if count < 1 or min(size) < 32:
         raise InputError(f"count is {count} and size {size}; count must be 1 or more, height and width 32 px or more")
+    for kind in ("images", "masks"):
+        (raw_dir / kind).mkdir(parents=True, exist_ok=True)
     draw = functools.partial(_write_street_frame, raw_dir, size, seed)
-    for _ in map_ordered(draw, range(count), jobs=jobs):
+    for _ in map_ordered(draw, range(first, first + count), jobs=jobs, chunk=AT_ONCE):
         pass
     turns = ("train", "val", "test", "train", "train")
-    sequences = range((count + FRAMES - 1) // FRAMES)
+    sequences = range(first // FRAMES, -(-(first + count) // FRAMES))
     splits = {
         split: tuple(f"street_s{s:04d}" for s in sequences if turns[s % len(turns)] == split)
         for split in ("train", "val", "test")
@@ -272,6 +279,5 @@ def _write_pair(
 ) -> None:
     for kind, pixels in (("images", image if image.ndim == 2 else image[:, :, ::-1]), ("masks", mask)):
         path = raw_dir / kind / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, compression])[1]
         path.write_bytes(encoded.tobytes())

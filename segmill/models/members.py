@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segmill.enhancement import enhance_all
 from segmill.errors import InputError
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD, encoder_name
 from segmill.models.decoders import MIN_SIDE_PX, assemble
@@ -31,7 +32,11 @@ PIXELS_AT_ONCE = 16 * 512 * 512
 
 @dataclass(frozen=True)
 class MemberSpec:
-    """All it takes to build a member's network. ``mean`` and ``std``: per channel, of images in 0..1."""
+    """All it takes to build a member's network and to ask it.
+
+    ``mean`` and ``std``: per channel, of images in 0..1. ``grayscale`` and ``clahe``: what is done to every image it
+    predicts, as it was to those it was trained on (``enhance``).
+    """
 
     name: str
     backbone: str
@@ -40,10 +45,12 @@ class MemberSpec:
     in_channels: int = 3
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    grayscale: bool = False
+    clahe: float = 0.0
 
 
 class MemberModule(nn.Module):
-    """image_BHWC uint8, of any height and width, to logits_BKHW at the image's size.
+    """image_BHWC uint8, of any height and width and enhanced as it was for training, to logits_BKHW at its size.
 
     Normalises inside, pads to the stride by repeating the last row and column, and crops the logits back.
     The permuted input lies in channels-last order as it is.
@@ -183,7 +190,12 @@ class Member:
         at_once = max(1, PIXELS_AT_ONCE // (height * width))
         with torch.inference_mode():
             for start in range(0, images, at_once):
-                batch_BHWC = torch.from_numpy(np.ascontiguousarray(image_BHWC[start : start + at_once]))
+                seen_BHWC = enhance_all(
+                    np.ascontiguousarray(image_BHWC[start : start + at_once]),
+                    grayscale=self.spec.grayscale,
+                    clahe=self.spec.clahe,
+                )
+                batch_BHWC = torch.from_numpy(seen_BHWC)
                 with autocast(self.dtype, self.device):
                     logits_BKHW = self.module(batch_BHWC.to(self.device, non_blocking=True))
                 probs = logits_BKHW.float().softmax(dim=1)

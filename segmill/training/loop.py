@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from segmill.data.dataset import EvalSamples, TrainBatches
 from segmill.data.packing import PackedSplit
+from segmill.enhancement import enhance_all
 from segmill.errors import SegmillError
 from segmill.metrics import scores
 from segmill.models.members import MemberModule
@@ -50,6 +51,8 @@ class Settings:
     seed: int
     num_classes: int
     ignore_id: int
+    grayscale: bool = False
+    clahe: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,14 +187,18 @@ def validate(
     rank: Rank,
     dtype: torch.dtype | None,
 ) -> NDArray[np.int64]:
-    """Return the K x K counts (row truth) of all ranks together: each val image once, at original size."""
+    """Return the K x K counts (row truth) of all ranks together: each val image once, at original size.
+
+    The images lie there as they came, so they are enhanced here, as ``Member.predict_probs`` does.
+    """
     module.eval()
     classes = settings.num_classes
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     with torch.inference_mode():
         for _, images_BHWC, masks_BHW in EvalSamples(val, rank=rank.index, world_size=rank.count).batches(VAL_BATCH):
+            seen_BHWC = enhance_all(images_BHWC, grayscale=settings.grayscale, clahe=settings.clahe)
             with autocast(dtype, device):
-                logits_BKHW = module(torch.from_numpy(images_BHWC).to(device))
+                logits_BKHW = module(torch.from_numpy(seen_BHWC).to(device))
             truth_BHW = torch.from_numpy(masks_BHW).to(device).long()
             labelled_BHW = truth_BHW != settings.ignore_id
             cells = (truth_BHW * classes + logits_BKHW.argmax(dim=1))[labelled_BHW]

@@ -164,7 +164,17 @@ def _spec(args: dict[str, Any], packed: PackInfo, start: weights.Weights) -> Mem
     mean, std = (
         (packed.mean, packed.std) if start.path is None else backbones.pretrained_normalisation(args["backbone"])
     )
-    return MemberSpec(args["name"], args["backbone"], args["decoder"], packed.num_classes, packed.channels, mean, std)
+    return MemberSpec(
+        args["name"],
+        args["backbone"],
+        args["decoder"],
+        packed.num_classes,
+        packed.channels,
+        mean,
+        std,
+        packed.grayscale,
+        packed.clahe,
+    )
 
 
 def _settings(args: dict[str, Any], packed: PackInfo) -> Settings:
@@ -176,5 +186,7 @@ def _settings(args: dict[str, Any], packed: PackInfo) -> Settings:
         member=args["name"],
         num_classes=packed.num_classes,
         ignore_id=packed.ignore_id,
+        grayscale=packed.grayscale,
+        clahe=packed.clahe,
         **{key: args[key] for key in same},
     )

@@ -152,3 +152,18 @@ def test_eval_batches_hold_one_size_each(tmp_path: Path) -> None:
     for indices, images, masks in made:
         np.testing.assert_array_equal(images, np.stack([split.image(i) for i in indices]))
         np.testing.assert_array_equal(masks[:, 0, 0], indices)
+
+
+def test_an_order_is_shuffled_once_per_epoch(split: PackedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[list[int]] = []
+    real = np.random.default_rng
+
+    def note(seed: object) -> np.random.Generator:
+        if isinstance(seed, list):
+            seeds.append(seed)
+        return real(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", note)
+    made = batches(split)
+    assert samples_of(made, 1) != samples_of(made, 0)
+    assert seeds == [[5, 1], [5, 0]]

@@ -1,24 +1,54 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
+import shutil
+import time
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segmill.data.checks import validate_dataset
+from segmill.data import chunks, packing
+from segmill.data.labelled import PackWriter, index_schema, write_index
+from segmill.data.manifest import manifest_schema, part_columns, read_dataset_info, write_manifest
 from segmill.data.packing import PackedSplit, Sample, SplitWriter, pack, read_pack
+from segmill.data.readers import list_entries, read_mask
 from segmill.data.samples import write_street
+from segmill.data.splits import assign_splits
+from segmill.enhancement import enhance
 from segmill.errors import InputError
 
 
 def packed(raw_dir: Path, out_dir: Path, **options: object) -> Path:
     manifest = out_dir.with_suffix(".parquet")
-    validate_dataset(raw_dir, manifest, val=0.2, test=0.2, seed=0)
+    record(raw_dir, manifest)
     pack(raw_dir, manifest, out_dir, **{"size": None, **options})
     return out_dir
+
+
+def record(raw_dir: Path, manifest: Path) -> None:
+    """Write a manifest of the set as it is, in milliseconds: nothing is checked."""
+    info = read_dataset_info(raw_dir)
+    rows = []
+    for entry in list_entries(raw_dir)[0]:
+        contents = {"image": entry.image.read(raw_dir), "mask": entry.mask.read(raw_dir)}
+        height, width = read_mask(contents["mask"]).shape
+        group = info.group_of(entry.id)
+        assert group is not None
+        row = {"id": entry.id, "height": height, "width": width, "group": group}
+        for kind, part in (("image", entry.image), ("mask", entry.mask)):
+            row |= part_columns(kind, part)
+            row[f"{kind}_sha256"] = hashlib.sha256(contents[kind]).hexdigest()
+        rows.append(row)
+    splits = assign_splits({row["group"] for row in rows}, val=0.2, test=0.2, seed=0, official=info.splits)
+    rows = [{**row, "split": splits[row["group"]]} for row in rows]
+    write_manifest(manifest, pa.Table.from_pylist(rows, schema=manifest_schema(info)))
 
 
 def test_packed_pixels_are_the_files_pixels(tiny_set: Path, tmp_path: Path) -> None:
@@ -77,9 +107,9 @@ def test_processes_change_no_byte(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    write_street(tmp_path / "raw", count=60, size=(256, 256))
+    write_street(tmp_path / "raw", count=60, size=(256, 256))  # train is one shard
     manifest = tmp_path / "m.parquet"
-    validate_dataset(tmp_path / "raw", manifest, val=0.2, test=0.2, seed=0)
+    record(tmp_path / "raw", manifest)
     tracemalloc.start()
     pack(tmp_path / "raw", manifest, tmp_path / "packed", size=None)
     peak = tracemalloc.get_traced_memory()[1]
@@ -97,6 +127,219 @@ def test_files_that_changed_since_validation_are_refused(tiny_set: Path, tmp_pat
     (tiny_set / "images" / "b.png").unlink()
     with pytest.raises(InputError, match=r"b\.png is gone since validation"):
         pack(tiny_set, tmp_path / "packed.parquet", out, size=None)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_fit_fills_up_outside_the_statistics(tiny_set: Path, tmp_path: Path) -> None:
+    out = packed(tiny_set, tmp_path / "packed", size=(6, 6), resize="fit")  # 4 x 6: a black row above and below
+    train, info = PackedSplit(out / "train"), read_pack(out)
+    assert (train.mask(0)[[0, 5]] == 255).all()
+    assert info.class_pixels == (12, 12)
+    np.testing.assert_allclose(info.mean, [10 / 255] * 3)
+    np.testing.assert_allclose(info.std, [0] * 3, atol=1e-9)
+
+
+def test_tiles_carry_their_place_and_their_origin(tiny_set: Path, tmp_path: Path) -> None:
+    out = packed(tiny_set, tmp_path / "packed", size=(4, 4), resize="tile", overlap_px=1)
+    train = PackedSplit(out / "train")
+    assert train.ids == ["a@0_0", "a@0_2"]  # 6 px wide: the second starts at 3, drawn back to the border
+    assert train.groups == ["a", "a"]
+    assert train.mask(1).tolist() == [[1, 0, 0, 0]] * 4
+    index = pq.read_table(out / "train" / "index.parquet").to_pydict()
+    assert (index["source"], index["top"], index["left"]) == (["a", "a"], [0, 0], [0, 2])
+    assert read_pack(out).samples == {"train": 2, "val": 1, "test": 1}
+    whole = PackedSplit(packed(tiny_set, tmp_path / "large", size=(8, 8), resize="tile") / "train")
+    assert (whole.ids, whole.shape(0)) == (["a"], (8, 8))
+
+
+def test_only_train_is_cropped_and_enhanced(tmp_path: Path) -> None:
+    write_street(tmp_path / "raw", count=30, size=(64, 64))
+    plain = packed(tmp_path / "raw", tmp_path / "plain")
+    out = packed(tmp_path / "raw", tmp_path / "packed", crop_px=(2, 3, 4, 5), grayscale=True, clahe=2.0)
+    before, after = PackedSplit(plain / "train"), PackedSplit(out / "train")
+    for index in range(len(before)):
+        expected = enhance(before.image(index), grayscale=True, clahe=2.0)[2:-3, 4:-5]
+        np.testing.assert_array_equal(after.image(index), expected)
+        np.testing.assert_array_equal(after.mask(index), before.mask(index)[2:-3, 4:-5])
+    for split in ("val", "test"):
+        assert contents(plain / split) == contents(out / split)
+    info = read_pack(out)
+    assert (info.grayscale, info.clahe, read_pack(plain).clahe) == (True, 2.0, 0.0)
+    mean = np.mean([after.image(index) for index in range(len(after))], axis=(0, 1, 2)) / 255
+    np.testing.assert_allclose(info.mean, mean)
+
+
+def test_a_crop_that_leaves_nothing_stops_before_anything_is_packed(tiny_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="leaves nothing of an image of 4 x 6 px"):
+        packed(tiny_set, tmp_path / "packed", crop_px=(2, 2, 0, 0))
+
+
+def into_packs(loose: Path, to: Path, packs: list[list[str]]) -> None:
+    """Write samples of the loose set as a packed one; each list of ids becomes a pack."""
+    to.mkdir(exist_ok=True)
+    shutil.copy(loose / "dataset.yaml", to)
+    tables = []
+    for ids in packs:
+        writer = PackWriter(to)
+        for name in ids:
+            files = [f"{kind}/{name}.png" for kind in ("images", "masks")]
+            writer.add(name, [(file, (loose / file).read_bytes()) for file in files])
+        tables.append(writer.close())
+    rows = pa.concat_tables(tables)
+    for name in ("ids", "pixels"):
+        empty = pa.array([[]] * len(rows), index_schema().field(name).type)
+        rows = rows.append_column(name, empty)
+    write_index(to, rows)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 loose scenes of 32 x 32 px."""
+    raw_dir = tmp_path_factory.mktemp("scenes")
+    write_street(raw_dir, count=400, size=(32, 32))
+    return raw_dir
+
+
+@pytest.mark.parametrize("layout", ["loose", "packs"])
+def test_one_percent_more_is_one_percent_of_the_work(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.setattr(chunks, "USUAL_SAMPLES", 8)
+    raw, out, store = tmp_path / "raw", tmp_path / "packed", tmp_path / "chunks"
+    new = [f"street_s0039_f0{frame}" for frame in (2, 5, 6, 9)]
+    old = [path.stem for path in sorted((scenes / "images").iterdir()) if path.stem not in new]
+
+    def bring(*, all_of_it: bool) -> None:
+        shutil.rmtree(raw, ignore_errors=True)
+        if layout == "packs":  # packs are never written again: what is new is a new one
+            packs = [old[start : start + 10] for start in range(0, len(old), 10)]
+            into_packs(scenes, raw, packs + [new] * all_of_it)
+        else:
+            missing = () if all_of_it else [f"{name}.png" for name in new]
+            shutil.copytree(scenes, raw, ignore=shutil.ignore_patterns(*missing))
+
+    def work() -> dict[str, int]:
+        done: list[tuple[int, int]] = []
+        shutil.rmtree(out, ignore_errors=True)
+        packed(raw, out, size=(16, 16), store_dir=store, progress=lambda *one: done.append(one))
+        facts: dict[str, int] = json.loads((store / "last.json").read_text())
+        assert done[-1] == (facts["samples"], facts["samples"])
+        assert done == sorted(done)
+        return facts
+
+    bring(all_of_it=False)
+    first = work()
+    assert (first["samples"], first["decoded"], first["written"]) == (396, 396, first["shards"])
+    before = {path.name: path.stat().st_ino for path in out.rglob("*.bin")}
+    bring(all_of_it=True)
+    second = work()
+    assert (second["samples"], second["decoded"]) == (400, 4)
+    assert 1 <= second["written"] <= 4
+    after = {path.name: path.stat().st_ino for path in out.rglob("*.bin")}
+    assert len(before.items() & after.items()) == second["shards"] - second["written"] > 30  # the very files
+    assert {path.name for path in store.glob("*.bin")} == after.keys()  # and no others
+
+    # the way here left no trace: packed afresh it is the same, byte for byte
+    assert contents(packed(raw, tmp_path / "afresh", size=(16, 16))) == contents(out)
+    third = work()
+    assert (third["decoded"], third["written"]) == (0, 0)
+
+
+def test_corrected_labels_and_other_settings(scenes: Path, tmp_path: Path) -> None:
+    raw, store = tmp_path / "raw", tmp_path / "chunks"
+    shutil.copytree(scenes, raw)
+
+    def decoded(**options: object) -> int:
+        shutil.rmtree(tmp_path / "packed", ignore_errors=True)
+        packed(raw, tmp_path / "packed", store_dir=store, **options)
+        return int(json.loads((store / "last.json").read_text())["decoded"])
+
+    assert decoded() == 400
+    for name in ("street_s0001_f03", "street_s0007_f00", "street_s0031_f09"):
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(raw / "masks" / f"{name}.png")
+    assert decoded() == 3
+    split = PackedSplit(tmp_path / "packed" / "val")
+    assert not split.mask(split.ids.index("street_s0001_f03")).any()
+    assert decoded(clahe=2.0) == 240  # train, three sequences in five; val and test stay as they are
+    assert decoded(clahe=2.0, code="another") == 400
+
+
+def test_what_a_crash_left_in_the_store_is_made_again(tiny_set: Path, tmp_path: Path) -> None:
+    store = tmp_path / "chunks"
+    first = contents(packed(tiny_set, tmp_path / "packed", store_dir=store))
+    damaged, unfinished, _ = sorted(store.glob("*.bin"))
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"short")
+    unfinished.with_suffix(".npz").unlink()
+    (store / "0123.99.tmp").write_bytes(b"half")
+    shutil.rmtree(tmp_path / "packed")
+    assert contents(packed(tiny_set, tmp_path / "packed", store_dir=store)) == first
+    assert json.loads((store / "last.json").read_text())["decoded"] == 2
+    assert not list(store.glob("*.tmp"))
+
+
+def test_samples_of_the_same_bytes_share_what_they_can(tiny_set: Path, tmp_path: Path) -> None:
+    info = (tiny_set / "dataset.yaml").read_text()
+    (tiny_set / "dataset.yaml").write_text(info.replace("train: [a]", "train: [a, d]"))
+    for kind in ("images", "masks"):
+        shutil.copy(tiny_set / kind / "a.png", tiny_set / kind / "d.png")
+    train = PackedSplit(packed(tiny_set, tmp_path / "packed") / "train")
+    assert train.ids == ["a", "d"]
+    np.testing.assert_array_equal(train.image(0), train.image(1))
+
+
+def test_the_writer_cuts_shards_and_names_them_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MOST_SAMPLES", 2)
+    ragged(tmp_path / "old", "pq", 5)
+    for _ in range(2):  # what was there before is replaced
+        split = PackedSplit(ragged(tmp_path / "old", "cba", 1))
+        assert len(list((tmp_path / "old").glob("*.bin"))) == 2
+    assert split.ids == ["a", "b", "c"]  # in order of id, however they came
+    assert [split.shape(index) for index in range(3)] == [(2, 3), (2, 2), (2, 1)]
+    assert [int(split.image(index)[0, 0, 0]) for index in range(3)] == [3, 2, 1]
+    assert contents(tmp_path / "old") == contents(ragged(tmp_path / "new", "cba", 1))
+
+
+def test_many_shards_take_few_file_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "OPEN_SHARDS", 3)
+    monkeypatch.setattr(packing, "MOST_SAMPLES", 1)
+    split = PackedSplit(ragged(tmp_path / "split", "abcdefgh", 1))
+    views = [split.image(index) for index in range(8)]
+    assert [int(view[0, 0, 0]) for view in views] == list(range(1, 9))  # views outlive their map's turn
+    opened = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    del views
+    left = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    assert (len(opened), len(left)) == (8, 3)
+
+
+def test_a_hundred_thousand_samples_open_at_once_and_pickle_small(tmp_path: Path) -> None:
+    count, each, side = 100_000, 500, 64
+    keys = [f"{shard:032d}" for shard in range(count // each)]
+    for key in keys:
+        with (tmp_path / f"{key}.bin").open("wb") as file:
+            file.truncate(each * side * side * 4)  # a hole: no byte on the disk
+    number = np.arange(count)
+    packing._write_index(
+        tmp_path,
+        {
+            "id": [f"drive{n // 100:04d}/{n:06d}" for n in range(count)],
+            "group": [f"drive{n // 100:04d}" for n in range(count)],
+            "shard": [keys[n // each] for n in range(count)],
+            "offset": number % each * side * side * 4,
+            "height": np.full(count, side),
+            "width": np.full(count, side),
+        },
+    )
+    began = time.perf_counter()
+    split = PackedSplit(tmp_path)
+    assert split.sizes() == [(side, side)]
+    assert time.perf_counter() - began < 1
+    assert len(pickle.dumps(split)) < 1000
+    assert (len(split), len(split.groups), split.groups[-1]) == (count, count, "drive0999")
+    assert split.image(count - 1).shape == (side, side, 3)
 
 
 def ragged(folder: Path, names: str, start: int) -> Path:
@@ -132,8 +375,12 @@ def test_the_writer_refuses_what_does_not_go_together(tmp_path: Path) -> None:
 
 def test_cut_short_or_missing_files_are_refused(tmp_path: Path) -> None:
     folder = ragged(tmp_path / "split", "ab", 1)
-    (folder / "masks.bin").write_bytes(b"\0" * 5)
-    with pytest.raises(InputError, match=r"masks\.bin is missing or cut short \(6 bytes expected\)"):
+    (shard,) = folder.glob("*.bin")
+    shard.write_bytes(b"\0" * 23)
+    with pytest.raises(InputError, match=r"\.bin is missing or cut short \(24 bytes expected\)"):
+        PackedSplit(folder)
+    shard.unlink()
+    with pytest.raises(InputError, match="is missing or cut short"):
         PackedSplit(folder)
     with pytest.raises(InputError, match="is no packed split"):
         PackedSplit(tmp_path / "nowhere")

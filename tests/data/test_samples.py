@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segmill.data.manifest import read_dataset_info
-from segmill.data.readers import list_pairs, read_image, read_mask
+from segmill.data.readers import list_entries, read_image, read_mask
 from segmill.data.samples import brain_blocks, draw_street, write_brain, write_street
 from segmill.errors import InputError
 
@@ -39,14 +39,14 @@ def test_the_brain_set(tmp_path: Path) -> None:
     base = contents(tmp_path / "base")
     info = read_dataset_info(tmp_path / "base")
     assert info.class_names == ("background", "csf", "grey_matter", "white_matter")
-    pairs, findings = list_pairs(tmp_path / "base")
+    entries, findings = list_entries(tmp_path / "base")
     assert not findings
-    assert pairs[0].id == "brain_b00_z003"
+    assert entries[0].id == "brain_b00_z003"
     groups = {group for members in info.splits.values() for group in members}
-    assert {info.group_of(pair.id) for pair in pairs} == groups
+    assert {info.group_of(entry.id) for entry in entries} == groups
     total, pixels = np.zeros(4), np.zeros(4)
-    for pair in pairs:
-        image, mask = read_image(pair.image), read_mask(pair.mask)
+    for entry in entries:
+        image, mask = read_image(entry.image.read(tmp_path / "base")), read_mask(entry.mask.read(tmp_path / "base"))
         assert image.shape == (192, 160, 1)
         assert mask.shape == (192, 160)
         assert not mask[[0, -1]].any()  # the crop cuts nothing off
@@ -74,6 +74,12 @@ def test_a_street_frame_depends_on_its_seed_and_number_only(tmp_path: Path) -> N
     few, many = contents(tmp_path / "few"), contents(tmp_path / "many")
     del few["dataset.yaml"]
     assert few.items() < many.items()
+    write_street(tmp_path / "rest", count=19, size=(64, 96), seed=1, first=12)
+    rest = contents(tmp_path / "rest")
+    assert read_dataset_info(tmp_path / "rest").splits["val"] == ("street_s0001",)
+    assert set(read_dataset_info(tmp_path / "rest").splits["train"]) == {"street_s0003"}
+    del rest["dataset.yaml"]
+    assert many.items() >= rest.items() and len(few) + len(rest) == 2 * 31
     first, other = (draw_street((64, 96), seed=seed, sequence=0, frame=0)[0] for seed in (1, 2))
     assert (first != other).mean() > 0.5
     path = tmp_path / "few" / "images" / "street_s0000_f00.png"
@@ -84,9 +90,9 @@ def test_street_scenes_hold_all_classes_and_make_all_splits(tmp_path: Path) -> N
     write_street(tmp_path, count=30, size=(64, 64))
     info = read_dataset_info(tmp_path)
     assert info.splits == {"train": ("street_s0000",), "val": ("street_s0001",), "test": ("street_s0002",)}
-    pairs, findings = list_pairs(tmp_path)
-    assert (len(pairs), findings) == (30, [])
-    pixels = sum(np.bincount(read_mask(pair.mask).ravel(), minlength=256) for pair in pairs)
+    entries, findings = list_entries(tmp_path)
+    assert (len(entries), findings) == (30, [])
+    pixels = sum(np.bincount(read_mask(entry.mask.read(tmp_path)).ravel(), minlength=256) for entry in entries)
     assert set(np.flatnonzero(pixels)) == {0, 1, 2, 3, 4, 255}
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from flows import display
-from flows.display import clock, member_line, showing
+from flows.display import clock, member_line, running_line, showing
 from segmill import progress
 from segmill.workspace import Workspace
 
@@ -27,6 +27,11 @@ def test_a_member_says_epoch_loss_val_miou_speed_and_time_left() -> None:
     assert member_line({"state": "starting"}) == "starting"
 
 
+def test_a_stage_says_how_many_samples_of_how_many() -> None:
+    assert running_line({"done": 1250, "total": 100000}) == "1,250 of 100,000 samples"
+    assert running_line(TRAINING) == member_line(TRAINING)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_progress_files_are_shown_as_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
@@ -36,12 +41,15 @@ def test_the_progress_files_are_shown_as_they_change(
     progress.report(workspace.progress / "prepare.json", stage="prepare", state="failed", why="of an earlier run")
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120)
-    with showing(workspace, ["prepare", "finetune@a"], console):
+    with showing(workspace, ["prepare", "validate", "finetune@a"], console):
         note = workspace.progress / "finetune@a.json"
         progress.report(note, stage="finetune@a", state="running", why="lr 1 -> 2", began=0.0)
         progress.report(workspace.progress / "finetune@a.member.json", **TRAINING)
         progress.report(workspace.progress / "prepare.json", stage="prepare", state="ran", why="new", seconds=2.0)
+        progress.report(workspace.progress / "validate.json", stage="validate", state="running", why="", began=0.0)
+        progress.counter(workspace.count("validate"))(3, 4)
     said = out.getvalue()
+    assert "3 of 4 samples" in said
     assert "epoch 3/10  loss 0.500  val mIoU 0.712" in said
     assert "earlier run" not in said
     assert ("prepare: ran in 2s (new)" in said) is not terminal

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from segmill.enhancement import enhance_all
 from segmill.errors import InputError
 from segmill.models.members import Member, MemberModule, MemberSpec, build, check_members, save_member
 from segmill.models.weights import Weights
@@ -96,6 +99,30 @@ def test_images_of_another_type_or_shape_are_refused(folder: Path) -> None:
     ):
         with pytest.raises(InputError, match=r"a batch is uint8 of shape \(images, height, width, 3\)"):
             member.predict_probs(image)
+
+
+def test_what_was_done_to_its_training_images_is_done_to_all_it_predicts(folder: Path, tmp_path: Path) -> None:
+    spec = replace(SPEC, grayscale=True, clahe=3.0)
+    shutil.copytree(folder, tmp_path / "enhancing")
+    facts = json.loads((folder / "member.json").read_text())
+    facts["spec"] |= {"grayscale": True, "clahe": 3.0}
+    (tmp_path / "enhancing" / "member.json").write_text(json.dumps(facts))
+    plain, enhancing = Member.load(folder, "cpu"), Member.load(tmp_path / "enhancing", "cpu")
+    assert enhancing.spec == spec
+    image_BHWC = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 3), np.uint8)
+    given = image_BHWC.copy()
+    seen = enhance_all(image_BHWC, grayscale=True, clahe=3.0)
+    np.testing.assert_array_equal(enhancing.predict_probs(image_BHWC), plain.predict_probs(seen))
+    np.testing.assert_array_equal(image_BHWC, given)
+    assert (plain.predict_probs(image_BHWC) != plain.predict_probs(seen)).any()
+
+
+def test_a_member_of_before_there_was_enhancement_loads(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "older")
+    facts = json.loads((folder / "member.json").read_text())
+    del facts["spec"]["grayscale"], facts["spec"]["clahe"]
+    (tmp_path / "older" / "member.json").write_text(json.dumps(facts))
+    assert Member.load(tmp_path / "older", "cpu").spec == SPEC
 
 
 def test_a_damaged_folder_is_one_sentence(folder: Path, tmp_path: Path) -> None:

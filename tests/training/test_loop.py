@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from segmill.data.packing import PackedSplit
+from segmill.data.checks import validate_dataset
+from segmill.data.packing import PackedSplit, pack
 from segmill.errors import InputError
 from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts
+from segmill.models.members import Member, MemberSpec
 from segmill.training import checkpoint
 from segmill.training.checkpoint import Training
 from segmill.training.loop import MemberFailed, Rank, Settings, Step, share_statistics, train_member, validate
@@ -49,6 +51,29 @@ def test_counts_are_those_of_the_metrics_room(split: PackedSplit) -> None:
             ids = module(torch.from_numpy(split.image(index).copy())[None])[0].argmax(dim=0).numpy()
         expected += confusion_counts(split.mask(index), ids, 2, 255)
     np.testing.assert_array_equal(counts, expected)
+
+
+def test_training_validation_and_prediction_see_the_same_pixels(street: Path, tmp_path: Path) -> None:
+    """A train image, were it in val or came it to be predicted, would look to the network as it did in training."""
+    how = {"grayscale": False, "clahe": 3.0}
+    validate_dataset(street, tmp_path / "manifest.parquet", val=0.2, test=0.2, seed=0)
+    pack(street, tmp_path / "manifest.parquet", tmp_path / "plain", size=None)
+    info = pack(street, tmp_path / "manifest.parquet", tmp_path / "packed", size=None, **how)
+    original, train = PackedSplit(tmp_path / "plain" / "train"), PackedSplit(tmp_path / "packed" / "train")
+    inputs: list[np.ndarray] = []
+    module = tiny_module()
+    module.register_forward_pre_hook(lambda _, given: inputs.append(given[0].numpy().copy()))
+
+    settings = replace(SETTINGS, num_classes=info.num_classes, grayscale=info.grayscale, clahe=info.clahe)
+    validate(module, original, settings, device=CPU, rank=Rank(), dtype=None)
+    spec = MemberSpec("tiny", "none", "none", 2, grayscale=info.grayscale, clahe=info.clahe)
+    validated, inputs[:] = np.concatenate(inputs), []
+    Member(spec, module, CPU).predict_probs(np.stack([original.image(index) for index in range(len(original))]))
+    predicted = np.concatenate(inputs)
+    trained = np.stack([train.image(index) for index in range(len(train))])
+    np.testing.assert_array_equal(validated, trained)
+    np.testing.assert_array_equal(predicted, trained)
+    assert (trained[0] != original.image(0)).any()
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
