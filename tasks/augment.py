@@ -1,18 +1,55 @@
-"""Stage augment: settle the training policy as a checked, written-out recipe."""
+"""Stage augment: settle the training policy as a checked, written-out recipe, and make the extra samples."""
 
 from __future__ import annotations
 
+import functools
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from segmill.data.augmentation import resolve_recipe
+from segmill import progress
+from segmill.data.augmentation import Policy, settle_own_policy, settle_policy
+from segmill.data.extras import make_extras
+from segmill.data.packing import PackedSplit, read_pack
+from segmill.data.parallel import map_ordered
 from segmill.params import Params
 from segmill.workspace import Workspace
 from tasks.stage import replacing
 
 
 def augment(workspace: Workspace, params: Params) -> None:
-    """Write ``data/augmented/recipe.json``. InputError names a transform that does not exist, and its near miss."""
-    recipe = resolve_recipe(params.augment.recipe)
+    """Write ``data/augmented``: recipe.json and, where params ask for extra samples, ``extra``.
+
+    Raises:
+        InputError: the recipe names what does not exist, or has a transform that training can't use.
+    """
+    block = params.augment
+    policy = settled(block.recipe, workspace.packed)
     with replacing(workspace.augmented) as draft:
         draft.mkdir()
-        (draft / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+        made = make_extras(
+            workspace.packed,
+            draft / "extra",
+            copy_paste=block.copy_paste,
+            balance=block.balance,
+            rare_below=block.rare_below,
+            seed=block.seed,
+            mirror=policy.mirrors,
+            progress=progress.counter(workspace.count("augment")),
+        )
+        replace(policy, extra=made).write(draft / "recipe.json")
+
+
+def settled(recipe: str | list[dict[str, Any]], packed_dir: Path) -> Policy:
+    """Return the checked policy. A written-out recipe is tried on samples of train's sizes, in a process of its own:
+    that takes albumentations and torch, which this one stays free of."""
+    if isinstance(recipe, str):
+        return settle_policy(recipe)
+    sizes = sorted(PackedSplit(packed_dir / "train").sizes(), key=lambda size: size[0] * size[1])
+    settle = functools.partial(
+        settle_own_policy, shapes=sorted({*sizes[:1], *sizes[-1:]}), ignore_id=read_pack(packed_dir).ignore_id
+    )
+    plain = json.loads(json.dumps(recipe, default=str))
+    (policy,) = map_ordered(settle, [plain], jobs=2)
+    return policy

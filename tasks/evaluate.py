@@ -16,6 +16,7 @@ def evaluate(workspace: Workspace, params: Params) -> None:
                 "segmill.evaluation.report:evaluate_and_report",
                 workspace.ensemble,
                 workspace.packed,
+                workspace.augmented,
                 draft,
                 overlays=params.evaluate.overlays,
                 **launch.whole_node(),

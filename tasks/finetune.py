@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segmill.data.augmentation import read_policy
 from segmill.data.versions import recorded_version
 from segmill.params import MemberParams, Params
 from segmill.training import launch
@@ -26,30 +27,39 @@ def finetune(workspace: Workspace, params: Params, name: str) -> None:
         InfrastructureError: the cluster is too small for what `ray` in params.yaml asks.
         SegmillError: training went wrong (the loss was not finite).
     """
+    with replacing(workspace.member(name)) as draft:
+        launch.train_member(training_arguments(workspace, params, name, draft))
+
+
+def training_arguments(workspace: Workspace, params: Params, name: str, out_dir: Path) -> dict[str, Any]:
+    """Return what ``launch.train_member`` takes to train the member ``name`` of params.yaml into ``out_dir``."""
     member = params.members[name]
     recorded = recorded_version(workspace.root, params.data.path)
-    with replacing(workspace.member(name)) as draft:
-        arguments = {
-            "name": name,
-            **_settings(params, member),
-            "recipe": json.loads((workspace.augmented / "recipe.json").read_text()),
-            "size": params.prepare.size_px,
-            "packed_dir": str(workspace.packed),
-            "extra_dir": None,
-            "out_dir": str(draft),
-            "run_dir": str(workspace.checkpoints),
-            "progress_path": str(workspace.progress / f"finetune@{name}.member.json"),
-            "curves_path": str(curves_path(workspace, name)),
-            "data_version": recorded.md5 if recorded else "",
-            "params": {"train": params.train.model_dump(), "member": member.model_dump()},
-            "num_workers": params.ray.workers,
-            "cpus_per_worker": params.ray.cpus_per_worker
-            or launch.even_share(len(params.members) * params.ray.workers),
-            "gpus_per_worker": params.ray.gpus_per_worker,
-            "loader_workers": params.ray.loader_workers,
-            "inputs_hash": _inputs_hash(workspace, params, name),
-        }
-        launch.train_member(arguments)
+    policy = read_policy(workspace.augmented / "recipe.json")
+    extra_dir = workspace.augmented / "extra"
+    return {
+        "name": name,
+        **_settings(params, member),
+        "recipe": policy.transforms,
+        "size": params.prepare.size_px,
+        "packed_dir": str(workspace.packed),
+        "extra_dir": str(extra_dir) if extra_dir.is_dir() else None,
+        "out_dir": str(out_dir),
+        "run_dir": str(workspace.checkpoints),
+        "progress_path": str(workspace.progress / f"finetune@{name}.member.json"),
+        "curves_path": str(curves_path(workspace, name)),
+        "data_version": recorded.md5 if recorded else "",
+        "params": {
+            "train": params.train.model_dump(),
+            "member": member.model_dump(),
+            "augment": {"recipe": policy.title, "recipe_sha256": policy.sha256, "extra_samples": policy.extra},
+        },
+        "num_workers": params.ray.workers,
+        "cpus_per_worker": params.ray.cpus_per_worker or launch.even_share(len(params.members) * params.ray.workers),
+        "gpus_per_worker": params.ray.gpus_per_worker,
+        "loader_workers": params.ray.loader_workers,
+        "inputs_hash": _inputs_hash(workspace, params, name),
+    }
 
 
 def begin_check(workspace: Workspace, params: Params) -> ObjectRef | None:

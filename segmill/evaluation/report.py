@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from segmill.data.extras import Origin
 from segmill.data.packing import PackedSplit, PackInfo, read_pack
+from segmill.data.seen import TrainingView
 from segmill.ensembling.predict import read_ensemble
 from segmill.evaluation.scoring import Scored, evaluate, read_counts
 from segmill.metrics import scores
@@ -27,6 +29,7 @@ UNLABELLED = (128, 128, 128)
 # Okabe & Ito, "Color Universal Design", 2008, without the yellow that white swallows: one colour per member.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 THEMES = {"light": ("#1d2430", "#d8dde6"), "dark": ("#e7ebf2", "#3a4352")}
+TRAINING_SAMPLES = 3  # drawn as training saw them, and as many extra ones of each kind
 # Column of curves.csv: title and factor.
 CURVES = {"loss": ("Training loss", 1), "val_miou": ("mIoU on val, %", 100)}
 
@@ -34,6 +37,7 @@ CURVES = {"loss": ("Training loss", 1), "val_miou": ("mIoU on val, %", 100)}
 def evaluate_and_report(
     ensemble_dir: Path | str,
     packed_dir: Path | str,
+    augmented_dir: Path | str,
     out_dir: Path | str,
     *,
     overlays: int,
@@ -44,6 +48,7 @@ def evaluate_and_report(
     Args:
         ensemble_dir: the ensemble folder.
         packed_dir: packed splits.
+        augmented_dir: the recipe and the extra samples that the members were trained with.
         out_dir: a temporary folder that the caller renames when everything is in it.
         overlays: how many test images are drawn: the worst, middling and best third each.
         device: as for ``Member.load``.
@@ -51,13 +56,13 @@ def evaluate_and_report(
     Raises:
         InputError: as for ``evaluate``.
     """
-    ensemble_dir, packed_dir, out_dir = Path(ensemble_dir), Path(packed_dir), Path(out_dir)
+    ensemble_dir, packed_dir, augmented_dir, out_dir = map(Path, (ensemble_dir, packed_dir, augmented_dir, out_dir))
     metrics = evaluate(ensemble_dir, packed_dir, out_dir, examples=overlays, device=device)
-    write_report(out_dir, ensemble_dir, packed_dir)
+    write_report(out_dir, ensemble_dir, packed_dir, augmented_dir)
     return metrics
 
 
-def write_report(out_dir: Path, ensemble_dir: Path, packed_dir: Path) -> None:
+def write_report(out_dir: Path, ensemble_dir: Path, packed_dir: Path, augmented_dir: Path) -> None:
     """Write index.html and figures/ beside what ``evaluate`` left in ``out_dir``."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -80,6 +85,7 @@ def write_report(out_dir: Path, ensemble_dir: Path, packed_dir: Path) -> None:
         versus=_versus_best_member(scored),
         confusion=_confusion_rows(scored.ensemble),
         curves=_draw_curves(ensemble_dir, list(members), figures),
+        training=_draw_training(packed_dir, augmented_dir, next(iter(members.items())), figures),
         examples=list(_draw_examples(out_dir, PackedSplit(packed_dir / metrics["split"]), info, scored, figures)),
     )
     (out_dir / "index.html").write_text(text)
@@ -160,16 +166,16 @@ def _draw_examples(
 ) -> Iterator[dict[str, Any]]:
     """Draw image, truth, prediction and errors of the kept predictions; yield captions and file names."""
     mious = np.array([scores.miou(counts) for counts in scored.ensemble])
-    colors = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in info.colors], np.uint8)
+    colors = palette(info.colors)
     with np.load(out_dir / "examples.npz", allow_pickle=False) as predictions:
         for rank, key in enumerate(predictions.files):
             index = int(key)
             image, truth, prediction = samples.image(index), samples.mask(index), predictions[key]
             pictures = (
                 image,
-                _overlay(image, truth, colors, info.ignore_id),
-                _overlay(image, prediction, colors, info.ignore_id),
-                _errors(image, truth, prediction, info.ignore_id),
+                overlay(image, truth, colors, info.ignore_id),
+                overlay(image, prediction, colors, info.ignore_id),
+                errors(image, truth, prediction, info.ignore_id),
             )
             for kind, picture in zip(KINDS, pictures, strict=True):
                 drawn = Image.fromarray(picture)
@@ -184,6 +190,86 @@ def _draw_examples(
                 "accuracy": scores.accuracy(scored.ensemble[index]),
                 "kinds": KINDS,
             }
+
+
+def draw_sample(view: TrainingView, index: int, epoch: int | None) -> Image.Image:
+    """Draw a sample as it is packed (``epoch`` None) or as training saw it: the image, below it tinted by class."""
+    image, mask = view.original(index) if epoch is None else view.seen(index, epoch)
+    tinted = overlay(image, mask, palette(view.info.colors), view.info.ignore_id)
+    return Image.fromarray(np.vstack([image, tinted]))
+
+
+def draw_beside(view: TrainingView, index: int, epoch: int) -> Image.Image:
+    """Draw a sample as it is packed and, on its right, as training saw it in ``epoch``."""
+    both = [draw_sample(view, index, shown) for shown in (None, epoch)]
+    gap = 4
+    width, height = sum(one.width for one in both) + gap, max(one.height for one in both)
+    sheet = Image.new("RGB", (width, height), "white")
+    sheet.paste(both[0], (0, 0))
+    sheet.paste(both[1], (both[0].width + gap, 0))
+    return sheet
+
+
+def say_origin(origin: Origin, class_names: tuple[str, ...]) -> str:
+    """Say in a line where an extra sample comes from."""
+    names = [class_names[class_id] for class_id in origin.classes]
+    if origin.kind == "balance":
+        return f"{origin.target} again, for {', '.join(names)}"
+    pasted = (f"{name} of {source}" for name, source in zip(names, origin.source, strict=True))
+    return f"{origin.target} with {', '.join(pasted)}"
+
+
+def _draw_training(
+    packed_dir: Path, augmented_dir: Path, member: tuple[str, dict[str, Any]], figures: Path
+) -> dict[str, Any]:
+    """Draw some train samples as the member saw them in its first, middle and last epoch, and some extra ones."""
+    name, facts = member
+    train, own = facts["params"]["train"], facts["params"]["member"]
+    epochs = own["epochs"] or train["epochs"]
+    view = TrainingView(
+        packed_dir, augmented_dir, seed=train["seed"], batch_size=own["batch_size"] or train["batch_size"]
+    )
+    shown = sorted({0, epochs // 2, epochs - 1})
+    evenly = np.linspace(0, view.originals - 1, min(TRAINING_SAMPLES, view.originals)).round().astype(int).tolist()
+    rows = [_draw_row(view, index, [None, *shown], view.split.ids[index], figures) for index in evenly]
+    kept = {kind: 0 for kind in view.policy.extra}
+    extra = []
+    for origin in view.origins():
+        if kept[origin.kind] < TRAINING_SAMPLES:
+            kept[origin.kind] += 1
+            title = say_origin(origin, view.info.class_names)
+            extra.append(_draw_row(view, view.index(origin.id), [None, *shown], title, figures, origin.boxes))
+    return {
+        "member": name,
+        "recipe": view.policy.title,
+        "originals": view.originals,
+        "made": view.policy.extra,
+        "samples": rows,
+        "extra": extra,
+    }
+
+
+def _draw_row(
+    view: TrainingView,
+    index: int,
+    epochs: list[int | None],
+    title: str,
+    figures: Path,
+    boxes: list[list[int]] | None = None,
+) -> dict[str, Any]:
+    """Draw a sample as packed, with ``boxes`` (top, left, height, width in px) around what was pasted, and by epoch."""
+    pictures = []
+    for epoch in epochs:
+        drawn = draw_sample(view, index, epoch)
+        if epoch is None:
+            for top, left, height, width in boxes or []:
+                corners = (left - 2, top - 2, left + width + 1, top + height + 1)
+                ImageDraw.Draw(drawn).rectangle(corners, outline=WRONG)
+        drawn.thumbnail((PICTURE_PX, 2 * PICTURE_PX))
+        file = f"training-{index}-{'packed' if epoch is None else epoch}.png"
+        drawn.save(figures / file)
+        pictures.append({"file": f"figures/{file}", "kind": "as packed" if epoch is None else f"epoch {epoch}"})
+    return {"title": title, "pictures": pictures}
 
 
 def _draw_overview(count: int, figures: Path) -> None:
@@ -201,7 +287,12 @@ def _draw_overview(count: int, figures: Path) -> None:
     sheet.save(figures / "overview.png")
 
 
-def _overlay(
+def palette(colors: Iterable[str]) -> NDArray[np.uint8]:
+    """Return K x 3 uint8 RGB of colours written as "#rrggbb"."""
+    return np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors], np.uint8)
+
+
+def overlay(
     image_HWC: NDArray[np.uint8], ids_HW: NDArray[np.uint8], colors: NDArray[np.uint8], ignore_id: int
 ) -> NDArray[np.uint8]:
     """Tint each class with its colour over the grey image. A black class (background) stays as it is."""
@@ -214,7 +305,7 @@ def _overlay(
     return blended
 
 
-def _errors(
+def errors(
     image_HWC: NDArray[np.uint8],
     truth_HW: NDArray[np.uint8],
     prediction_HW: NDArray[np.uint8],

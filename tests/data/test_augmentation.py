@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from segmill.data.augmentation import PRESETS, Augmenter, resolve_recipe
+from segmill.data.augmentation import (
+    PRESETS,
+    Augmenter,
+    read_policy,
+    resolve_recipe,
+    settle_own_policy,
+    settle_policy,
+    try_policy,
+)
 from segmill.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -108,6 +120,10 @@ def test_compositions_are_built_with_the_ignore_id() -> None:
         ([{"Rotate": {}, "Affine": {}}], "must be one transform with its parameters"),
         ([{"OneOf": {"transforms": [{"Nope": {}}]}}], "unknown transform 'Nope'"),
         ([{"DualTransform": {}}], "unknown transform 'DualTransform'"),
+        ([{"Compose": {"transforms": []}}], "unknown transform 'Compose'"),
+        ([{"OneOf": {"p": 1}}], "OneOf has None as its transforms; write a list of them"),
+        ("medical@7", "recipe is 'medical@7', and medical has no version '7'; it has 1, and medical alone means 1"),
+        ("medcal@1", "recipe is 'medcal@1'.*did you mean 'medical'"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_sentence(recipe: object, said: str) -> None:
@@ -119,6 +135,91 @@ def test_a_wrong_recipe_is_refused_in_one_sentence(recipe: object, said: str) ->
 def test_a_recipe_that_changes_the_type_is_refused() -> None:
     with pytest.raises(InputError, match=r"float32.*leave out what changes type"):
         run(augmenter([{"Normalize": {}}]))
+
+
+def test_a_policy_is_settled_by_name_version_and_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = settle_policy("medical")
+    assert (first.name, first.version, first.title, first.mirrors) == ("medical", 1, "medical@1", True)
+    assert first.sha256 == hashlib.sha256(json.dumps(first.transforms, sort_keys=True).encode()).hexdigest()
+    monkeypatch.setitem(PRESETS, "medical", {**PRESETS["medical"], 10: [{"Rotate": {"limit": 5}}]})
+    newest, held = settle_policy("medical"), settle_policy("medical@1")
+    assert (newest.title, newest.transforms, newest.mirrors) == ("medical@10", [{"Rotate": {"limit": 5}}], False)
+    assert held == first and newest.sha256 != held.sha256
+    own = settle_policy([{"OneOf": {"transforms": [{"HorizontalFlip": {}}]}}])
+    assert (own.name, own.version, own.title, own.mirrors) == ("own", None, "own", True)
+    replace(own, extra={"balance": 3}).write(tmp_path / "recipe.json")
+    assert read_policy(tmp_path / "recipe.json") == replace(own, extra={"balance": 3})
+    with pytest.raises(InputError, match="run the augment stage first"):
+        read_policy(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_pass_their_trial(preset: str) -> None:
+    for version in PRESETS[preset]:
+        try_policy(settle_policy(f"{preset}@{version}"), [(40, 56), (96, 64)], ignore_id=255)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ([{"Normalize": {}}], "recipe: Normalize turns .*float32.*leave out what changes type"),
+        ([{"ToTensorV2": {}}], "recipe: ToTensorV2 turns .*leave out what changes type"),
+        ([{"ToGray": {"num_output_channels": 1, "p": 0}}], None),
+        ([{"ToGray": {"num_output_channels": 1, "p": 0.001}}], r"recipe: ToGray turns .*image \(40, 56"),
+        ([{"Resize": {"height": 20, "width": 20, "mask_interpolation": 1}}], "Resize writes class ids .*nearest"),
+        ([{"MaskDropout": {}}], None),  # what drops out is ignored
+        ([{"Affine": {"rotate": [20, 20], "fill_mask": 3, "p": 1}}], None),
+        ([{"FDA": {}}], "FDA needs fda_metadata, and training has images and masks only"),
+        ([{"OneOf": {"transforms": [{"Mosaic": {}}, {"Blur": {}}]}}], "Mosaic needs mosaic_metadata"),
+        ([{"CoarseDropout3D": {}}], "CoarseDropout3D works on volumes"),
+        ([{"RandomSizedBBoxSafeCrop": {"height": 9, "width": 9}}], "RandomSizedBBoxSafeCrop fails"),
+        ([{"RandomCrop": {"height": 50, "width": 50}}], "RandomCrop fails on an image of 40 x 56 px"),
+        (
+            [{"CenterCrop": {"height": 30, "width": 30, "p": 1}}, {"CenterCrop": {"height": 35, "width": 35, "p": 1}}],
+            "the recipe fails on trial",
+        ),
+    ],
+)
+def test_what_training_cannot_use_is_refused_beforehand(recipe: list[dict[str, object]], said: str | None) -> None:
+    if said is None:
+        settle_own_policy(recipe, shapes=[(40, 56)], ignore_id=255)
+        return
+    with pytest.raises(InputError, match=said) as caught:
+        settle_own_policy(recipe, shapes=[(40, 56)], ignore_id=255)
+    assert "\n" not in str(caught.value)
+
+
+def test_scaling_keeps_image_and_mask_together_and_covers_the_range() -> None:
+    """Cut before scaled: a ramp of the columns tells how much of the image is left."""
+    ramp = np.broadcast_to(np.arange(0, 240, 2, dtype=np.uint8)[None, :], (80, 120))
+    image = np.repeat(ramp[:, :, None], 3, axis=2).copy()
+    mask = (ramp >= 120).astype(np.uint8)
+    augment = augmenter([{"RandomScale": {"scale_limit": [-0.5, 1.0], "p": 1.0}}])
+    widths = []
+    for epoch in range(60):
+        scaled, ids = augment(image, mask, epoch=epoch, sample="a")
+        assert scaled.shape == image.shape and ids.shape == mask.shape
+        inside = ids != 255
+        if inside.all():
+            widths.append(120 * 238 / max(1, int(scaled[40, -1, 0]) - int(scaled[40, 0, 0])))
+        else:
+            assert (scaled[~inside] == 0).all()
+            widths.append(int(inside.any(axis=0).sum()))
+        apart = np.abs(scaled[:, :, 0].astype(int) - 119) > 3  # at the border the two may be a pixel apart
+        np.testing.assert_array_equal(ids[inside & apart], scaled[:, :, 0][inside & apart] >= 119)
+    factors = np.array(widths) / 120
+    assert 0.49 < factors.min() < 0.65 and 1.7 < factors.max() < 2.1
+    assert 1.0 < factors.mean() < 1.5
+
+
+def test_only_the_pixels_that_stay_are_worked_on() -> None:
+    """What changes values comes after the cut: contrast is about the mean of what is left."""
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 40:] = 200
+    augment = augmenter([{"CenterCrop": {"height": 40, "width": 10, "p": 1}}, {"InvertImg": {"p": 1}}], size=(40, 20))
+    inverted, ids = augment(image, np.zeros((40, 80), np.uint8), epoch=0, sample="a")
+    assert inverted.shape == (40, 20, 3) and (ids == 255).sum() == 400
+    assert (inverted[ids == 255] == 255).all()
 
 
 def test_presets_are_resolved_without_albumentations_and_cannot_be_changed() -> None:

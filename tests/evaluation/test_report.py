@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segmill.data.augmentation import Augmenter, settle_policy
+from segmill.data.extras import Origin, make_extras, read_origins
+from segmill.data.packing import PackedSplit, read_pack
 from segmill.evaluation import report
 from segmill.evaluation.report import evaluate_and_report
 
@@ -30,9 +35,25 @@ class Links(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble/ whose members say how they were trained, and the augmented/ they were trained with."""
+    root = tmp_path_factory.mktemp("trained")
+    shutil.copytree(judging / "ensemble", root / "ensemble")
+    for path in root.glob("ensemble/members/*/member.json"):
+        params = {"train": {"seed": 5, "epochs": 9, "batch_size": 4}, "member": {"epochs": 7, "batch_size": None}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"params": params}))
+    shares = {"copy_paste": 0.1, "balance": 0.5, "rare_below": 0.15}
+    (root / "augmented").mkdir()
+    made = make_extras(judging / "packed", root / "augmented" / "extra", **shares, seed=0, mirror=True)
+    replace(settle_policy("driving"), extra=made).write(root / "augmented" / "recipe.json")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(judging: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out_dir = tmp_path_factory.mktemp("reports")
-    evaluate_and_report(str(judging / "ensemble"), str(judging / "packed"), str(out_dir), overlays=3, device="cpu")
+    folders = (trained / "ensemble", judging / "packed", trained / "augmented", out_dir)
+    evaluate_and_report(*map(str, folders), overlays=3, device="cpu")
     return out_dir
 
 
@@ -40,7 +61,8 @@ def test_every_link_is_a_file_beside_the_page(page: Path) -> None:
     links = Links()
     text = (page / "index.html").read_text()
     links.feed(text)
-    assert len(links.found) == 3 * 4 + 2 * 2
+    training = [link for link in links.found if "/training-" in link]
+    assert len(links.found) == 3 * 4 + 2 * 2 + len(training)
     assert all((page / link).is_file() for link in links.found)
     assert "http" not in text and "@import" not in text and "<script" not in text
     shown = {Path(link).name for link in links.found}
@@ -67,7 +89,7 @@ def test_the_figures_on_the_page_are_those_measured(page: Path) -> None:
 
 
 def test_names_are_escaped_and_large_pictures_shrunk(
-    page: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, judging: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed, out_dir = tmp_path / "packed", tmp_path / "reports"
     shutil.copytree(judging / "packed", packed)
@@ -75,22 +97,62 @@ def test_names_are_escaped_and_large_pictures_shrunk(
     facts = json.loads((packed / "pack.json").read_text())
     (packed / "pack.json").write_text(json.dumps(facts | {"name": "<b>&"}))
     monkeypatch.setattr(report, "PICTURE_PX", 32)
-    report.write_report(out_dir, judging / "ensemble", packed)
+    report.write_report(out_dir, trained / "ensemble", packed, trained / "augmented")
     text = (out_dir / "index.html").read_text()
     assert "<h1>&lt;b&gt;&amp;</h1>" in text and "<b>&<" not in text
     assert {Image.open(path).size for path in (out_dir / "figures").glob("example-*.png")} == {(32, 32)}
 
 
+def test_the_contact_sheet_shows_samples_as_training_saw_them(page: Path, judging: Path, trained: Path) -> None:
+    """Three train samples, and the first extra ones of each kind, as packed and in three epochs of the seven."""
+    split = PackedSplit(judging / "packed" / "train", trained / "augmented" / "extra")
+    origins = list(read_origins(trained / "augmented" / "extra"))
+    kinds = [[origin for origin in origins if origin.kind == kind][:3] for kind in ("copy_paste", "balance")]
+    assert min(map(len, kinds)) > 1
+    text = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (page / "index.html").read_text())))
+    last = len(split) - len(origins) - 1
+    drawn = [0, round(last / 2), last]
+    for origin in (*kinds[0], *kinds[1]):
+        drawn.append(split.ids.index(origin.id))
+        assert report.say_origin(origin, read_pack(judging / "packed").class_names) in text
+    named = {path.name for path in page.glob("figures/training-*.png")}
+    assert named == {f"training-{index}-{epoch}.png" for index in drawn for epoch in ("packed", 0, 3, 6)}
+    augment = Augmenter(settle_policy("driving").transforms, None, 5, ignore_id=255)
+    for index in (drawn[1], drawn[-1]):
+        packed, seen = (
+            np.asarray(Image.open(page / "figures" / f"training-{index}-{shown}.png")) for shown in ("packed", 3)
+        )
+        height = split.shape(index)[0]
+        np.testing.assert_array_equal(packed[:height], split.image(index))
+        wanted, mask = augment(split.image(index), split.mask(index), epoch=3, sample=split.ids[index])
+        np.testing.assert_array_equal(seen[:height], wanted)
+        colors = report.palette(read_pack(judging / "packed").colors)
+        np.testing.assert_array_equal(seen[height:], report.overlay(wanted, mask, colors, 255))
+    paste = split.ids.index(kinds[0][0].id)
+    boxed = np.asarray(Image.open(page / "figures" / f"training-{paste}-packed.png"))
+    assert (boxed == report.WRONG).all(axis=2).any()
+    assert f"{last + 1} train samples and {len(origins)} extra ones" in text and "recipe driving@1" in text
+
+
+def test_an_origin_is_said_in_a_line() -> None:
+    names = ("road", "car", "sign")
+    assert report.say_origin(Origin("a+balance-000001", "balance", "a", [], [1, 2], []), names) == (
+        "a again, for car, sign"
+    )
+    pasted = Origin("a+paste-000001", "copy_paste", "a", ["b", "c"], [2, 1], [[0, 0, 4, 4], [1, 1, 4, 4]])
+    assert report.say_origin(pasted, names) == "a with sign of b, car of c"
+
+
 def test_errors_are_marked_and_unlabelled_pixels_are_grey() -> None:
     image = np.full((1, 3, 3), 100, np.uint8)
     truth, prediction = np.array([[0, 0, 255]], np.uint8), np.array([[0, 1, 1]], np.uint8)
-    picture = report._errors(image, truth, prediction, 255)
+    picture = report.errors(image, truth, prediction, 255)
     assert picture[0].tolist() == [[55, 55, 55], list(report.WRONG), list(report.UNLABELLED)]
 
 
 def test_black_classes_leave_the_image_as_it_is() -> None:
     image = np.full((1, 2, 3), 100, np.uint8)
-    picture = report._overlay(image, np.array([[0, 1]], np.uint8), COLORS, 255)
+    picture = report.overlay(image, np.array([[0, 1]], np.uint8), COLORS, 255)
     assert picture[0].tolist() == [[100, 100, 100], [160, 100, 40]]
 
 
