@@ -1,0 +1,108 @@
+"""`segmill audit`: one sentence where it can't, and the whole way with real trainings where it can."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+
+import cv2
+import pytest
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from flows.audit import audit, show
+from segmill.errors import InputError
+from segmill.params import read_params
+from segmill.training import launch
+from segmill.workspace import Workspace
+from tasks.stage import bring_up_to_date, stage_names
+
+FIRST = {
+    "rank": 1, "sample": "a/[b]_01", "split": "val", "given": "sky", "suggested": "road", "pixels": 120,
+    "confidence": 0.914, "regions": 3, "sample_score": 0.5,
+}  # fmt: skip
+
+
+def said(workspace: Workspace, **options: Any) -> str:
+    """Audit with a console of its own and return what it printed."""
+    console = Console(file=io.StringIO(), width=120)
+    audit(workspace, read_params(workspace.params), workspace.root / "audit", 5, console, **options)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def printed(found: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    show(found, console)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_without_an_ensemble_it_says_what_to_do(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match=r"there is no trained ensemble yet.*`segmill retrain` first"):
+        said(workspace)
+    assert not (workspace.root / "audit").exists()
+
+
+def test_an_ensemble_of_other_data_is_refused(workspace: Workspace) -> None:
+    workspace.ensemble.mkdir(parents=True)
+    (workspace.ensemble / "ensemble.json").write_text("{}")
+    with pytest.raises(InputError, match=r"not made from these splits \(prepare ran with another .*segmill retrain"):
+        said(workspace)
+
+
+def test_the_first_rows_and_the_paths_are_shown() -> None:
+    text = printed(
+        {"page": "/x/index.html", "table": "/x/audit.csv", "samples": {"val": 3, "test": 4}, "suspicious": 1,
+         "unknown": ["pole"], "first": [FIRST]}
+    )  # fmt: skip
+    assert "looked at 3 val, 4 test samples: 1 are suspicious" in text
+    assert "a model hardly knows pole: what is missing of it is not found" in text
+    assert "train was not looked at" in text and "--folds" in text
+    assert re.search(r"1 +a/\[b\]_01 +val +sky +road +120 +0\.91 +3 +0\.50", text)
+    assert text.endswith("/x/index.html\n/x/audit.csv\n")
+
+
+def test_nothing_suspicious_shows_no_table() -> None:
+    text = printed(
+        {"page": "p", "table": "t", "samples": {"val": 3, "train": 9}, "suspicious": 0, "unknown": [], "first": []}
+    )
+    assert text == "looked at 3 val, 9 train samples: 0 are suspicious\np\nt\n"
+
+
+@pytest.mark.slow
+def test_held_out_and_folds_with_real_trainings(workspace: Workspace) -> None:
+    yaml = YAML()
+    content = yaml.load(workspace.params)
+    content["members"] = {
+        "tiny": {"backbone": "mobilenetv2_050", "decoder": "fpn", "weights": "none", "lr": 0.005, "epochs": 6}
+    }
+    content["prepare"]["size_px"] = [64, 64]
+    content["augment"]["recipe"] = "none"
+    yaml.dump(content, workspace.params)
+    masks = sorted((workspace.root / "data/raw/masks").glob("*.png"))
+    for path in masks[::16]:  # sky and road swapped: nothing a model of the rest would say
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        swapped = mask.copy()
+        swapped[mask == 0], swapped[mask == 1] = 1, 0
+        cv2.imwrite(str(path), swapped)
+    params = read_params(workspace.params)
+    with launch.connect("local", num_cpus=2):
+        for name in stage_names(params):
+            if name != "evaluate":
+                bring_up_to_date(workspace, name)
+        with pytest.raises(InputError, match="there is no member 'tinny'; did you mean 'tiny'"):
+            said(workspace, folds=2, member="tinny")
+        with pytest.raises(InputError, match="--folds is 99 and train has"):
+            said(workspace, folds=99)
+        text = said(workspace, folds=2, epochs=6)
+        assert "train: 2 models of tiny, 6 epochs each (6 in a retraining)" in text
+        models = {path: path.stat().st_mtime_ns for path in (workspace.scratch / "audit").glob("*/member/member.json")}
+        again = said(workspace, folds=2, epochs=6)
+    assert len(models) == 2 and all(path.stat().st_mtime_ns == written for path, written in models.items())
+    rows = list(csv.DictReader((workspace.root / "audit" / "audit.csv").open()))
+    (counts,) = re.findall(r"looked at (.*) samples", again)
+    assert sum(int(number) for number in re.findall(r"\d+", counts)) == len(masks) == 80
+    planted = {path.stem for path in masks[::16]}
+    first = list(dict.fromkeys(row["sample"] for row in rows))[: len(planted)]
+    assert len(planted & set(first)) >= len(planted) - 1
