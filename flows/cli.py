@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flows.data import data_app
 from flows.environment import prepare_environment, ray_address, switch_telemetry_off, tracking_uri
 from segmill.errors import GateRefused, SegmillError
 from segmill.params import Params, read_params, set_params
@@ -41,6 +42,9 @@ class Sample(StrEnum):
     street = "street"
 
 
+app.add_typer(data_app, name="data")
+
+
 @app.callback()
 def main_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere in the line.")] = False,
@@ -51,12 +55,17 @@ def main_options(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="New workspace.")],
-    data: Annotated[Path, typer.Option(help="Labelled set: images/, masks/ and dataset.yaml. It is copied.")],
+    data: Annotated[Path, typer.Option(help="Labelled set, in any layout that --layout names. It is copied.")],
+    layout: Annotated[str, typer.Option(help="auto, or one of those that `segmill data layouts` lists.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="Name of the set; its folder's where left out.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Regular expression on a sample's id, with (?P<group>...): what stays together.")
+    ] = None,
 ) -> None:
     """Make a workspace around your own labelled set."""
     from flows.start import create
 
-    workspace = create(folder, data)
+    workspace = create(folder, data, layout=layout, name=name, group=group, say=_say_line)
     out.print(f"{workspace.root} is ready; next: cd {folder} && segmill validate", highlight=False, soft_wrap=True)
 
 
@@ -75,16 +84,16 @@ def demo(
 
 
 @app.command()
-def validate(workspace: WorkspaceOption = HERE) -> None:
+def validate(
+    workspace: WorkspaceOption = HERE,
+    fix: Annotated[bool, typer.Option("--fix", help="Write a repaired copy as a new data version.")] = False,
+) -> None:
     """Check every sample and deal the splits."""
-    from flows.summary import dataset_table
-    from tasks.stage import bring_up_to_date
+    from flows.validate import validate as check
 
-    space, _ = _open(workspace)
-    for name in ("fingerprint", "validate"):
-        outcome = bring_up_to_date(space, name)
-    out.print(f"validate: {outcome.state} ({outcome.why})", highlight=False, soft_wrap=True)
-    out.print(dataset_table(space.manifest))
+    space, params = _open(workspace)
+    if not check(space, params, out, fix=fix):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -142,6 +151,28 @@ def predict(
     space, params = _open(workspace)
     for path in segment(space, params, model, images, to):
         out.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def audit(
+    workspace: WorkspaceOption = HERE,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the review page and the list; audit/ of the workspace.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Samples drawn on the page.", min=1, max=500)] = 50,
+    folds: Annotated[
+        int, typer.Option(help="Also audit train, by this many models that each train without a part of it.", min=0)
+    ] = 0,
+    member: Annotated[
+        str | None, typer.Option(help="The member of params.yaml that is trained for it; the smallest.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Its epochs for it; half of its own.", min=1)] = None,
+) -> None:
+    """Rank labels by how much held-out predictions contradict them."""
+    from flows.audit import audit as audit_labels
+
+    space, params = _open(workspace)
+    audit_labels(space, params, to or space.root / "audit", top, out, folds=folds, member=member, epochs=epochs)
 
 
 @app.command()
@@ -238,6 +269,10 @@ def main() -> NoReturn:
     if code == INTERRUPTED:
         _say(debug, "interrupted; what was finished is recorded, and the next run goes on from there", code)
     sys.exit(code)
+
+
+def _say_line(line: str) -> None:
+    out.print(line, highlight=False, soft_wrap=True)
 
 
 def _say(debug: bool, sentence: str, code: int) -> int:

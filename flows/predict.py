@@ -10,7 +10,7 @@ from PIL import Image
 
 from flows.environment import tracking_uri
 from segmill.data.manifest import read_dataset_info
-from segmill.data.readers import read_image
+from segmill.data.readers import read_deep_image
 from segmill.errors import InputError
 from segmill.params import Params
 from segmill.promotion import registry
@@ -59,6 +59,6 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
 
 def _read(path: Path) -> np.ndarray:
     try:
-        return read_image(path)
+        return read_deep_image(path)
     except InputError as fault:
         raise InputError(f"{path}: {fault}") from None
