@@ -54,7 +54,8 @@ def audit_and_report(
 
     Returns:
         ``page``, ``table``: the paths. ``samples``: split to how many were looked at. ``suspicious``: how many
-        samples have a region. ``unknown``: classes that a model does not know. ``first``: the first rows, by COLUMNS.
+        samples reach LEAST_SCORE. ``unknown``: classes that a model does not know. ``first``: the first
+        rows, by COLUMNS.
 
     Raises:
         InputError: as for ``audit``.

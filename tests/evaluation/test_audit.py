@@ -287,6 +287,13 @@ def test_nothing_suspicious(labelled: Path, manifest: Path, tmp_path: Path) -> N
     assert (tmp_path / "audit" / "audit.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
+def test_a_small_score_is_not_suspicious(labelled: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = [suspect.score for suspect in audit(HELD_OUT, labelled, manifest, draw=0).suspects]
+    monkeypatch.setattr(audit_module, "LEAST_SCORE", scores[1])
+    found = audit(HELD_OUT, labelled, manifest, draw=0)
+    assert [suspect.score for suspect in found.suspects] == scores[:2] and found.suspicious == 2
+
+
 def test_more_suspects_than_are_kept(labelled: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "MAX_SAMPLES", 2)
     monkeypatch.setattr(audit_module, "MAX_REGIONS", 1)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from segmill.workspace import Workspace
 
-COMMANDS = ("init", "demo", "validate", "retrain", "status", "history", "predict", "ui", "doctor", "stage")
+COMMANDS = ("init", "demo", "validate", "retrain", "status", "history", "predict", "audit", "ui", "doctor", "stage")
 
 
 def segmill(*arguments: str, cwd: Path | None = None) -> tuple[int, str]:
