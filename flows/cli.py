@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.data import data_app
+from flows.data import HERE, WorkspaceOption, data_app
 from flows.environment import prepare_environment, ray_address, switch_telemetry_off, tracking_uri
 from segmill.errors import GateRefused, SegmillError
 from segmill.params import Params, read_params, set_params
@@ -30,8 +30,6 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and dvc.yaml.")]
-HERE = Path()
 INTERRUPTED = 130  # as shells and click say it
 
 

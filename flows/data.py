@@ -100,7 +100,7 @@ def diff(before: Version, after: Version = "HEAD", workspace: WorkspaceOption = 
     from segmill.data.versions import store
 
     space, params = _open(workspace)
-    _, (old, new) = _resolved(space, params, before, after)
+    old, new = _resolved(space, params, before, after)
     if old.version == new.version:
         _say(f"{before} and {after} are the same version, {_short(old.version)}")
         return
@@ -129,7 +129,7 @@ def checkout(version: Version, workspace: WorkspaceOption = HERE) -> None:
     from segmill.data.versions import DataVersion, checkout_data, data_changed, recorded_version
 
     space, params = _open(workspace)
-    _, (entry,) = _resolved(space, params, version)
+    (entry,) = _resolved(space, params, version)
     recorded = recorded_version(space.root, params.data.path)
     if recorded and recorded.md5 == entry.version and not data_changed(space.root, params.data.path):
         _say(f"the data stand at version {_short(entry.version)} already")
@@ -154,7 +154,7 @@ def export(
     from segmill.data.versions import data_changed, store
 
     space, params = _open(workspace)
-    _, (entry,) = _resolved(space, params, version)
+    (entry,) = _resolved(space, params, version)
     changed = data_changed(space.root, params.data.path)
     if changed:
         _say(f"{params.data.path} is in no version as it stands ({changed}); what was recorded is written")
@@ -227,14 +227,14 @@ def _tell_lines(console: Console) -> Told:
     return tell
 
 
-def _resolved(space: Workspace, params: Params, *names: str) -> tuple[list[LogEntry], list[LogEntry]]:
-    """Return the log and the entries that ``names`` mean."""
+def _resolved(space: Workspace, params: Params, *names: str) -> list[LogEntry]:
+    """Return the log's entries that ``names`` mean."""
     from segmill.data.history import log_path, read_log, resolve
     from segmill.data.versions import recorded_version
 
     entries = read_log(log_path(space.root / params.data.path))
     recorded = recorded_version(space.root, params.data.path)
-    return entries, [resolve(entries, recorded.md5 if recorded else None, name) for name in names]
+    return [resolve(entries, recorded.md5 if recorded else None, name) for name in names]
 
 
 def _ids_in(path: Path | None) -> list[str]:

@@ -23,7 +23,7 @@ from tasks.stage import watch_code
 if TYPE_CHECKING:
     from segmill.data.intake import NewSample
 
-IGNORED = ("/.segmill/", "/.dvc-remote/", "/mlartifacts/", "/mlflow.db*", "/ledger.db*", "/predictions/")
+IGNORED = ("/.segmill/", "/.dvc-remote/", "/mlartifacts/", "/mlflow.db*", "/ledger.db*", "/predictions/", "/audit/")
 LARGEST_SIDE_PX = 512
 STREET_COUNT, STREET_PX = 200, (128, 128)
 LOOKED_AT = 1000  # images whose size decides prepare.size_px
