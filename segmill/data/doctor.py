@@ -42,9 +42,7 @@ HALO_FLAT = 0.15  # of them may look like a region, for JPEG's blocks are flat; 
 # classes or fewer neighbours in id are often neighbours in space (skull, fluid, grey, white), so nothing is said then.
 RAMP_CLASSES = 5
 RAMP_JUMP = 3  # of id across the border
-RAMP_SHARE = (
-    0.25  # of such borders are stepped: at most 0.02 in clean street scenes and CamVid, 0.3 to 1 after smoothing
-)
+RAMP_SHARE = 0.25  # of such borders are stepped: at most 0.02 in clean scenes and CamVid, 0.3 to 1 after smoothing
 RAMP_MIN = 20  # borders looked at, or the share means nothing
 RAMP_LINES = 256  # rows, and columns, looked at: enough at any size
 
