@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from flows.environment import tracking_uri
+from segmill.data.colour_masks import palette
 from segmill.data.manifest import read_dataset_info
 from segmill.data.readers import read_deep_image
 from segmill.errors import InputError
@@ -44,7 +45,7 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
         raise InputError(f"{name} has no version called {model}; `segmill status` shows what there is")
     pixels = [_read(path) for path in images]
     info = read_dataset_info(workspace.root / params.data.path)
-    palette = np.array([[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in info.colors], np.uint8)
+    colors = palette(info.colors)
     folder.mkdir(parents=True, exist_ok=True)
     with loaded(uri, name, version) as ask:
         for path, image in zip(images, pixels, strict=True):
@@ -52,7 +53,7 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
             (ids_HW,) = ask(image_HWC[None])
             mask = folder / f"{path.stem}.png"
             Image.fromarray(ids_HW).save(mask)
-            mixed = OVERLAY_SHARE * palette[ids_HW] + (1 - OVERLAY_SHARE) * image_HWC
+            mixed = OVERLAY_SHARE * colors[ids_HW] + (1 - OVERLAY_SHARE) * image_HWC
             Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{path.stem}-overlay.png")
             yield mask
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segmill.data.colour_masks import palette
 from segmill.data.faults import Fault, stopping
 from segmill.data.labelled import Part
 from segmill.data.leaks import Pair
@@ -80,9 +81,9 @@ def set_picture(raw_dir: Path, part: Part, info: DatasetInfo) -> NDArray[np.uint
         mask_HW = read_mask(content)
     except (InputError, OSError):
         return None
-    palette = np.full((256, 3), 128, np.uint8)
-    palette[: info.num_classes] = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in info.colors]
-    return palette[mask_HW]
+    shown = np.full((256, 3), 128, np.uint8)
+    shown[: info.num_classes] = palette(info.colors)
+    return shown[mask_HW]
 
 
 def _kinds(

@@ -15,6 +15,7 @@ from segmill.errors import InputError
 if TYPE_CHECKING:
     import pyarrow
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 INDEX_FILE = "index.parquet"
 PACKS = "packs"
 PACK_ABOVE = 5_000  # samples; with twice as many files DVC gets slow

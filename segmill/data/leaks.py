@@ -203,13 +203,14 @@ def _near(
     found: list[Pair] = []
     settled = {row for row, sample in enumerate(rows.ids) if sample in across}
     tried: dict[int, int] = defaultdict(int)
-    left: set[int] = set()
+    compared, left = 0, set[int]()
     for held, other, _ in proposed:
         if held in settled or tried[held] >= PARTNERS or rows.groups[held] == rows.groups[other]:
             continue
-        if sum(tried.values()) >= COMPARED:
+        if compared == COMPARED:
             left.add(held)
             continue
+        compared += 1
         tried[held] += 1
         one, two = seen(other), seen(held)
         straight, turned = _agreement(one, two), 0.0

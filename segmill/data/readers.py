@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from segmill.data.labelled import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from segmill.data.labelled import Entry, Part, is_packed, packed_entries
 from segmill.errors import InputError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png",)
 MAX_PIXELS = 2**26  # 8192 x 8192; a header that claims more is refused before anything is decoded
 WINDOW_PERCENT = (0.1, 99.9)  # pixels of more than 8 bits: what lies between these percentiles gets 0..255

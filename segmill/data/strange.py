@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segmill.data.faults import fault
+from segmill.data.labelled import IMAGE_SUFFIXES
 from segmill.errors import InputError
 
-_IMAGE_LIKE = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -61,5 +61,5 @@ def _look(root: str, path: str) -> Strange | None:
             return Strange("not_a_file", "a link to a folder")
         facts = os.stat(path)
     if stat.S_ISDIR(facts.st_mode):
-        return Strange("not_a_file", "a folder") if path.lower().endswith(_IMAGE_LIKE) else None
+        return Strange("not_a_file", "a folder") if path.lower().endswith(IMAGE_SUFFIXES) else None
     return None if stat.S_ISREG(facts.st_mode) else Strange("not_a_file", _KINDS[stat.S_IFMT(facts.st_mode)])

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from segmill import progress
+from segmill.data.colour_masks import palette
 from segmill.data.manifest import DatasetInfo
 from segmill.evaluation.audit import Audited, Evidence, Region, Source, Suspect, audit
-from segmill.evaluation.report import errors, overlay, palette
+from segmill.evaluation.report import errors, overlay
 
 COLUMNS = (
     "rank", "sample", "split", "group", "image", "mask", "x", "y", "width", "height",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from segmill.data.colour_masks import palette
 from segmill.data.extras import Origin
 from segmill.data.packing import PackedSplit, PackInfo, read_pack
 from segmill.data.seen import TrainingView
@@ -285,11 +286,6 @@ def _draw_overview(count: int, figures: Path) -> None:
         for column, picture in enumerate(row):
             sheet.paste(picture, (column * (width + gap), place * (height + gap)))
     sheet.save(figures / "overview.png")
-
-
-def palette(colors: Iterable[str]) -> NDArray[np.uint8]:
-    """Return K x 3 uint8 RGB of colours written as "#rrggbb"."""
-    return np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors], np.uint8)
 
 
 def overlay(

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from segmill.data.augmentation import Augmenter, settle_policy
+from segmill.data.colour_masks import palette
 from segmill.data.extras import Origin, make_extras, read_origins
 from segmill.data.packing import PackedSplit, read_pack
 from segmill.evaluation import report
@@ -126,7 +127,7 @@ def test_the_contact_sheet_shows_samples_as_training_saw_them(page: Path, judgin
         np.testing.assert_array_equal(packed[:height], split.image(index))
         wanted, mask = augment(split.image(index), split.mask(index), epoch=3, sample=split.ids[index])
         np.testing.assert_array_equal(seen[:height], wanted)
-        colors = report.palette(read_pack(judging / "packed").colors)
+        colors = palette(read_pack(judging / "packed").colors)
         np.testing.assert_array_equal(seen[height:], report.overlay(wanted, mask, colors, 255))
     paste = split.ids.index(kinds[0][0].id)
     boxed = np.asarray(Image.open(page / "figures" / f"training-{paste}-packed.png"))
