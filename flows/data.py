@@ -60,6 +60,8 @@ def add(
         change = change_set(
             raw, found.samples, remove=ids, val=split.val, test=split.test, seed=split.seed, told=told
         )  # fmt: skip
+    for note in change.notes:
+        _say(note)
     version = bring_data(space.root, params.data.path, params.data.remote)
     known = f", {change.unchanged:,} known already" if change.unchanged else ""
     if change.nothing:

@@ -105,7 +105,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "exact_duplicate": Kind("error", "the same image stands in two samples", "keep one of them"),
     "near_duplicate": Kind("error", "nearly the same image stands in two samples", "keep one, or make them one group"),
-    "group_leak": Kind("error", "groups of different splits show the same scenes", "make one group of them"),
+    "group_leak": Kind("error", "a group has samples in several splits", "keep it in one"),
 }
 UNACCEPTABLE = ("not_a_file", "link_outside")  # DVC would hang on them, or follow them
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmill.data.counting import RAW_VALUES, append_counts, count_masks, total_pixels
+from segmill.data.journal import flush
 from segmill.data.labelled import INDEX_FILE, Part, read_index
 from segmill.data.manifest import INFO_FILE, SAMPLES_FILE, read_dataset_info
 from segmill.errors import InputError
@@ -113,6 +114,7 @@ def append_log(path: Path, entry: LogEntry) -> None:
         attributes.write_text(f"{known.rstrip()}\n{rule}\n".lstrip())
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+    flush(path)
 
 
 def resolve(log: Sequence[LogEntry], head: str | None, text: str) -> LogEntry:

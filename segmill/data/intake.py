@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from segmill.data import journal
-from segmill.data.counting import Count, append_counts, count_masks, group_pixels
+from segmill.data.counting import Count, append_counts, count_masks
+from segmill.data.grouping import keep_together, settle_groups, settle_splits, without_group
 from segmill.data.labelled import (
     INDEX_FILE,
     PACK_ABOVE,
@@ -26,17 +25,9 @@ from segmill.data.labelled import (
     read_index,
     write_index,
 )
-from segmill.data.manifest import (
-    INFO_FILE,
-    SAMPLES_FILE,
-    SPLITS,
-    DatasetInfo,
-    read_dataset_info,
-    read_samples,
-    write_dataset_info,
-)
+from segmill.data.manifest import INFO_FILE, SAMPLES_FILE, SPLITS, DatasetInfo, read_dataset_info, write_dataset_info
 from segmill.data.readers import IMAGE_SUFFIXES, Finding, list_entries
-from segmill.data.splits import FROZEN_FILE, freeze, read_frozen, write_frozen
+from segmill.data.splits import FROZEN_FILE, freeze, write_frozen
 from segmill.errors import InputError, near_miss
 
 if TYPE_CHECKING:
@@ -69,12 +60,16 @@ class NewSample:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a set, in samples: new ones, others in place of known ones, taken out, and brought but known."""
+    """What became of a set, in samples: new ones, others in place of known ones, taken out, and brought but known.
+
+    ``notes``: what was decided of their groups, a sentence each.
+    """
 
     added: int
     replaced: int
     removed: int
     unchanged: int
+    notes: tuple[str, ...] = ()
 
     @property
     def nothing(self) -> bool:
@@ -119,8 +114,8 @@ def write_set(
         if not (draft / FROZEN_FILE).is_file():
             write_frozen(draft, {})
         taken = _take(draft, samples, _Loose({}, raw_dir), packed=bool(packed), told=told)
-        info = _settle_groups(draft, info, taken, standing=(), gone=set())
-        _refuse(raw_dir, info, taken)
+        info = settle_groups(draft, info, taken.groups, added=taken.added, standing=(), gone=set())
+        _refuse(raw_dir, [*taken.findings, *without_group(info, taken.came)])
         if not taken.added:
             raise InputError(f"no sample came for {raw_dir}; check the folder that was named, and --layout")
         if packed:
@@ -130,7 +125,7 @@ def write_set(
             entries = [(draft, entry) for entry in list_entries(draft)[0]]
             too_many = packed is None and len(entries) > PACK_ABOVE
             rows = _pack(draft, entries, told) if too_many else _counted(entries, told)
-        _freeze(draft, info, taken, lambda: rows, val=val, test=test, seed=seed)
+        settle_splits(draft, info, taken.came, taken.splits, lambda: rows, val=val, test=test, seed=seed)
         journal.commit(raw_dir, remove=(), last=INFO_FILE)
 
 
@@ -146,7 +141,8 @@ def change_set(
 ) -> Change:
     """Add samples, put corrected ones in place of those of the same id, take out the ids of ``remove``.
 
-    What is there already byte for byte is passed over. A loose set that grows above PACK_ABOVE samples is packed.
+    What is there already byte for byte is passed over. New samples of a group that the set has, whole or cut by an
+    official split, join it (``grouping.keep_together``). A loose set that grows above PACK_ABOVE samples is packed.
     In a packed set old packs are neither read nor written: what comes lies in new packs, and the bytes of what was
     replaced or taken out stay in their pack until that holds no sample any more.
 
@@ -164,12 +160,14 @@ def change_set(
         if both:
             raise InputError(f"'{both[0]}' is to be removed and comes at the same time; say one of the two")
         if not (draft / FROZEN_FILE).is_file():  # dealt by hash so far, and stays so
-            groups = {group for sample_id in known.ids if (group := info.group_of(sample_id)) is not None}
+            hashed = {group for sample_id in known.ids if (group := info.group_of(sample_id)) is not None}
             unseen = np.zeros(info.num_classes, np.int64)
-            freeze(draft, info, dict.fromkeys(groups, unseen), val=val, test=test, seed=seed)
-        info = _settle_groups(draft, info, taken, standing=known.ids, gone=gone)
-        _refuse(raw_dir, info, taken)
-        change = Change(len(taken.added), len(taken.came) - len(taken.added), len(gone), taken.unchanged)
+            freeze(draft, info, dict.fromkeys(hashed, unseen), val=val, test=test, seed=seed)
+        groups, notes = keep_together(draft, info, taken.groups, known.ids)
+        info = settle_groups(draft, info, groups, added=taken.added, standing=known.ids, gone=gone)
+        _refuse(raw_dir, [*taken.findings, *without_group(info, taken.came)])
+        replaced = len(taken.came) - len(taken.added)
+        change = Change(len(taken.added), replaced, len(gone), taken.unchanged, tuple(notes))
         if change.nothing:
             return change
         if len(known.ids) + change.added == change.removed:
@@ -179,7 +177,7 @@ def change_set(
             rows, dead = _grow_packed(draft, known, taken, leaving, told)
         else:
             rows, dead = _grow_loose(draft, known, leaving, told)
-        _freeze(draft, info, taken, rows, val=val, test=test, seed=seed)
+        settle_splits(draft, info, taken.came, taken.splits, rows, val=val, test=test, seed=seed)
         journal.commit(raw_dir, remove=dead, last=INDEX_FILE)
         return change
 
@@ -200,6 +198,7 @@ def unpack_set(raw_dir: Path, to: Path, *, told: Told = tell_nobody) -> int:
         for done, entry in enumerate(entries, start=1):
             sink.add(entry.id, [(part.name, part.read(raw_dir)) for part in (entry.image, entry.mask)])
             told("writing", done, len(entries))
+        journal.flush_all(draft)
         os.replace(draft, to)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -325,15 +324,9 @@ def _why_unusable(sample: NewSample, seen: set[str]) -> Finding | None:
     return Finding(name, what, "rename it in the source, or leave it out")
 
 
-def _refuse(raw_dir: Path, info: DatasetInfo, taken: _Taken) -> None:
-    """Raise BadData where something is wrong with what came, or it has no group by the set's rule."""
+def _refuse(raw_dir: Path, findings: Sequence[Finding]) -> None:
     from segmill.data.checks import BadData
 
-    findings = list(taken.findings)
-    for sample_id in taken.came:
-        if info.group_of(sample_id) is None:
-            fix = "rename it, or give its group as the rule wants it"
-            findings.append(Finding(sample_id, info.why_no_group(sample_id), fix))
     if findings:
         raise BadData(raw_dir, findings)
 
@@ -411,75 +404,6 @@ def _told_counts(masks: Sequence[tuple[Path, Part]], told: Told) -> list[Count]:
         if done % _TELL_EVERY == 0 or done == len(masks):
             told("counting pixels", done, len(masks))
     return counts
-
-
-def _settle_groups(
-    draft: Path, info: DatasetInfo, taken: _Taken, *, standing: Iterable[str], gone: set[str]
-) -> DatasetInfo:
-    """Write the groups that came into samples.csv, take out what is gone; return the set's info as it will be.
-
-    Where each sample was its own group, those that stand already stay so. A group rule on ids decides over groups
-    that came.
-    """
-    path = draft / SAMPLES_FILE
-    rows = {row["id"]: row for _, row in read_samples(path)} if path.is_file() else {}
-    columns = list(next(iter(rows.values()), {"id": ""}))
-    named = info.group.get("column") if isinstance(info.group, dict) else None
-    changed = False
-    if info.group is None and taken.groups:
-        named = next(name for name in ("group", "segmill_group") if name not in columns)
-        for sample_id in (*standing, *taken.added):
-            rows.setdefault(sample_id, {"id": sample_id})[named] = sample_id
-        write_dataset_info(draft, dataclasses.replace(info, group={"column": named}))
-    if named is not None:
-        column = str(named)
-        columns += [column] if column not in columns else []
-        for sample_id, group in taken.groups.items():
-            row = rows.setdefault(sample_id, {"id": sample_id})
-            changed |= row.get(column) != group
-            row[column] = group
-    for sample_id in gone & rows.keys():
-        del rows[sample_id]
-        changed = True
-    if changed:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows[sample_id] for sample_id in sorted(rows))
-    settled = read_dataset_info(draft)
-    official = {group for groups in settled.splits.values() for group in groups}
-    if gone and official:
-        left = {settled.group_of(sample_id) for sample_id in (*standing, *taken.added) if sample_id not in gone}
-        if official - left:  # splits.csv keeps where they were
-            splits = {split: tuple(g for g in groups if g in left) for split, groups in settled.splits.items()}
-            settled = dataclasses.replace(settled, splits=splits)
-            write_dataset_info(draft, settled)
-    return settled
-
-
-def _freeze(draft: Path, info: DatasetInfo, taken: _Taken, rows: _Rows, *, val: float, test: float, seed: int) -> None:
-    """Settle the groups that no split knows yet: as their source has it, else by their classes.
-
-    ``rows``: the set as it will be, asked for only where a group is new. BadData where a source puts one group into
-    two splits.
-    """
-    from segmill.data.checks import BadData
-
-    frozen = read_frozen(draft)
-    group_of = {sample_id: group for sample_id in taken.came if (group := info.group_of(sample_id)) is not None}
-    if not set(group_of.values()) - frozen.keys():
-        return
-    wished: dict[str, str] = {}
-    findings = []
-    for sample_id, split in taken.splits.items():
-        group = group_of.get(sample_id)
-        if group is not None and group not in frozen and wished.setdefault(group, split) != split:
-            what = f"its source puts it into {split}, and others of its group '{group}' into {wished[group]}"
-            findings.append(Finding(sample_id, what, "keep a group in one split, or leave the source's splits out"))
-    if findings:
-        raise BadData(draft, findings)
-    write_frozen(draft, frozen | wished)
-    freeze(draft, info, group_pixels(info, rows()), val=val, test=test, seed=seed)
 
 
 def _copy_facts(source: Path | None, draft: Path) -> None:

@@ -1,10 +1,12 @@
 """A folder changed by plan: prepared in a hidden folder beside it, put in place wholly, whatever interrupts.
 
-Killed before the plan is written, nothing has happened; killed after it, ``finish`` carries it to its end.
+Killed before the plan is written, nothing has happened; killed after it, ``finish`` carries it to its end. So too where
+the power fails: what a plan speaks of lies on the disk before the plan does, and what it did before it goes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -59,15 +61,43 @@ def commit(folder: Path, *, remove: Sequence[str], last: str = "") -> None:
 
     ``last``: the file that is put in place after all others. Call it inside ``drafting``.
     """
+    flush_all(folder.parent)
     write_whole(hidden_folder(folder) / PLAN_FILE, json.dumps({"remove": list(remove), "last": last}))
     _apply(folder)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace the file at ``path``; a reader sees the old text or the new one, never half."""
+    """Replace the file at ``path``; a reader sees the old text or the new one, never half, after a power loss too."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     draft.write_text(text)
+    flush(draft)
     os.replace(draft, path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, lie on the disk."""
+    with _opened(path) as number:
+        os.fsync(number)
+
+
+def flush_all(folder: Path) -> None:
+    """Wait until whatever was written to the file system of ``folder`` lies on the disk: one call for all files.
+
+    OSError where the disk took some of it not (Linux 5.8 and newer say so; see syncfs(2)).
+    """
+    with _opened(folder) as number:
+        if ctypes.CDLL(None, use_errno=True).syncfs(number):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        yield number
+    finally:
+        os.close(number)
 
 
 def make_hidden_folder(folder: Path) -> Path:
@@ -90,15 +120,12 @@ def sweep(folder: Path) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the lock on changes of ``folder``; the system frees it with the process, however that ends."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder.parent, os.O_RDONLY)
-    try:
+    with _opened(folder.parent) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another process is changing {folder}; wait until it is done, then run again") from None
         yield
-    finally:
-        os.close(lock)
 
 
 def _apply(folder: Path) -> None:
@@ -116,7 +143,9 @@ def _apply(folder: Path) -> None:
     for name in plan["remove"]:
         (folder / name).unlink(missing_ok=True)
         _prune(folder / name, folder)
+    flush_all(hidden)
     (hidden / PLAN_FILE).unlink()
+    flush(hidden)
 
 
 def _prune(path: Path, top: Path) -> None:

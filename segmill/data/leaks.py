@@ -23,7 +23,7 @@ import itertools
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from segmill.data.faults import Fault, Severity
 from segmill.data.manifest import SPLITS
+from segmill.data.splits import whole_group
 
 RADIUS = 14  # bits of the hash in which two pictures of one scene may differ
 LIKENESS = 0.85  # correlation of fine structure from which two images are one scene
@@ -92,6 +93,10 @@ _SAID: Mapping[tuple[str, Severity], tuple[str, str]] = {
         "a group has samples in several splits",
         "keep it in one: correct splits.csv, the official lists or the group rule",
     ),
+    ("group_leak", "warning"): (
+        "an official split cuts a group: its parts GROUP@SPLIT stand in several splits",
+        "keep that to compare with published figures, which it flatters; else give the parts one group and one split",
+    ),
 }
 
 
@@ -143,7 +148,8 @@ def find_leaks(
     Returns:
         exact_duplicate: the same decoded pixels, whatever the file; an error across splits, a warning within one.
         near_duplicate: one scene in two splits, at most one pair for each val or test image; an error.
-        group_leak: a group with samples in several splits; an error. Its samples are not compared with one another.
+        group_leak: a group with samples in several splits; an error, and its samples are not compared with one
+            another. A warning where an official split cuts it into parts named GROUP@SPLIT.
     """
     rows = _Rows(ids, files, groups, splits)
     keys = np.frombuffer(b"".join(hashes), _HASH)
@@ -167,11 +173,12 @@ def _faults(pairs: Sequence[Pair]) -> Iterator[Fault]:
 def _torn_groups(rows: _Rows) -> Iterator[Pair]:
     first: dict[str, dict[str, int]] = defaultdict(dict)
     for row, (group, split) in enumerate(zip(rows.groups, rows.splits, strict=True)):
-        first[group].setdefault(split, row)
+        first[whole_group(group)].setdefault(split, row)
     for members in first.values():
         one, *others = sorted(members.values(), key=lambda row: SPLITS.index(rows.splits[row]))
         for other in others:
-            yield _pair(rows, "group_leak", one, other, None)
+            pair = _pair(rows, "group_leak", one, other, None)
+            yield pair if rows.groups[one] == rows.groups[other] else replace(pair, severity="warning")
 
 
 def _copies(rows: _Rows, keys: NDArray[np.void]) -> Iterator[Pair]:

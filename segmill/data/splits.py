@@ -90,6 +90,22 @@ def read_frozen(raw_dir: Path) -> dict[str, str]:
     return frozen
 
 
+def settled_splits(raw_dir: Path, info: DatasetInfo) -> dict[str, str]:
+    """Return group -> split of all groups that are settled: splits.csv's, and dataset.yaml's above them."""
+    return read_frozen(raw_dir) | _by_group(info.splits)
+
+
+def part_of_group(group: str, split: str) -> str:
+    """Return what the part of a group is called that an official split, which cuts the group, puts into ``split``."""
+    return f"{group}@{split}"
+
+
+def whole_group(group: str) -> str:
+    """Return the name of the group that ``group`` is a part of; its own where it is no part."""
+    whole, _, split = group.rpartition("@")
+    return whole if whole and split in SPLITS else group
+
+
 def write_frozen(raw_dir: Path, frozen: Mapping[str, str]) -> None:
     """Write ``raw_dir/splits.csv`` (group -> split) atomically, sorted by group: the same content, the same bytes."""
     draft = raw_dir / f".{FROZEN_FILE}.{os.getpid()}.tmp"

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -351,10 +352,9 @@ def _finish_checkout(root: Path, path: str, remote: str | None) -> None:
     yaml = YAML()
     content = yaml.load(record.read_text())
     content["outs"][0] |= {"md5": f"{facts['md5']}.dir", "size": facts["size_bytes"], "nfiles": facts["files"]}
-    draft = record.with_name(f".{record.name}.tmp")
-    with draft.open("w") as file:
-        yaml.dump(content, file)
-    draft.replace(record)
+    text = StringIO()
+    yaml.dump(content, text)
+    journal.write_whole(record, text.getvalue())
     with repository(root) as repo:
         repo.checkout(str(record), force=True)
     (journal.hidden_folder(root / path) / CHECKOUT_FILE).unlink()

@@ -220,6 +220,57 @@ def test_the_sources_splits_hold_for_new_groups_alone(tmp_path: Path) -> None:
         write_set(tmp_path / "torn", INFO, torn, **SHARES)
 
 
+CUT = [
+    *(sample(f"x{n}", image=n, group=f"x@{split}", split=split) for n, split in enumerate(("train", "val", "test"))),
+    sample("y0", image=9, group="y@val", split="val"),
+    sample("y1", image=10, group="y@test", split="test"),
+    sample("z0", image=11, group="z", split="test"),
+]
+
+
+def test_what_comes_of_a_cut_group_joins_its_part_in_train(tmp_path: Path, packed: bool) -> None:
+    raw_dir = tmp_path / "raw"
+    write_set(raw_dir, INFO, CUT, **SHARES, packed=packed)
+    before = read_frozen(raw_dir)
+    assert before == {
+        "x@train": "train",
+        "x@val": "val",
+        "x@test": "test",
+        "y@val": "val",
+        "y@test": "test",
+        "z": "test",
+    }
+    came = [
+        sample("x3", image=20, group="x"),
+        sample("x4", image=21, group="x@test", split="test"),  # another source's split cuts it too
+        sample("y2", image=22, group="y", split="train"),
+        sample("z1", image=23, group="z@val", split="val"),
+        sample("w0", image=24, group="w", split="val"),
+    ]
+    change = change_set(raw_dir, came, **SHARES)
+    info = read_dataset_info(raw_dir)
+    assert {one.id: info.group_of(one.id) for one in came} == {
+        "x3": "x@train", "x4": "x@train", "y2": "y@val", "z1": "z", "w0": "w",
+    }  # fmt: skip
+    assert read_frozen(raw_dir) == before | {"w": "val"}
+    assert [note.partition(", where")[0] for note in change.notes] == [
+        "2 new samples joined x@train in train",
+        "1 new sample joined y@val in val",
+        "1 new sample joined z in test",
+    ]
+
+
+def test_a_corrected_sample_stays_in_its_part_of_a_cut_group(tmp_path: Path) -> None:
+    raw_dir = tmp_path / "raw"
+    write_set(raw_dir, INFO, CUT, **SHARES)
+    rows = (raw_dir / "samples.csv").read_bytes()
+    change = change_set(
+        raw_dir, [sample("x2", image=2, mask=255, group="x"), sample("x1", image=1, group="x")], **SHARES
+    )
+    assert change == Change(0, 1, 0, 1)
+    assert (raw_dir / "samples.csv").read_bytes() == rows
+
+
 def test_a_set_dealt_by_hash_keeps_its_splits_when_it_grows(raw_dir: Path) -> None:
     from segmill.data.splits import assign_splits
 

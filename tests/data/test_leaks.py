@@ -112,6 +112,19 @@ def test_frames_of_one_group_are_not_compared() -> None:
     )
 
 
+def test_the_parts_of_a_cut_group_are_a_warning_and_are_compared() -> None:
+    leaks = search(drive(3), ["train", "val", "val"], groups=["drive@train", "drive@val", "drive@val"])
+    assert [(pair.kind, pair.severity, pair.ids) for pair in leaks.pairs] == [
+        ("group_leak", "warning", ("s0", "s1")),
+        ("near_duplicate", "error", ("s0", "s1")),
+        ("near_duplicate", "error", ("s0", "s2")),
+    ]
+    assert [(fault.kind, fault.severity, fault.files) for fault in leaks.faults] == [
+        ("group_leak", "warning", ("images/s1.png",)),
+        ("near_duplicate", "error", ("images/s1.png", "images/s2.png")),
+    ]
+
+
 def test_exact_copies_are_an_error_across_splits_and_a_warning_within() -> None:
     one, two = street(0), street(1)
     leaks = search([one, one, two, two, one], ["train", "train", "val", "train", "test"])

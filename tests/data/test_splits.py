@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segmill.data.manifest import SPLITS, ClassInfo, DatasetInfo
-from segmill.data.splits import assign_splits, deal_new, freeze, read_frozen, write_frozen
+from segmill.data.splits import (
+    assign_splits,
+    deal_new,
+    freeze,
+    part_of_group,
+    read_frozen,
+    whole_group,
+    write_frozen,
+)
 from segmill.errors import InputError
 
 NAMES = [f"g{i}" for i in range(4000)]
@@ -225,3 +233,12 @@ def test_ten_thousand_groups_take_seconds() -> None:
         count = Counter(dealt[g] for g, row in shown.items() if row[k])
         assert abs(count["val"] - 0.1 * table[:, k].sum()) <= 1.5
         assert abs(count["test"] - 0.2 * table[:, k].sum()) <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [("x", "x"), ("x@train", "x"), ("a@b@test", "a@b"), ("me@home", "me@home"), ("@val", "@val"), ("x@", "x@")],
+)
+def test_a_part_names_the_group_it_is_of(name: str, whole: str) -> None:
+    assert whole_group(name) == whole
+    assert whole_group(part_of_group(name, "val")) == name

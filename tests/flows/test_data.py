@@ -19,6 +19,7 @@ from segmill.data.labelled import is_packed
 from segmill.data.manifest import read_manifest
 from segmill.data.readers import list_entries
 from segmill.data.samples import write_street
+from segmill.data.splits import read_frozen
 from segmill.data.versions import data_changed, recorded_version
 from segmill.errors import InputError
 from segmill.params import read_params
@@ -157,6 +158,30 @@ def test_a_large_set_comes_in_packed(tmp_path: Path, more: Path, monkeypatch: py
     assert ids(raw) == ids(tmp_path / "set")
     data(workspace, "export", str(tmp_path / "out"))
     assert ids(tmp_path / "out") == ids(raw) and not is_packed(tmp_path / "out")
+
+
+def camvid(folder: Path, street: Path, first: int, frames: dict[str, range]) -> Path:
+    """Write frames of one sequence as CamVid lists them, drawn from scenes ``first`` and up of the street."""
+    for split, numbers in frames.items():
+        lines = []
+        for number in numbers:
+            name = f"seq_{number:02d}.png"
+            for kind, at in (("images", split), ("masks", f"{split}annot")):
+                (folder / at).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(street / kind / f"street_s000{first + number}_f00.png", folder / at / name)
+            lines.append(f"/CamVid/{split}/{name} /CamVid/{split}annot/{name}\n")
+        (folder / f"{split}.txt").write_text("".join(lines))
+    return folder
+
+
+def test_new_frames_of_a_cut_sequence_join_its_part_in_train_and_it_is_said(tmp_path: Path, street: Path) -> None:
+    frames = {"train": range(2), "val": range(2, 3), "test": range(3, 4)}
+    workspace = create(tmp_path / "workspace", camvid(tmp_path / "set", street, 0, frames))
+    more = camvid(tmp_path / "more", street, 0, {"test": range(4, 6)})
+    said = data(workspace, "add", str(more), "-m", "the drive goes on")
+    assert "2 new samples joined seq@train in train, where the set has these groups" in said
+    frozen = read_frozen(workspace.root / "data" / "raw")
+    assert frozen == {"seq@train": "train", "seq@val": "val", "seq@test": "test"}
 
 
 def test_layouts_are_listed(workspace: Workspace) -> None:

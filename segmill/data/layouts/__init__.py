@@ -97,13 +97,13 @@ def open_layout(
         table = None if info is None else match_classes(contents, info)
     except InputError as error:
         raise InputError(f"{path} (layout {layout}): {error}") from error
-    rule = None
     if group is not None:
-        rows, unmatched = apply_group_rule(contents.rows, group)
-        rows, cut = part_cut_groups(rows)
-        rule = None if cut else group
-        contents.rows = rows if cut else [replace(row, group=None) for row in rows]
-        contents.findings, contents.notes = contents.findings + unmatched, contents.notes + cut
+        contents.rows, unmatched = apply_group_rule(contents.rows, group)
+        contents.findings += unmatched
+    contents.rows, cut = part_cut_groups(contents.rows)
+    contents.notes += cut
+    if group is not None and not cut:  # then the rule says it all
+        contents.rows = [replace(row, group=None) for row in contents.rows]
     if not contents.rows and not contents.findings:
         raise InputError(f"{path} (layout {layout}): it holds no sample; check its folders")
     if info is None and contents.info is None:
@@ -111,7 +111,7 @@ def open_layout(
     return Found(
         layout=layout,
         why=why,
-        info=info if info is not None else _info(path, layout, contents, name, rule),
+        info=info if info is not None else _info(path, layout, contents, name, regrouped=group, by_rule=not cut),
         count=len(contents.rows),
         samples=deliver(contents, table),
         notes=contents.notes,
@@ -191,12 +191,17 @@ def _check_group(rule: str) -> None:
         raise InputError(f"--group '{rule}' has no part (?P<group>...); mark the part that names the group")
 
 
-def _info(path: Path, layout: str, contents: Contents, name: str | None, rule: str | None) -> DatasetInfo:
+def _info(
+    path: Path, layout: str, contents: Contents, name: str | None, *, regrouped: str | None, by_rule: bool
+) -> DatasetInfo:
+    """Return what the set's dataset.yaml should say. ``regrouped``: the rule its groups follow now, where one was
+    named; ``by_rule``: the rule can stand there, for no split cuts its groups."""
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise InputError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
+    rule = regrouped if by_rule else None
     if contents.info is not None:
-        own = contents.info
-        return replace(own, name=name or own.name, group=rule or own.group, splits=own.splits if rule is None else {})
+        own = replace(contents.info, name=name or contents.info.name)
+        return own if regrouped is None else replace(own, group=rule, splits={})  # which the rows carry
     folder = path.resolve().name
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("._-") or "set"
     return DatasetInfo(

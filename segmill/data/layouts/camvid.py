@@ -14,7 +14,6 @@ from segmill.data.layouts.reading import (
     as_it_is,
     bad_line,
     named,
-    part_cut_groups,
     read_pair,
     signs,
     without_repeats,
@@ -61,7 +60,6 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
             else:
                 findings.append(bad_line(name, number, line, found))
     rows, repeats = without_repeats(rows)
-    rows, cut = part_cut_groups(rows)
     names, colours = zip(*CLASSES, strict=True)
     return Contents(
         classes=named(names, colours),
@@ -69,7 +67,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         load=lambda row: _load(folder, row),
         ignore_id=VOID,
         findings=findings + repeats,
-        notes=notes + cut,
+        notes=notes,
     )
 
 

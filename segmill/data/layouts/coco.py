@@ -31,7 +31,6 @@ from segmill.data.layouts.reading import (
     lookup,
     named,
     paint_objects,
-    part_cut_groups,
     signs,
     small_values,
     stem,
@@ -108,7 +107,6 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     for key, files in groups.items():
         _read_part(folder, key, files, found)
     rows, repeats = without_repeats(found.rows)
-    rows, cut = part_cut_groups(rows)
     names = [found.categories[category] for category in sorted(found.categories)]
     if found.fill == 0 and BACKGROUND not in (name.lower() for name in names):
         names = [BACKGROUND, *names]
@@ -117,7 +115,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         rows=rows,
         load=lambda row: _load(folder, found, row),
         findings=found.findings + repeats,
-        notes=notes + cut,
+        notes=notes,
     )
 
 

@@ -21,7 +21,6 @@ from segmill.data.layouts.reading import (
     Signs,
     finding_of,
     join,
-    part_cut_groups,
     read_pair,
     signs,
     stem,
@@ -72,7 +71,6 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         for collected, more in zip((rows, findings, notes), found, strict=True):
             collected += more  # type: ignore[operator]
     rows, repeats = without_repeats(rows)
-    rows, cut = part_cut_groups(rows)
     to_ids: Callable[[RawMask], NDArray[np.uint8]]
     counted = False  # every value is known to be its own class id
     if info is not None:
@@ -89,7 +87,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         rows=rows,
         load=lambda row: read_pair(folder, row, mask_of),
         findings=findings + repeats,
-        notes=notes + cut,
+        notes=notes,
         matched=info is not None,
     )
 

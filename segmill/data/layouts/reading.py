@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segmill.data.colour_masks import distinct_palette
 from segmill.data.intake import NewSample
-from segmill.data.manifest import IGNORE_ID, ClassInfo, DatasetInfo
+from segmill.data.manifest import IGNORE_ID, SPLITS, ClassInfo, DatasetInfo
 from segmill.data.readers import (
     IMAGE_SUFFIXES,
     Finding,
@@ -26,6 +26,7 @@ from segmill.data.readers import (
     read_mask,
     read_raw_mask,
 )
+from segmill.data.splits import part_of_group
 from segmill.errors import InputError, near_miss
 
 MAX_BYTES = 2**30  # of one file; 8192 x 8192 px of 16-bit colour are less than half of it
@@ -393,16 +394,23 @@ def apply_group_rule(rows: Iterable[Row], rule: str) -> tuple[list[Row], list[Fi
 
 
 def part_cut_groups(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """Name groups that an official split cuts GROUP@SPLIT, so that the split can stand; say so in a sentence."""
-    splits: defaultdict[str, set[str | None]] = defaultdict(set)
+    """Name the parts of groups that an official split cuts GROUP@SPLIT, so that it can stand; say so in a sentence.
+
+    Rows of such a group that no split names go to its part in train, else val's: what test sees stays as it is.
+    """
+    splits: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
-        splits[row.group if row.group is not None else row.id].add(row.split)
-    cut = {group for group, found in splits.items() if len(found) > 1}
+        if row.group is not None and row.split is not None:
+            splits[row.group].add(row.split)
+    cut = {group: min(found, key=SPLITS.index) for group, found in splits.items() if len(found) > 1}
     if not cut:
         return rows, []
-    parted = [replace(r, group=f"{r.group}@{r.split or 'unassigned'}") if r.group in cut else r for r in rows]
+    parted = [
+        replace(row, group=part_of_group(row.group, row.split or cut[row.group])) if row.group in cut else row
+        for row in rows
+    ]
     names = ", ".join(sorted(cut)[:10]) + (", ..." if len(cut) > 10 else "")
-    kinds = sorted({str(split or "none") for group in cut for split in splits[group]})
+    kinds = [split for split in SPLITS if any(split in splits[group] for group in cut)]
     which = "the group" if len(cut) == 1 else f"{len(cut)} groups"
     return parted, [
         f"the official splits cut {which} {names} ({', '.join(kinds)}): "

@@ -78,7 +78,7 @@ def test_split_and_group_come_from_the_folders(top: str, save, take, tmp_path: P
         "valid/cam2/b": ("cam2", "val"),
         "testing/cam1/c": ("cam1@test", "test"),
     }
-    assert any("cut the group cam1 (test, train)" in note for note in found.notes)
+    assert any("cut the group cam1 (train, test)" in note for note in found.notes)
 
 
 def test_a_test_folder_without_masks_is_left_out_and_said(save, take, tmp_path: Path) -> None:

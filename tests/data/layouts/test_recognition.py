@@ -199,6 +199,27 @@ def test_a_group_rule_that_an_official_split_cuts_becomes_parts(tmp_path: Path, 
     assert any("cut the group x" in note for note in found.notes)
 
 
+def test_rows_that_no_split_names_go_where_the_rest_of_their_group_is(tmp_path: Path, take) -> None:
+    """Of the cut group a to the part in train, else in val; of b, which is whole, to all of it."""
+    for name in ("train/a/1", "val/a/2", "a/3", "val/b/1", "b/2", "val/c/1", "test/c/2", "c/3"):
+        put(tmp_path / f"images/{name}.png")
+        put(tmp_path / f"masks/{name}.png")
+    places = take(open_layout(tmp_path)).places()
+    assert {name: group for name, (group, _) in places.items()} == {
+        "train/a/1": "a@train", "val/a/2": "a@val", "a/3": "a@train",
+        "val/b/1": "b", "b/2": "b",
+        "val/c/1": "c@val", "test/c/2": "c@test", "c/3": "c@val",
+    }  # fmt: skip
+
+
+def test_a_rule_that_cuts_a_canonical_sets_splits_takes_the_place_of_its_own(tmp_path: Path, take) -> None:
+    segmill(tmp_path, ("a_1", "a_2", "b_1"), splits={"train": ("a_1",), "val": ("a_2",), "test": ("b_1",)})
+    found = open_layout(tmp_path, group=r"^(?P<group>\w)_")
+    assert (found.info.group, found.info.splits) == (None, {})
+    assert take(found).places() == {"a_1": ("a@train", "train"), "a_2": ("a@val", "val"), "b_1": ("b", "test")}
+    assert [note for note in found.notes if "cut the group a (train, val)" in note]
+
+
 def test_a_canonical_set_passes_as_it_is_loose_and_packed(tmp_path: Path, take) -> None:
     loose = tmp_path / "loose"
     segmill(loose, group={"folder": 1}, splits={"val": ("a",)}, ignore_id=7, license="CC0-1.0")
