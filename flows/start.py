@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -23,6 +25,8 @@ from tasks.stage import watch_code
 if TYPE_CHECKING:
     from segmill.data.intake import NewSample
 
+# What lies in a workspace that is being made.
+MADE = {".git", ".gitignore", ".dvc", ".dvcignore", ".segmill", "params.yaml", "dvc.yaml", "data"}
 IGNORED = ("/.segmill/", "/.dvc-remote/", "/mlartifacts/", "/mlflow.db*", "/ledger.db*", "/predictions/", "/audit/")
 LARGEST_SIDE_PX = 512
 STREET_COUNT, STREET_PX = 200, (128, 128)
@@ -41,7 +45,7 @@ def create(
     """Make a workspace at ``folder`` around a copy of the labelled set ``data``, and its first version.
 
     Args:
-        folder: absent or empty.
+        folder: absent, empty, or what a killed attempt left, which is made afresh.
         data: a set in any layout.
         layout: one of ``segmill.data.layouts.LAYOUTS``, or auto.
         name: of the set; None leaves that to the layout.
@@ -56,9 +60,9 @@ def create(
     from segmill.data.labelled import PACK_ABOVE
     from segmill.data.layouts import open_layout
 
-    if (folder / "params.yaml").exists():
+    if _is_workspace(folder):
         raise InputError(f"{folder} is a workspace already; add to its data with `segmill data add` there")
-    _refuse_unless_empty(folder)
+    _refuse_what_is_not_ours(folder)
     found = open_layout(data, layout, name=name, group=group)
     say(f"{data}: layout {found.layout} ({found.why}), {found.count:,} samples")
     for note in found.notes:
@@ -91,8 +95,7 @@ def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
     """
     from segmill.data.samples import write_brain, write_street
 
-    if not (folder / "params.yaml").exists():
-        _refuse_unless_empty(folder)
+    if not _is_workspace(folder):
         raw = folder / "data" / "raw"
         with _whole_or_nothing(folder):
             _lay_down(folder)
@@ -146,19 +149,60 @@ def _samples(folder: Path) -> Iterator[NewSample]:
         yield NewSample(entry.id, entry.image.read(folder), suffix, entry.mask.read(folder), split=split)
 
 
-def _refuse_unless_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _is_workspace(folder: Path) -> bool:
+    return (folder / "params.yaml").exists() and not Workspace(folder).unfinished.exists()
+
+
+def _refuse_what_is_not_ours(folder: Path) -> None:
+    """Raise InputError where ``folder`` holds anything but what a killed attempt left: its marker, and MADE."""
+    space = Workspace(folder)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if space.unfinished.exists():
+        if strange := sorted(names - MADE):
+            what = f"a workspace that was not finished, and besides {strange[0]}; move that away and run again"
+            raise InputError(f"{folder} holds {what}")
+    elif folder.is_file() or (names and (names != {space.scratch.name} or any(space.scratch.iterdir()))):
         raise InputError(f"{folder} holds something else already; name an empty or a new folder")
 
 
 @contextmanager
 def _whole_or_nothing(folder: Path) -> Iterator[None]:
-    """Take what the block made of ``folder`` away again where it fails."""
+    """Let the block make a workspace of ``folder``; where it fails, take away again what it made.
+
+    What a killed attempt left is cleared first. InputError where the folder holds anything else, or another process
+    is making a workspace of it.
+    """
+    _refuse_what_is_not_ours(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)  # the system frees it with the process, however that ends
     try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is making a workspace of {folder}; wait until it is done") from None
+        _refuse_what_is_not_ours(folder)
+        space = Workspace(folder)
+        space.scratch.mkdir(exist_ok=True)
+        space.unfinished.touch()
+        try:
+            _clear(space)
+            yield
+        except BaseException:
+            _clear(space)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        space.unfinished.unlink()
+    finally:
+        os.close(lock)
+
+
+def _clear(space: Workspace) -> None:
+    """Remove all but the marker, which goes last: killed meanwhile, the next attempt still knows what this is."""
+    for path in space.root.iterdir():
+        if path.is_dir() and path != space.scratch:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path != space.scratch:
+            path.unlink()
 
 
 def _lay_down(folder: Path) -> None:
@@ -170,7 +214,7 @@ def _lay_down(folder: Path) -> None:
 
 def _finish(folder: Path, message: str) -> Workspace:
     """Put the set under DVC as the first version, and everything else into git."""
-    workspace = Workspace.open(folder)
+    workspace = Workspace(folder.resolve())
     watch_code(workspace)
     path = read_params(workspace.params).data.path
     with explained(workspace.root, path, message):

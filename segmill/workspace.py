@@ -25,6 +25,10 @@ class Workspace:
     def open(cls, folder: Path | str) -> Workspace:
         """Return the workspace at ``folder``; InputError says how to make one where there is none."""
         root = Path(folder).resolve()
+        if cls(root).unfinished.exists():
+            raise InputError(
+                f"{root} is a workspace that was not finished; run the `segmill init` or `segmill demo` of it again"
+            )
         for name in ("params.yaml", "dvc.yaml"):
             if not (root / name).is_file():
                 raise InputError(
@@ -78,6 +82,11 @@ class Workspace:
     def scratch(self) -> Path:
         """What may be deleted at any time while nothing runs: checkpoints, progress, Prefect's home, code hashes."""
         return self.root / ".segmill"
+
+    @property
+    def unfinished(self) -> Path:
+        """A file that is there as long as the workspace is being made: whoever makes it holds a lock on it."""
+        return self.scratch / "unfinished"
 
     @property
     def sources(self) -> Path:

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from segmill.data.readers import list_entries
 from segmill.data.versions import data_changed, git_commit, recorded_version
 from segmill.errors import InputError
 from segmill.params import read_params
+from segmill.workspace import Workspace
 
 
 def images(root: Path) -> set[str]:
@@ -113,3 +119,92 @@ def test_a_group_rule_of_ones_own_deals_the_splits_anew(tmp_path: Path, street: 
     raw = workspace.root / "data" / "raw"
     assert (read_dataset_info(raw).name, read_dataset_info(raw).group) == ("mine", r"_s(?P<group>\d+)_")
     assert set(read_frozen(raw)) == {f"{n:04d}" for n in range(8)}
+
+
+KILLED = """
+import os, signal, sys
+from importlib import import_module
+from pathlib import Path
+from flows.start import create, create_demo
+folder, data, module, name, calls = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])
+holder, _, last = name.rpartition(".")
+holder = getattr(import_module(module), holder) if holder else import_module(module)
+really = getattr(holder, last)
+def killing(*arguments, **options):
+    global calls
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls -= 1
+    return really(*arguments, **options)
+setattr(holder, last, killing)
+create_demo(folder, sample="street", more=False) if data == "street" else create(folder, Path(data))
+"""
+
+
+def kill(folder: Path, data: object, module: str, name: str, calls: int) -> None:
+    """Make a workspace in a process that kills itself at the call of a function, after so many calls of it."""
+    command = [sys.executable, "-c", KILLED, str(folder), str(data), module, name, str(calls)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "calls"),
+    [
+        ("flows.start", "_lay_down", 0),
+        ("shutil", "copyfile", 1),
+        ("segmill.data.intake", "_LooseWriter.add", 30),
+        ("segmill.data.history", "append_log", 0),
+        ("flows.start", "commit_files", 0),
+    ],
+    ids=["with nothing", "with half the templates", "among samples", "behind dvc add", "before the commit"],
+)
+def test_a_workspace_that_was_killed_in_the_making_is_made_by_the_next_try(
+    tmp_path: Path, street: Path, module: str, name: str, calls: int
+) -> None:
+    kill(tmp_path / "mine", street, module, name, calls)
+    with pytest.raises(InputError, match="is a workspace that was not finished; run the `segmill init`"):
+        Workspace.open(tmp_path / "mine")
+    workspace = create(tmp_path / "mine", street)
+    raw = workspace.root / "data" / "raw"
+    assert {p.relative_to(raw): p.read_bytes() for p in raw.rglob("*.png")} == {
+        p.relative_to(street): p.read_bytes() for p in street.rglob("*.png")
+    }
+    assert data_changed(workspace.root, "data/raw") == ""
+    assert messages(workspace.root) == [f"{street.name}, layout segmill"]
+    assert not git_commit(workspace.root).endswith("-dirty")
+    assert Workspace.open(workspace.root) == workspace
+    assert sorted(path.name for path in raw.parent.iterdir()) == [
+        ".gitattributes", ".gitignore", "history.jsonl", "raw", "raw.dvc",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_demo_that_was_killed_in_the_making_is_made_by_the_next_try(tmp_path: Path) -> None:
+    kill(tmp_path / "demo", "street", "flows.start", "commit_files", 0)
+    workspace = create_demo(tmp_path / "demo", sample="street", more=False)
+    assert len(images(workspace.root)) == 200
+    assert messages(workspace.root) == ["the demo's sample street"]
+
+
+def test_what_was_put_into_an_unfinished_workspace_is_not_lost(tmp_path: Path, street: Path) -> None:
+    begun = Workspace(tmp_path / "mine")
+    begun.scratch.mkdir(parents=True)
+    begun.unfinished.touch()
+    (begun.root / "params.yaml").write_text("half")
+    (begun.root / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"not finished, and besides notes\.txt; move that away and run again"):
+        create(begun.root, street)
+    assert (begun.root / "notes.txt").read_text() == "mine"
+
+
+def test_two_processes_do_not_make_one_workspace(tmp_path: Path, street: Path) -> None:
+    lock = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is making a workspace of"):
+            create(tmp_path, street)
+    finally:
+        os.close(lock)
+    assert list(tmp_path.iterdir()) == []
