@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,9 @@ from segmill.data.manifest import read_manifest
 from segmill.data.readers import list_entries
 from segmill.data.samples import write_street
 from segmill.data.splits import read_frozen
-from segmill.data.versions import data_changed, recorded_version
+from segmill.data.versions import bring_data, commit_files, data_changed, recorded_version
 from segmill.errors import InputError
-from segmill.params import read_params
+from segmill.params import read_params, set_params
 from segmill.workspace import Workspace
 from tasks.validate import validate
 
@@ -246,3 +247,59 @@ def test_an_add_that_is_killed_keeps_its_message(workspace: Workspace, more: Pat
     assert "was changed in place and is version" in said and "nothing new" in said
     assert [entry.message for entry in entries(workspace)][1:] == ["cut short"]
     assert json.loads(log_path(workspace.root / "data/raw").read_text().splitlines()[-1])["added"] == 10
+
+
+KILLED_IN_A_PUSH = """
+import os, signal, sys
+import s3fs
+really, left = s3fs.S3FileSystem._put_file, 8
+async def put_file(*arguments, **options):
+    global left
+    await really(*arguments, **options)
+    left -= 1
+    if left == 0:  # others are on their way
+        os.kill(os.getpid(), signal.SIGKILL)
+s3fs.S3FileSystem._put_file = put_file
+from flows.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_an_add_that_is_killed_while_it_pushes_to_s3_is_completed_by_the_next(
+    workspace: Workspace, more: Path, tmp_path: Path, credentials: None
+) -> None:
+    import boto3
+
+    s3, bucket = boto3.client("s3"), "killed-push"
+    s3.create_bucket(Bucket=bucket)
+
+    def pushed() -> set[str]:
+        return {found["Key"] for found in s3.list_objects_v2(Bucket=bucket).get("Contents", ())}
+
+    def clone(name: str) -> dict[str, bytes]:
+        """Bring the set that is committed back in a clone that has nothing but the bucket."""
+        subprocess.run(["git", "clone", "-q", str(workspace.root), str(tmp_path / name)], check=True)
+        assert bring_data(tmp_path / name, "data/raw", f"s3://{bucket}/sets").state == "restored"
+        return contents(tmp_path / name / "data" / "raw")
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    raw = workspace.root / "data" / "raw"
+    set_params(workspace.params, [f"data.remote=s3://{bucket}/sets"])
+    bring_data(workspace.root, "data/raw", f"s3://{bucket}/sets")
+    old, first = contents(raw), pushed()
+    command = [sys.executable, "-c", KILLED_IN_A_PUSH, "data", "add", str(more), "-m", "cut short"]
+    done = subprocess.run([*command, "-w", str(workspace.root)], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    half = pushed()
+    assert first < half
+    assert [entry.message for entry in entries(workspace)][1:] == ["cut short"]
+    assert clone("old") == old
+
+    assert "nothing new, 12 known already" in data(workspace, "add", str(more), "-m", "again")
+    assert half < pushed()
+    assert len(entries(workspace)) == 2
+    commit_files(workspace.root, "more")
+    assert clone("new") == contents(raw) and len(ids(raw)) == 90
