@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -28,8 +28,16 @@ from PIL import Image, ImageOps
 from segmill.data.checks import BadData, validate_dataset
 from segmill.data.examination import examine
 from segmill.data.faults import KINDS, Fault, read_faults
-from segmill.data.manifest import ClassInfo, DatasetInfo, write_dataset_info
+from segmill.data.manifest import (
+    SAMPLES_FILE,
+    ClassInfo,
+    DatasetInfo,
+    read_dataset_info,
+    read_samples,
+    write_dataset_info,
+)
 from segmill.data.samples import STREET_CLASSES, draw_street, write_brain, write_street
+from segmill.data.splits import part_of_group
 from segmill.errors import InputError
 
 SIZE = (96, 128)
@@ -75,7 +83,7 @@ def main() -> None:
                 flush=True,
             )
         print(f"{'all':75} {f'{totals[0]} / {totals[1]}':>9} {totals[2]:13}")
-        print("kinds not planted here:", ", ".join(sorted(KINDS.keys() - seen)) or "none")
+        print("kinds not planted here:", ", ".join(sorted(KINDS.keys() - seen)))
         print("\nnothing planted                                    samples   faults")
         write_brain(Path(folder) / "brain", every=1)
         write_street(Path(folder) / "street", count=400, seed=arguments.seed)
@@ -192,6 +200,7 @@ def plants() -> Iterable[Plant]:
     yield Plant("the same image in two splits", "exact_duplicate", copied(lambda image: image))
     yield Plant("an image again, resized and brighter", "near_duplicate", copied(brighter))
     yield Plant("an image again, mirrored", "near_duplicate", copied(lambda image: image[:, ::-1]))
+    yield Plant("a group cut by the official split", "group_leak", cut_group)
 
 
 def in_colours(mask: Pixels) -> Pixels:
@@ -355,9 +364,7 @@ def copied(change: Callable[[Pixels], Pixels]) -> Change:
     """Put a changed copy of a training image, with its mask, into test. It is the copy that is named."""
 
     def plant(raw_dir: Path, name: str, rng: np.random.Generator) -> str:
-        index = int(name[1:])
-        target = f"s{index - index % 5 + 2:03d}"  # the test scene of these five
-        source = f"s{index - index % 5:03d}"  # their first scene, which is train's
+        source, target = train_and_test(name)
         image = change(np.array(Image.open(raw_dir / "images" / f"{source}.png")))
         mask = np.array(Image.open(raw_dir / "masks" / f"{source}.png"))
         mask = mask if image.shape[:2] == mask.shape else cv2.resize(mask, image.shape[1::-1], interpolation=0)
@@ -366,6 +373,28 @@ def copied(change: Callable[[Pixels], Pixels]) -> Change:
         return f"images/{target}.png"
 
     return plant
+
+
+def train_and_test(name: str) -> tuple[str, str]:
+    """Return the first scene of the five that ``name`` is among, which is train's, and their test scene."""
+    first = int(name[1:]) // 5 * 5
+    return f"s{first:03d}", f"s{first + 2:03d}"
+
+
+def cut_group(raw_dir: Path, name: str, rng: np.random.Generator) -> str:
+    """Make a training and a test scene parts of one group, as a layout does whose official split cuts it."""
+    source, target = train_and_test(name)
+    info, table = read_dataset_info(raw_dir), raw_dir / SAMPLES_FILE
+    if table.is_file():
+        group_of = {row["id"]: row["group"] for _, row in read_samples(table)}
+    else:
+        group_of = {path.stem: path.stem for path in sorted((raw_dir / "images").iterdir())}
+    parts = {group_of[source]: part_of_group(source, "train"), group_of[target]: part_of_group(source, "test")}
+    rows = [f"{sample},{parts.get(group, group)}\n" for sample, group in group_of.items()]
+    table.write_text("".join(["id,group\n", *rows]))
+    splits = {split: tuple(parts.get(group, group) for group in groups) for split, groups in info.splits.items()}
+    write_dataset_info(raw_dir, replace(info, group={"column": "group"}, splits=splits))
+    return f"images/{target}.png"
 
 
 def brighter(image: Pixels) -> Pixels:

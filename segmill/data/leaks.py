@@ -95,7 +95,7 @@ _SAID: Mapping[tuple[str, Severity], tuple[str, str]] = {
     ),
     ("group_leak", "warning"): (
         "an official split cuts a group: its parts GROUP@SPLIT stand in several splits",
-        "keep that to compare with published figures, which it flatters; else give the parts one group and one split",
+        "give the parts one group and one split, or keep that to compare with published figures, knowing it flatters",
     ),
 }
 
