@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 from segmill.data.labelled import INDEX_FILE, Entry, is_packed
 from segmill.data.layouts.reading import Contents, FileError, Loaded, Row, SetFolder, Signs, signs
 from segmill.data.manifest import INFO_FILE, DatasetInfo, read_dataset_info
 from segmill.data.readers import list_entries
-from segmill.data.splits import read_frozen
+from segmill.data.splits import settled_splits
 from segmill.errors import InputError
 
 LOOKS_FOR = "dataset.yaml, and images/ with masks/ (loose) or index.parquet with packs/ (packed)"
@@ -28,7 +30,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     """
     own = read_dataset_info(folder.root)
     entries, findings = list_entries(folder.root)
-    split_of = read_frozen(folder.root) | {group: split for split, groups in own.splits.items() for group in groups}
+    split_of = settled_splits(folder.root, own)
     by_column = isinstance(own.group, dict) and "column" in own.group
     packed = is_packed(folder.root)
     rows = []
@@ -49,7 +51,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
 
 
 def _load(folder: SetFolder, row: Row, packed: Entry | None) -> Loaded:
-    suffix = "." + row.image.rpartition(".")[2].lower()
+    suffix = PurePosixPath(row.image).suffix
     if packed is None:
         return Loaded(folder.content(row.image), suffix, folder.content(row.mask))
     contents = []

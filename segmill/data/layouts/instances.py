@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +46,8 @@ MAX_CLASSES = 254
 
 
 def recognise(folder: SetFolder) -> Signs:
-    first = list(itertools.islice((row for row in _frames(folder) if row.mask), _LOOKED_AT))
-    several = any(len(_images(folder, row)) == 1 and not _is_plain_pair(folder, row) for row in first)
+    first = list(itertools.islice((frame for frame in _frames(folder) if frame.row.mask), _LOOKED_AT))
+    several = any(frame.images == 1 and not _is_plain_pair(folder, frame) for frame in first)
     return signs(
         ("a folder of masks for each image (ID/images/ with ID/masks/, or images/ID.png with masks/ID/)", bool(first)),
         ("masks of single objects in it", several),
@@ -60,13 +62,14 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     train, val or test on the way is the split.
     """
     frames = list(_frames(folder))
-    rows, repeats = without_repeats(row for row in frames if row.mask)
-    bare = sum(not row.mask for row in frames)
+    rows, repeats = without_repeats(frame.row for frame in frames if frame.row.mask)
+    bare = sum(not frame.row.mask for frame in frames)
     notes = [f"{bare} images are left out: they have no folder of masks"] if bare else []
+    several = {frame.row.id for frame in frames if frame.images > 1}
     findings = [
         Finding(row.image, "there are several images for one folder of masks", "leave one")
         for row in rows
-        if len(_images(folder, row)) > 1
+        if row.id in several
     ]
     seen: dict[str | None, str] = {}
     for row in rows:
@@ -85,18 +88,25 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         kinds = []
     names = ["background", *(kinds or [OBJECT])]
     ids = {kind: index for index, kind in enumerate(kinds, 1)}
-    kept = [row for row in rows if len(_images(folder, row)) == 1]
     return Contents(
         classes=named(names),
-        rows=kept,
+        rows=[row for row in rows if row.id not in several],
         load=lambda row: _load(folder, ids, row),
         findings=findings + repeats,
         notes=notes + ([] if kinds else [f"the mask files name no class: their objects are all of one, '{OBJECT}'"]),
     )
 
 
-def _frames(folder: SetFolder) -> Iterator[Row]:
-    """Yield a row per image; ``mask`` is its folder of masks, or empty where it has none."""
+class _Frame(NamedTuple):
+    """An image. ``row.mask``: its folder of masks, empty where it has none, ``named`` after the image or not;
+    ``images``: how many image files could belong to that folder."""
+
+    row: Row
+    images: int
+    named: bool
+
+
+def _frames(folder: SetFolder) -> Iterator[_Frame]:
     for top in _tops(folder):
         names = {name.lower(): name for name in folder.folders(top)}
         images = next((names[one] for one in IMAGE_FOLDERS if one in names), None)
@@ -107,16 +117,17 @@ def _frames(folder: SetFolder) -> Iterator[Row]:
         files = [name for name in folder.children(images) if name.lower().endswith(IMAGE_SUFFIXES)]
         if masks is None:
             if top and files:
-                yield _row(top, join(images, files[0]), "")
+                yield _Frame(_row(top, join(images, files[0]), ""), 1, False)
             continue
         masks = join(top, masks)
         per_image = set(folder.folders(masks))
-        if any(stem(name) in per_image for name in files):
+        alike = Counter(stem(name) for name in files)
+        if per_image & alike.keys():
             for name in files:
                 own = join(masks, stem(name)) if stem(name) in per_image else ""
-                yield _row(join(top, stem(name)), join(images, name), own)
+                yield _Frame(_row(join(top, stem(name)), join(images, name), own), alike[stem(name)], True)
         elif top and files and folder.has_file(masks):
-            yield _row(top, join(images, files[0]), masks)
+            yield _Frame(_row(top, join(images, files[0]), masks), len(files), False)
 
 
 def _tops(folder: SetFolder) -> Iterator[str]:
@@ -133,19 +144,10 @@ def _row(sample_id: str, image: str, masks: str) -> Row:
     return Row(sample_id, image, masks, split=split)
 
 
-def _images(folder: SetFolder, row: Row) -> list[str]:
-    """Return the image files that the row's folder of masks could belong to."""
-    at, _, name = row.image.rpartition("/")
-    files = [one for one in folder.children(at) if one.lower().endswith(IMAGE_SUFFIXES)]
-    return [one for one in files if stem(one) == stem(name)] if row.mask.endswith(f"/{stem(name)}") else files
-
-
-def _is_plain_pair(folder: SetFolder, row: Row) -> bool:
+def _is_plain_pair(folder: SetFolder, frame: _Frame) -> bool:
     """Tell whether the folder of masks holds one mask per image, named after it: that is layout ``folders``."""
-    own = stem(row.image.rpartition("/")[2]).lower()
-    return all(stem(name).lower().startswith(own) for name in folder.files(row.mask)) and not row.mask.endswith(
-        f"/{own}"
-    )
+    own = stem(frame.row.image.rpartition("/")[2])
+    return not frame.named and all(stem(name).lower().startswith(own.lower()) for name in folder.files(frame.row.mask))
 
 
 def _class_of(name: str) -> str | None:

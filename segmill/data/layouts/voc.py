@@ -62,7 +62,8 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     notes: list[str] = []
     lists = [name for name in folder.files(join(top, LISTS), (".txt",)) if "/" not in name]
     official = [f"{split}.txt" for split in SPLITS if f"{split}.txt" in lists]
-    for name in official or [name for name in ("trainval.txt",) if name in lists]:
+    chosen = official or [name for name in ("trainval.txt",) if name in lists]
+    for name in chosen:
         file, split = join(top, f"{LISTS}/{name}"), stem(name)
         named_here = [(number, line, *_id(line)) for number, line in folder.lines(file)]
         if split == "test" and not any(sample_id in masks for _, _, sample_id, _ in named_here):
@@ -75,8 +76,11 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
                 continue
             image, mask = (join(top, f"{d}/{found[sample_id]}") for d, found in ((IMAGES, images), (MASKS, masks)))
             rows.append(Row(sample_id, image, mask, split=split if official else None))
-    if not lists:
-        notes.append(f"there are no lists in {LISTS}/: every image with a mask was taken, and none assigned to a split")
+    if not chosen:
+        notes.append(
+            f"{LISTS}/ has none of train.txt, val.txt, test.txt, trainval.txt: "
+            "every image with a mask was taken, and none assigned to a split"
+        )
         rows = [
             Row(i, join(top, f"{IMAGES}/{images[i]}"), join(top, f"{MASKS}/{masks[i]}")) for i in masks if i in images
         ]
@@ -87,7 +91,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         ]
     rows, repeats = without_repeats(rows)
     spare = len(masks.keys() - {row.id for row in rows})
-    if lists and spare:
+    if chosen and spare:
         notes.append(f"{spare} masks are left out, which no list taken names")
     scheme = _colours()
     return Contents(

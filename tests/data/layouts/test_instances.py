@@ -40,6 +40,25 @@ def test_the_class_in_the_name_counts_and_small_lies_on_large(shape: str, save, 
     assert (found.count, found.notes) == (2, ["1 images are left out: they have no folder of masks"])
 
 
+def test_a_mask_may_be_named_after_its_image(save, take, tmp_path: Path) -> None:
+    for sample_id in ("IMG_a", "img_b"):
+        save(f"set/images/{sample_id}.png", IMAGE)
+        save(f"set/masks/{sample_id}/{sample_id}_1.png", [[255, 0, 0, 0], [0, 0, 0, 0]])
+    found = open_layout(tmp_path / "set")
+    assert found.layout == "instances"
+    assert take(found).mask("IMG_a") == [[1, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_several_images_for_one_folder_of_masks_are_said(save, take, tmp_path: Path) -> None:
+    for name in ("x1.png", "x1.bmp", "x2.png"):
+        save(f"set/images/{name}", IMAGE)
+    for sample_id in ("x1", "x2"):
+        save(f"set/masks/{sample_id}/car_1.png", [[255, 0, 0, 0], [0, 0, 0, 0]])
+    taken = take(open_layout(tmp_path / "set"))
+    assert list(taken.samples) == ["x2"]
+    assert "several images for one folder of masks" in taken.findings["images/x1.bmp"].what
+
+
 def test_masks_of_another_size_and_names_without_class_are_said(save, take, tmp_path: Path) -> None:
     save("set/x1/images/x1.png", IMAGE)
     save("set/x1/masks/car_1.png", [[255, 0], [0, 0]])

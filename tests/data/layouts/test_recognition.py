@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from segmill.data.intake import write_set
+from segmill.data.intake import Change, change_set, write_set
 from segmill.data.labelled import is_packed, read_index, write_index
 from segmill.data.layouts import LAYOUTS, open_layout
 from segmill.data.manifest import ClassInfo, DatasetInfo, write_dataset_info
@@ -240,6 +240,16 @@ def test_a_canonical_set_passes_as_it_is_loose_and_packed(tmp_path: Path, take) 
         for name in splits:
             assert taken.samples[name].image == (loose / f"images/{name}.png").read_bytes()
             assert taken.samples[name].mask == (loose / f"masks/{name}.png").read_bytes()
+
+
+def test_a_canonical_set_that_comes_again_is_known_whatever_its_suffixes(tmp_path: Path) -> None:
+    segmill(tmp_path / "set", ("a", "b", "c"))
+    (tmp_path / "set/images/a.png").rename(tmp_path / "set/images/a.PNG")
+    found = open_layout(tmp_path / "set")
+    write_set(tmp_path / "made", found.info, found.samples, **SHARES)
+    again = open_layout(tmp_path / "set", info=found.info)
+    assert change_set(tmp_path / "made", again.samples, **SHARES) == Change(0, 0, 0, 3)
+    assert (tmp_path / "made/images/a.PNG").is_file()
 
 
 def test_classes_are_matched_by_name(tmp_path: Path, take) -> None:

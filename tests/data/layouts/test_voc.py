@@ -55,9 +55,12 @@ def test_it_is_found_inside_voc_devkit(voc: Path, tmp_path: Path, take) -> None:
     assert sorted(take(found).samples) == ["2007_01", "2007_02"]
 
 
-def test_without_lists_all_pairs_are_taken(voc: Path, take) -> None:
+@pytest.mark.parametrize("other", [False, True], ids=["no list at all", "a list per class"])
+def test_without_lists_all_pairs_are_taken(other: bool, voc: Path, take) -> None:
     for name in ("train", "val", "trainval", "test"):
         (voc / f"ImageSets/Segmentation/{name}.txt").unlink()
+    if other:
+        (voc / "ImageSets/Segmentation/cat_train.txt").write_text("2007_01 -1\n")
     found = open_layout(voc)
     assert take(found).places() == {"2007_01": (None, None), "2007_02": (None, None)}
     assert "every image with a mask was taken" in found.notes[0]
