@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -133,12 +133,15 @@ def _sides(folder: SetFolder) -> list[tuple[str, list[str], list[str]]]:
 
 
 def _matches(folder: SetFolder, top: str, images: str, masks: str) -> bool:
-    keys = _mask_keys(folder, join(top, masks))[0]
-    return any(_mask_for(stem(name), keys) for name in folder.files(join(top, images)))
+    own = [stem(name) for name in folder.files(join(top, images))]
+    keys = _mask_keys(folder, join(top, masks), own)[0]
+    return any(_mask_for(name, keys) for name in own)
 
 
-def _mask_keys(folder: SetFolder, masks: str) -> tuple[dict[str, str], list[Finding]]:
-    """Return what an image may be called -> mask, relative to ``masks``: its own stem, and that without its ending."""
+def _mask_keys(folder: SetFolder, masks: str, images: Collection[str]) -> tuple[dict[str, str], list[Finding]]:
+    """Return what an image may be called -> mask, relative to ``masks``: its own stem, and that without its ending,
+    where no image (``images``: their stems) has the whole one."""
+    taken = set(images)
     keys: dict[str, str] = {}
     findings: list[Finding] = []
     names = list(folder.files(masks))
@@ -148,7 +151,8 @@ def _mask_keys(folder: SetFolder, masks: str) -> tuple[dict[str, str], list[Find
             same = f"{first} has the same stem"
             findings.append(Finding(join(masks, name), same, "rename or remove one"))
     for name in names:
-        keys.setdefault(_ENDS_MASK.sub("", stem(name)), name)
+        if stem(name) not in taken:
+            keys.setdefault(_ENDS_MASK.sub("", stem(name)), name)
     return keys, findings
 
 
@@ -157,26 +161,31 @@ def _mask_for(key: str, keys: dict[str, str]) -> str | None:
 
 
 def _pair(folder: SetFolder, top: str, images: str, masks: str) -> tuple[list[Row], list[Finding], list[str]]:
-    keys, findings = _mask_keys(folder, masks)
+    names = list(folder.files(images))
+    keys, findings = _mask_keys(folder, masks, [stem(name) for name in names])
     rows: list[Row] = []
     alone: dict[str | None, list[str]] = {}
-    used = set()
-    for name in folder.files(images):
+    used: dict[str, Row] = {}
+    for name in names:
         mask = _mask_for(stem(name), keys)
         split, group = _place(join(top, name))
         if mask is None:
             alone.setdefault(split, []).append(join(images, name))
-        else:
-            used.add(mask)
-            sample_id = join(top, _ENDS_IMAGE.sub("", stem(name)))
-            rows.append(Row(sample_id, join(images, name), join(masks, mask), group, split))
-    notes = []
-    for split, names in alone.items():
-        if split == "test" and not any(row.split == "test" for row in rows):
-            notes.append(f"test is left out: none of its {len(names)} images has a mask")
             continue
-        findings += [Finding(n, f"it has no mask in {masks}/", "add the mask or remove the image") for n in names]
-    unused = sorted(set(keys.values()) - used)
+        sample_id = join(top, _ENDS_IMAGE.sub("", stem(name)))
+        row = Row(sample_id, join(images, name), join(masks, mask), group, split)
+        first = used.setdefault(mask, row)
+        if first.id == row.id:  # the same id twice is said with all others
+            rows.append(row)
+        else:
+            findings.append(Finding(row.image, f"its mask {row.mask} is {first.image}'s too", "rename or remove one"))
+    notes = []
+    for split, bare in alone.items():
+        if split == "test" and not any(row.split == "test" for row in rows):
+            notes.append(f"test is left out: none of its {len(bare)} images has a mask")
+            continue
+        findings += [Finding(n, f"it has no mask in {masks}/", "add the mask or remove the image") for n in bare]
+    unused = sorted(set(keys.values()) - used.keys())
     findings += [Finding(join(masks, n), f"it has no image in {images}/", "add it or remove the mask") for n in unused]
     return rows, findings, notes
 

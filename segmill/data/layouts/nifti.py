@@ -120,11 +120,15 @@ def _cases(folder: SetFolder) -> tuple[list[_Case], list[Finding]]:
         volumes: dict[str, list[str]] = {}
         for name in folder.files(images, SUFFIXES):
             volumes.setdefault(_stem(name), []).append(join(images, name))
+        channels: dict[str, list[str]] = {}
+        for key in sorted(volumes):
+            if _CHANNEL.search(key):
+                channels.setdefault(_CHANNEL.sub("", key), []).append(key)
         findings, cases, used = [], [], set()
         for name in folder.files(labels, SUFFIXES):
             keys = [_stem(name), _LABEL_END.sub("", _stem(name))]
             plain = next((key for key in keys if key in volumes), None)
-            numbered = sorted(v for v in volumes if _CHANNEL.search(v) and _CHANNEL.sub("", v) in keys)
+            numbered = next((channels[key] for key in keys if key in channels), [])
             found = [plain] if plain else numbered
             used.update(found)
             if found:

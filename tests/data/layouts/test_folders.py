@@ -154,6 +154,20 @@ def test_what_has_no_partner_and_what_is_ambiguous_is_found(save, take, tmp_path
         open_layout(tmp_path / "set")
 
 
+def test_no_mask_serves_two_images(save, take, tmp_path: Path) -> None:
+    """a_l's mask is not a's without an ending, and of two images for b's mask one is said to have none of its own."""
+    for name in ("a", "a_l", "b_gt", "b_seg"):
+        save(f"set/images/{name}.png", RGB)
+    for name in ("a_l", "b"):
+        save(f"set/masks/{name}.png", [[0, 1, 1], [1, 0, 0]])
+    taken = take(open_layout(tmp_path / "set"))
+    assert sorted(taken.samples) == ["a_l", "b_gt"]
+    assert {file: finding.what for file, finding in taken.findings.items()} == {
+        "images/a.png": "it has no mask in masks/",
+        "images/b_seg.png": "its mask masks/b.png is images/b_gt.png's too",
+    }
+
+
 def test_the_class_map_of_the_set_is_used_where_there_is_one(save, take, tmp_path: Path) -> None:
     classes = (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "roof", "#ff0000"), ClassInfo(2, "tree", "#00ff00"))
     info = DatasetInfo("mine", classes, ignore_id=9)
