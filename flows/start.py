@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from flows.data import telling
-from segmill.data.versions import bring_data, commit_files, create_repository, explained, record_data
+from segmill.data.repository import commit_files, create_repository
+from segmill.data.versions import bring_data, explained, record_data
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.workspace import TEMPLATES, Workspace, template

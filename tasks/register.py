@@ -8,7 +8,8 @@ from typing import Any
 
 from segmill import tracking
 from segmill.data.manifest import read_dataset_info
-from segmill.data.versions import git_commit, recorded_version
+from segmill.data.repository import git_commit
+from segmill.data.versions import recorded_version
 from segmill.params import Params
 from segmill.promotion import registry
 from segmill.workspace import Workspace

@@ -13,7 +13,8 @@ from segmill.data import history
 from segmill.data.history import LogEntry, append_log, compare, log_path, read_contents, read_log, resolve
 from segmill.data.intake import NewSample, change_set
 from segmill.data.manifest import ClassInfo, DatasetInfo, write_dataset_info
-from segmill.data.versions import bring_data, create_repository, explained, store
+from segmill.data.repository import create_repository
+from segmill.data.versions import bring_data, explained, store
 from segmill.errors import InputError
 
 CLASSES = (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "thing", "#ff0000"))

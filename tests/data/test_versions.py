@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import getpass
 import shutil
 import signal
 import subprocess
@@ -11,18 +10,15 @@ import pytest
 
 from segmill.data.history import compare, read_contents
 from segmill.data.intake import NewSample, change_set
+from segmill.data.repository import create_repository
 from segmill.data.versions import (
     DataVersion,
     bring_data,
     checkout_data,
-    commit_files,
-    create_repository,
     data_changed,
     explained,
-    git_commit,
     recorded_version,
     store,
-    who_works,
 )
 from segmill.errors import InfrastructureError, InputError
 
@@ -81,28 +77,6 @@ def test_an_empty_workspace_says_where_the_data_goes(tmp_path: Path) -> None:
     create_repository(tmp_path)
     with pytest.raises(InputError, match=r"put the labelled set there"):
         bring_data(tmp_path, "data/raw", None)
-
-
-def test_the_commit_is_told_and_whether_files_differ(tmp_path: Path) -> None:
-    assert git_commit(tmp_path) == "none"
-    create_repository(tmp_path / "own")
-    (tmp_path / "own" / "note").write_text("one")
-    commit_files(tmp_path / "own", "a note")
-    commit = git_commit(tmp_path / "own")
-    assert len(commit) == 40
-    (tmp_path / "own" / "note").write_text("two")
-    assert git_commit(tmp_path / "own") == f"{commit}-dirty"
-
-
-def test_who_works_is_told_by_git_else_by_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "none"))
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", str(tmp_path / "none"))
-    create_repository(tmp_path)
-    assert who_works(tmp_path) == getpass.getuser()
-    subprocess.run(["git", "config", "user.name", "Ada"], cwd=tmp_path, check=True)
-    assert who_works(tmp_path) == "Ada"
-    subprocess.run(["git", "config", "user.email", "ada@localhost"], cwd=tmp_path, check=True)
-    assert who_works(tmp_path) == "Ada <ada@localhost>"
 
 
 def add_one(root: Path) -> DataVersion:

@@ -19,9 +19,10 @@ from segmill.data.history import LogEntry, log_path, read_log
 from segmill.data.labelled import is_packed
 from segmill.data.manifest import read_manifest
 from segmill.data.readers import list_entries
+from segmill.data.repository import commit_files
 from segmill.data.samples import write_street
 from segmill.data.splits import read_frozen
-from segmill.data.versions import bring_data, commit_files, data_changed, recorded_version
+from segmill.data.versions import bring_data, data_changed, recorded_version
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace

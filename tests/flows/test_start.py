@@ -15,7 +15,8 @@ from flows.start import create, create_demo
 from segmill.data.checks import BadData
 from segmill.data.history import log_path, read_log
 from segmill.data.readers import list_entries
-from segmill.data.versions import data_changed, git_commit, recorded_version
+from segmill.data.repository import git_commit
+from segmill.data.versions import data_changed, recorded_version
 from segmill.errors import InputError
 from segmill.params import read_params
 from segmill.workspace import Workspace
