@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -18,11 +18,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.data.layouts.painting import Patch, decode_region, paint_objects
 from segmill.data.layouts.reading import (
     SPLIT_OF,
     Contents,
     Loaded,
-    Patch,
     Row,
     SetFolder,
     Signs,
@@ -30,7 +30,6 @@ from segmill.data.layouts.reading import (
     join,
     lookup,
     named,
-    paint_objects,
     signs,
     small_values,
     stem,
@@ -44,7 +43,6 @@ LOOKS_FOR = "*.json of COCO (images, annotations, categories), here, in annotati
 KINDS = ("panoptic", "stuff", "instances")
 BACKGROUND = "background"
 MAX_CLASSES = 254
-MAX_WINDINGS = 100  # times around the image: what filling a polygon costs grows with its length
 MAX_FINDINGS = 100  # of one JSON file; the rest are counted
 _REFUSED = -1  # stands for an image that something is wrong with
 _HEAD = 2**16  # bytes in which a COCO file shows one of its keys
@@ -422,82 +420,3 @@ def _patch(region: dict[str, Any], size: tuple[int, ...]) -> Patch:
         return decode_region(region["of"], size[0], size[1])
     except InputError as error:
         raise InputError(f"{region['where']}: {error}") from error
-
-
-def decode_region(outline: object, height: int, width: int) -> Patch:
-    """Return the pixels that polygons, a counted or a compressed RLE cover, in an image of ``height`` x ``width`` px.
-
-    Polygons go through pycocotools, so that their pixels are COCO's. What it gets is checked first: its C code trusts
-    lengths and coordinates. InputError for outlines that are none of the three or do not fit the image.
-    """
-    if isinstance(outline, list):
-        return _polygons(outline, height, width)
-    if not isinstance(outline, dict) or outline.get("size") != [height, width]:
-        given = outline.get("size") if isinstance(outline, dict) else type(outline).__name__
-        raise InputError(f"its outline is for size {str(given)[:40]}, the image has {[height, width]}; correct it")
-    counts = outline.get("counts")
-    runs = _uncompressed(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
-        raise InputError("its RLE holds other counts than whole numbers from 0 up; correct it")
-    if sum(runs) != height * width:
-        raise InputError(f"its RLE covers {sum(runs)} px, the image has {height * width}; correct it")
-    return _of_runs(runs, height)
-
-
-def _of_runs(runs: list[int], height: int) -> Patch:
-    """Return the pixels of run lengths (off, on, off, ... down the columns); only columns with some are unfolded."""
-    ends = np.cumsum(runs)
-    on = np.flatnonzero(np.array(runs) > 0)
-    on = on[on % 2 == 1]
-    if not on.size:
-        return Patch.of(np.zeros((0, 0), bool))
-    left, right = int(ends[on[0] - 1]) // height, (int(ends[on[-1]]) - 1) // height + 1
-    inner = np.diff(np.clip(ends, left * height, right * height), prepend=left * height)
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, inner)
-    return Patch.of(flat.reshape(right - left, height).T, left=left)
-
-
-def _polygons(outline: Sequence[object], height: int, width: int) -> Patch:
-    from pycocotools import mask as coco
-
-    corners = [_points(polygon, height, width).ravel().tolist() for polygon in outline]
-    filled = coco.merge(coco.frPyObjects(corners, height, width))
-    return _of_runs(_uncompressed(filled["counts"].decode()), height)
-
-
-def _points(polygon: object, height: int, width: int) -> NDArray[np.float64]:
-    """Return a polygon's corners, N x 2. InputError where there are no three, or where it leads or winds too far."""
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise InputError("its polygon is no list of 3 or more pairs x, y; correct it")
-    if not all(type(value) in (int, float) for value in polygon):
-        raise InputError("its polygon holds other things than numbers; correct it")
-    reach = 2 * max(height, width)
-    if not all(-reach <= value <= reach for value in polygon):  # NaN is none either
-        raise InputError(f"its polygon leads more than {reach} px away; correct it")
-    points = np.array(polygon, np.float64).reshape(-1, 2)
-    length = np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum()
-    if length > MAX_WINDINGS * (height + width):
-        raise InputError(f"its polygon is {length:.0f} px long, more than {MAX_WINDINGS} times around; simplify it")
-    return points
-
-
-def _uncompressed(text: str) -> list[int]:
-    """Return the run lengths of a compressed RLE: 5 bits a character from '0' on, bit 6 says that more follow, and from
-    the fourth run on the difference to the last but one is kept. Source: cocoapi, common/maskApi.c, rleFrString."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise InputError("its compressed RLE holds what is no RLE; correct it")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise InputError("its compressed RLE ends within a number; correct it")
-    return runs

@@ -12,20 +12,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.data.layouts.painting import Patch, paint_objects
 from segmill.data.layouts.reading import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
     SPLIT_OF,
     Contents,
     Loaded,
-    Patch,
     Row,
     SetFolder,
     Signs,
     about,
     join,
     named,
-    paint_objects,
     signs,
     stem,
     without_repeats,

@@ -264,40 +264,6 @@ def small_values(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return pixels.astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class Patch:
-    """The pixels of one object: ``packed`` bits of a ``height`` x ``width`` part of the image at ``top``, ``left``."""
-
-    area: int
-    top: int
-    left: int
-    height: int
-    width: int
-    packed: NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, inside_HW: NDArray[np.bool_], top: int = 0, left: int = 0) -> Patch:
-        """Cut out of HW pixels, themselves at ``top``, ``left`` of the image, the part that holds the object."""
-        rows, columns = (np.flatnonzero(inside_HW.any(axis)) for axis in (1, 0))
-        if not rows.size:
-            return cls(0, top, left, 0, 0, np.zeros(0, np.uint8))
-        cut = inside_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        height, width = cut.shape
-        return cls(int(cut.sum()), top + int(rows[0]), left + int(columns[0]), height, width, np.packbits(cut))
-
-    def paint(self, mask_HW: NDArray[np.uint8], class_id: int) -> None:
-        """Write ``class_id`` into the mask where the object is."""
-        inside = np.unpackbits(self.packed, count=self.height * self.width).reshape(self.height, self.width)
-        part = mask_HW[self.top : self.top + self.height, self.left : self.left + self.width]
-        part[inside.astype(bool)] = class_id
-
-
-def paint_objects(mask_HW: NDArray[np.uint8], objects: list[tuple[Patch, int]]) -> None:
-    """Paint objects (pixels and class id) from the largest to the smallest; equal ones in the order they come in."""
-    for patch, class_id in sorted(objects, key=lambda one: -one[0].area):
-        patch.paint(mask_HW, class_id)
-
-
 class FileError(InputError):
     """What is wrong with one file of a sample."""
 
