@@ -61,6 +61,33 @@ def test_a_good_set_becomes_a_manifest(street_set: Path, tmp_path: Path) -> None
     assert read_faults(tmp_path / "m.parquet") == summary.faults
 
 
+KILLS_WHO_OPENS_IT = """
+import os, signal
+from PIL import Image
+really = Image.open
+def opened(*arguments, **options):
+    image = really(*arguments, **options)
+    if image.size == (13, 17):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return image
+Image.open = opened
+"""
+
+
+@pytest.mark.slow
+def test_what_kills_the_process_that_decodes_it_is_named_and_nothing_else(
+    street_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of the examination read this at their start, so an image of 13 x 17 px kills them as a crash would."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(KILLS_WHO_OPENS_IT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    save(street_set, "images/s03.png", np.zeros((17, 13, 3), np.uint8))
+    found = examine(street_set)
+    assert {fault.kind: fault.files for fault in found.faults} == {"crashes_decoder": ("images/s03.png",)}
+    assert found.table["id"].to_pylist() == ["s00", "s01", "s02", "s04", "s05", "s06", "s07"]
+
+
 def test_all_bad_files_are_said_at_once(street_set: Path, tmp_path: Path) -> None:
     path = street_set / "images" / "s00.png"
     path.write_bytes(path.read_bytes()[:900])
