@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,7 +189,8 @@ def _whole_or_nothing(folder: Path) -> Iterator[None]:
             _clear(space)
             yield
         except BaseException:
-            _clear(space)
+            with suppress(OSError):
+                _clear(space)
             shutil.rmtree(folder, ignore_errors=True)
             raise
         space.unfinished.unlink()
@@ -201,7 +202,7 @@ def _clear(space: Workspace) -> None:
     """Remove all but the marker, which goes last: killed meanwhile, the next attempt still knows what this is."""
     for path in space.root.iterdir():
         if path.is_dir() and path != space.scratch:
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path)
         elif path != space.scratch:
             path.unlink()
 

@@ -85,7 +85,7 @@ class Workspace:
 
     @property
     def unfinished(self) -> Path:
-        """A file that is there as long as the workspace is being made: whoever makes it holds a lock on it."""
+        """A file that is there as long as the workspace is being made, and stays where that is killed."""
         return self.scratch / "unfinished"
 
     @property

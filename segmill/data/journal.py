@@ -84,7 +84,7 @@ def flush(path: Path) -> None:
 def flush_all(folder: Path) -> None:
     """Wait until whatever was written to the file system of ``folder`` lies on the disk: one call for all files.
 
-    OSError where the disk took some of it not (Linux 5.8 and newer say so; see syncfs(2)).
+    OSError where some of it could not be written (Linux 5.8 and newer say so; see syncfs(2)).
     """
     with _opened(folder) as number:
         if ctypes.CDLL(None, use_errno=True).syncfs(number):
