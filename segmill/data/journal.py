@@ -84,10 +84,15 @@ def flush(path: Path) -> None:
 def flush_all(folder: Path) -> None:
     """Wait until whatever was written to the file system of ``folder`` lies on the disk: one call for all files.
 
-    OSError where some of it could not be written (Linux 5.8 and newer say so; see syncfs(2)).
+    OSError where some of it could not be written (Linux 5.8 and newer say so; see syncfs(2)). Elsewhere than on Linux
+    every file system is asked.
     """
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "syncfs"):
+        os.sync()
+        return
     with _opened(folder) as number:
-        if ctypes.CDLL(None, use_errno=True).syncfs(number):
+        if library.syncfs(number):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
 
 
