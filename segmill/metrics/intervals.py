@@ -88,7 +88,7 @@ def gain_interval(
     else:
         # The draws' variance is (G - 1) / G of the unbiased one.
         error = float(spread.std()) * np.sqrt(len(names) / (len(names) - 1))
-        reach = _student_t_quantile((1 + confidence) / 2, len(names) - 1) * error
+        reach = student_t_quantile((1 + confidence) / 2, len(names) - 1) * error
         low, high = middle - reach, middle + reach
     compared = tuple(int(index) for index in np.flatnonzero(classes[0]))
     return Gain(middle, low, high, len(names), compared)
@@ -122,7 +122,7 @@ def _difference(weights_RG: FloatArray, parts: list[FloatArray]) -> tuple[FloatA
     return nanmean(difference_RK), ~np.isnan(difference_RK)
 
 
-def _student_t_quantile(probability: float, freedom: int) -> float:
+def student_t_quantile(probability: float, freedom: int) -> float:
     """Invert Student's t for a probability of 0.5 or more.
 
     With t = sqrt(v) tan(a) the density becomes cos(a)^(v-1), which a fixed grid integrates to eight digits.

