@@ -80,9 +80,7 @@ def _facts(folder: Path, step: str) -> tuple[dict[str, Any], dict[str, Any] | No
 def _share_done(running: dict[str, Any]) -> float:
     if "total" in running:
         return float(running["done"] / max(running["total"], 1))
-    if "epoch" not in running:
-        return 0.0
-    return float((running["epoch"] - 1 + running["step"] / running["steps"]) / running["epochs"])
+    return float(running.get("share_done", 0.0))  # not told before the first step
 
 
 def _detail(stage: dict[str, Any], running: dict[str, Any] | None) -> str:

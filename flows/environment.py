@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from segmill import tracking
 from segmill.params import Params
 from segmill.workspace import Workspace
 
@@ -47,11 +48,7 @@ def prepare_environment(workspace: Workspace, params: Params) -> None:
 
 def tracking_uri(workspace: Workspace, params: Params) -> str:
     """Return MLflow's address; a relative SQLite path is taken from the workspace."""
-    named = os.environ.get("MLFLOW_TRACKING_URI") or params.mlflow.tracking_uri
-    prefix = "sqlite:///"
-    if named.startswith(prefix) and not named.startswith(prefix + "/"):
-        return f"{prefix}{workspace.root / named.removeprefix(prefix)}"
-    return named
+    return tracking.address(workspace.root, params.mlflow.tracking_uri)
 
 
 def ray_address(params: Params) -> str:

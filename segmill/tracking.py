@@ -70,6 +70,15 @@ class Run:
     members: dict[str, str]
 
 
+def address(root: Path, named: str) -> str:
+    """Return MLflow's address: MLFLOW_TRACKING_URI, else ``named``; a relative SQLite path is taken from ``root``."""
+    named = os.environ.get("MLFLOW_TRACKING_URI") or named
+    prefix = "sqlite:///"
+    if named.startswith(prefix) and not named.startswith(prefix + "/"):
+        return f"{prefix}{root / named.removeprefix(prefix)}"
+    return named
+
+
 def warm_up() -> None:
     """Import MLflow, which takes seconds, and ask nothing of it.
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from segmill.data.augmentation import read_policy
 from segmill.data.versions import recorded_version
-from segmill.params import MemberParams, Params
+from segmill.params import Params
 from segmill.training import launch
 from segmill.workspace import Workspace
+from tasks.champion import Start, champion_start
 from tasks.stage import recorded_md5, replacing
 
 if TYPE_CHECKING:
@@ -28,38 +29,50 @@ def finetune(workspace: Workspace, params: Params, name: str) -> None:
         SegmillError: training went wrong (the loss was not finite).
     """
     with replacing(workspace.member(name)) as draft:
-        launch.train_member(training_arguments(workspace, params, name, draft))
+        if params.members[name].kind == "svm":
+            fit = launch.on_ray(
+                "segmill.training.classical:fit_member",
+                fit_arguments(workspace, params, name, draft),
+                num_cpus=params.ray.cpus_per_worker or launch.even_share(len(params.members)),
+                num_gpus=params.ray.gpus_per_worker,
+            )
+            launch.wait(fit)
+        else:
+            start = champion_start(workspace, params, name) if params.training_of(name).warm_start else None
+            launch.train_member(training_arguments(workspace, params, name, draft, start))
 
 
-def training_arguments(workspace: Workspace, params: Params, name: str, out_dir: Path) -> dict[str, Any]:
-    """Return what ``launch.train_member`` takes to train the member ``name`` of params.yaml into ``out_dir``."""
-    member = params.members[name]
-    recorded = recorded_version(workspace.root, params.data.path)
+def training_arguments(
+    workspace: Workspace, params: Params, name: str, out_dir: Path, start: Start | None = None
+) -> dict[str, Any]:
+    """Return what ``launch.train_member`` takes to train the network ``name`` of params.yaml into ``out_dir``.
+
+    ``start``: the member it begins with, where that is not ``weights``.
+    """
     policy = read_policy(workspace.augmented / "recipe.json")
     extra_dir = workspace.augmented / "extra"
     return {
-        "name": name,
-        **_settings(params, member),
+        **_common_arguments(workspace, params, name, out_dir),
+        **params.members[name].model_dump(),
+        **params.training_of(name).model_dump(),
         "recipe": policy.transforms,
         "size": params.prepare.size_px,
-        "packed_dir": str(workspace.packed),
         "extra_dir": str(extra_dir) if extra_dir.is_dir() else None,
-        "out_dir": str(out_dir),
         "run_dir": str(workspace.checkpoints),
-        "progress_path": str(workspace.progress / f"finetune@{name}.member.json"),
-        "curves_path": str(curves_path(workspace, name)),
-        "data_version": recorded.md5 if recorded else "",
-        "params": {
-            "train": params.train.model_dump(),
-            "member": member.model_dump(),
-            "augment": {"recipe": policy.title, "recipe_sha256": policy.sha256, "extra_samples": policy.extra},
-        },
+        "failure_path": str(workspace.scratch / "failures" / f"{name}.npz"),
+        "start_folder": str(start.folder) if start else None,
+        "start_source": start.source if start else None,
         "num_workers": params.ray.workers,
         "cpus_per_worker": params.ray.cpus_per_worker or launch.even_share(len(params.members) * params.ray.workers),
         "gpus_per_worker": params.ray.gpus_per_worker,
         "loader_workers": params.ray.loader_workers,
-        "inputs_hash": _inputs_hash(workspace, params, name),
+        "inputs_hash": _inputs_hash(workspace, params, name, start),
     }
+
+
+def fit_arguments(workspace: Workspace, params: Params, name: str, out_dir: Path) -> dict[str, Any]:
+    """Return what ``classical.fit_member`` takes to fit the classical member ``name`` into ``out_dir``."""
+    return {**_common_arguments(workspace, params, name, out_dir), **params.members[name].model_dump()}
 
 
 def begin_check(workspace: Workspace, params: Params) -> ObjectRef | None:
@@ -98,13 +111,26 @@ def curves_path(workspace: Workspace, name: str) -> Path:
     return workspace.progress / f"finetune@{name}.curves.csv"
 
 
-def _settings(params: Params, member: MemberParams) -> dict[str, Any]:
-    """Return what the training block says, with what the member says instead."""
-    own = {key: value for key, value in member.model_dump().items() if value is not None}
-    return {**params.train.model_dump(), **own}
+def _common_arguments(workspace: Workspace, params: Params, name: str, out_dir: Path) -> dict[str, Any]:
+    recorded = recorded_version(workspace.root, params.data.path)
+    policy = read_policy(workspace.augmented / "recipe.json")
+    return {
+        "name": name,
+        "packed_dir": str(workspace.packed),
+        "out_dir": str(out_dir),
+        "progress_path": str(workspace.progress / f"finetune@{name}.member.json"),
+        "curves_path": str(curves_path(workspace, name)),
+        "data_version": recorded.md5 if recorded else "",
+        "params": {
+            "train": params.training_of(name).model_dump() if params.members[name].kind == "network" else {},
+            "member": params.members[name].model_dump(),
+            "split": params.split.model_dump(),
+            "augment": {"recipe": policy.title, "recipe_sha256": policy.sha256, "extra_samples": policy.extra},
+        },
+    }
 
 
-def _inputs_hash(workspace: Workspace, params: Params, name: str) -> str:
+def _inputs_hash(workspace: Workspace, params: Params, name: str, start: Start | None = None) -> str:
     """Return 16 hex digits that change with whatever this member is made from: checkpoints go under them."""
     inputs = {
         "packed": recorded_md5(workspace, "prepare"),
@@ -112,14 +138,17 @@ def _inputs_hash(workspace: Workspace, params: Params, name: str) -> str:
         "code": (workspace.code / "finetune").read_text(),
         "train": params.train.model_dump(),
         "member": params.members[name].model_dump(),
+        "start": start and start.source,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _networks(params: Params) -> list[dict[str, str]]:
+def _networks(params: Params) -> list[dict[str, Any]]:
+    keys = ("backbone", "decoder", "weights", "attention", "context", "heads", "deep_supervision")
     return [
-        {"name": name, "backbone": member.backbone, "decoder": member.decoder, "weights": member.weights}
+        {"name": name, **{key: getattr(member, key) for key in keys}}
         for name, member in params.members.items()
+        if member.kind == "network"
     ]
 
 

@@ -17,14 +17,21 @@ from segmill.data.augmentation import Augmenter
 from segmill.data.packing import PackedSplit
 from segmill.errors import InputError, SegmillError
 
+Distances = Callable[[NDArray[np.uint8]], NDArray[np.float16]]
+
 _AHEAD = 2  # batches made before they are asked for
 
 
 class Batch(NamedTuple):
-    """Images BHWC uint8 RGB and masks BHW uint8 class ids."""
+    """Images BHWC uint8 RGB, masks BHW uint8 class ids, and where asked for what ``distances`` made of the masks."""
 
     image: torch.Tensor
     mask: torch.Tensor
+    distance: torch.Tensor | None = None
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Return the batch of what ``change`` makes of each tensor."""
+        return Batch(change(self.image), change(self.mask), None if self.distance is None else change(self.distance))
 
 
 class TrainBatches:
@@ -35,8 +42,9 @@ class TrainBatches:
     smaller than one batch is gone through again, under other augmentation, until one batch is full.
 
     ``loader_workers``: processes that make batches; 0 makes them in one background thread. ``pin_memory``:
-    for faster copies to a GPU. InputError where ``batch_size`` does not divide by ``world_size``, the split
-    is empty, or the images differ in size and the augmenter does not make them one.
+    for faster copies to a GPU. ``distances``: makes an array of each mask, there too. InputError where ``batch_size``
+    does not divide by ``world_size``, the split is empty, or the images differ in size and the augmenter does not
+    make them one.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class TrainBatches:
         world_size: int = 1,
         loader_workers: int = 0,
         pin_memory: bool = False,
+        distances: Distances | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise InputError(
@@ -64,7 +73,7 @@ class TrainBatches:
                 f"the training images differ in size ({sizes[0]} and {sizes[-1]} px, for example); "
                 "set prepare.size_px to one height and width"
             )
-        self._batches = _Batches(split, augmenter, batch_size, seed, rank, world_size)
+        self._batches = _Batches(split, augmenter, batch_size, seed, rank, world_size, distances)
         self._loader_workers = loader_workers
         self._pin_memory = pin_memory
         self._steps = _Steps(self.steps_per_epoch)
@@ -91,9 +100,13 @@ class TrainBatches:
         """Return the indices in the split of an epoch's samples, of all ranks together, in their order."""
         return np.resize(self._batches._order_of(epoch), self.steps_per_epoch * self._batches._batch_size)
 
+    def batch(self, epoch: int, step: int) -> tuple[list[str], Batch]:
+        """Make one batch (again) and return its samples' ids with it."""
+        return self._batches.ids(epoch, step), self._batches.make(epoch, step)
+
     def _make(self, epoch: int, step: int) -> Batch:
-        image, mask = self._batches.make(epoch, step)
-        return Batch(image.pin_memory(), mask.pin_memory()) if self._pin_memory else Batch(image, mask)
+        batch = self._batches.make(epoch, step)
+        return batch.each(torch.Tensor.pin_memory) if self._pin_memory else batch
 
 
 class EvalSamples:
@@ -130,12 +143,20 @@ class _Batches(Dataset["Batch | SegmillError"]):
     """Makes the batch of (epoch, step), the same in any process."""
 
     def __init__(
-        self, split: PackedSplit, augmenter: Augmenter, batch_size: int, seed: int, rank: int, world_size: int
+        self,
+        split: PackedSplit,
+        augmenter: Augmenter,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        distances: Distances | None,
     ) -> None:
         self._split = split
         self._augmenter = augmenter
         self._batch_size = batch_size
         self._seed = seed
+        self._distances = distances
         self._part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
@@ -147,10 +168,18 @@ class _Batches(Dataset["Batch | SegmillError"]):
 
     def make(self, epoch: int, step: int) -> Batch:
         order = self._order_of(epoch)
-        places = range(step * self._batch_size, (step + 1) * self._batch_size)[self._part]
-        pairs = [self._augmented(order, place, epoch) for place in places]
+        pairs = [self._augmented(order, place, epoch) for place in self._places(step)]
         image, mask = (torch.from_numpy(np.stack(pixels)) for pixels in zip(*pairs, strict=True))
-        return Batch(image, mask)
+        if self._distances is None:
+            return Batch(image, mask)
+        return Batch(image, mask, torch.from_numpy(np.stack([self._distances(pixels) for _, pixels in pairs])))
+
+    def ids(self, epoch: int, step: int) -> list[str]:
+        order = self._order_of(epoch)
+        return [self._split.ids[int(order[place % len(order)])] for place in self._places(step)]
+
+    def _places(self, step: int) -> range:
+        return range(step * self._batch_size, (step + 1) * self._batch_size)[self._part]
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         """Return the epoch's order, kept from batch to batch: to shuffle 100,000 takes as long as to make one."""

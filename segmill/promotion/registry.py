@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,6 +145,27 @@ def set_alias(uri: str, model_name: str, alias: str, version: str) -> None:
     """Move an alias to a version, from wherever it was."""
     with reaching(uri) as client:
         client.set_registered_model_alias(model_name, alias, version)
+
+
+def fetch_member(uri: str, model_name: str, version: str, member: str, to: Path) -> bool:
+    """Copy the folder of one member of a registered version to ``to``; False where it has no such member.
+
+    Raises InfrastructureError where the registry does not answer.
+    """
+    import mlflow.artifacts
+
+    with reaching(uri) as client, tempfile.TemporaryDirectory() as folder:
+        members = f"{client.get_model_version_download_uri(model_name, version)}/artifacts/ensemble/members"
+        found = mlflow.artifacts.list_artifacts(artifact_uri=members, tracking_uri=uri)
+        if member not in [Path(entry.path).name for entry in found]:
+            return False
+        fetched = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"{members}/{member}", dst_path=folder, tracking_uri=uri
+        )
+        draft = to.with_name(f".{to.name}.draft")
+        shutil.copytree(fetched, draft, dirs_exist_ok=True)
+        draft.rename(to)
+    return True
 
 
 def _signature() -> ModelSignature:

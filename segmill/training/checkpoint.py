@@ -11,25 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from segmill.errors import InputError
 from segmill.models.members import MemberModule
+from segmill.training.objective import Objective
 from segmill.training.optimisation import MovingAverage
 
 FILE = "state.pt"
+# What is saved as it stands; the rest has a state_dict of its own.
+PLAIN = ("epochs_done", "over", "seconds", "warmed_at", "best_epoch", "best_miou", "best_weights", "curves")
 
 
 @dataclass
 class Training:
-    """Everything that moves while a member trains; random numbers follow from (seed, epoch) alone."""
+    """Everything that moves while a member trains; random numbers follow from (seed, epoch) alone.
+
+    ``over``: nothing is left to train. ``seconds``: on its clock so far. ``warmed_at``: the share of the training
+    that was done when the warm-up ended.
+    """
 
     module: MemberModule
+    objective: Objective
     optimizer: Optimizer
-    schedule: LRScheduler
     scaler: torch.amp.GradScaler
     average: MovingAverage | None
     epochs_done: int = 0
+    over: bool = False
+    seconds: float = 0.0
+    warmed_at: float = 0.0
     best_epoch: int = 0
     best_miou: float = -1.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -40,15 +49,11 @@ def save(training: Training, folder: Path) -> None:
     """Write ``training`` to ``folder`` / state.pt, through a temporary file that is renamed."""
     state = {
         "module": training.module.state_dict(),
+        "objective": training.objective.state_dict(),
         "optimizer": training.optimizer.state_dict(),
-        "schedule": training.schedule.state_dict(),
         "scaler": training.scaler.state_dict(),
         "average": training.average and training.average.state_dict(),
-        "epochs_done": training.epochs_done,
-        "best_epoch": training.best_epoch,
-        "best_miou": training.best_miou,
-        "best_weights": training.best_weights,
-        "curves": training.curves,
+        **{name: getattr(training, name) for name in PLAIN},
     }
     draft = folder / f"{FILE}.tmp"
     torch.save(state, draft)
@@ -64,18 +69,15 @@ def load(training: Training, folder: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         training.module.load_state_dict(state["module"])
+        training.objective.load_state_dict(state["objective"])
         training.optimizer.load_state_dict(state["optimizer"])
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as reason:
         raise InputError(
             f"checkpoint {path} can't be continued ({str(reason).splitlines()[0]}); "
             "delete its run folder to start afresh"
         ) from None
-    training.schedule.load_state_dict(state["schedule"])
     training.scaler.load_state_dict(state["scaler"])
     if training.average:
         training.average.load_state_dict(state["average"])
-    training.epochs_done = state["epochs_done"]
-    training.best_epoch = state["best_epoch"]
-    training.best_miou = state["best_miou"]
-    training.best_weights = state["best_weights"]
-    training.curves = state["curves"]
+    for name in PLAIN:
+        setattr(training, name, state[name])

@@ -163,14 +163,20 @@ def train_member(args: dict[str, Any]) -> dict[str, Any]:
     the same ``inputs_hash`` continues from its last checkpoint; its run folder goes when it is through.
 
     Args (all JSON-able, all required):
-        name, backbone, decoder, weights: the member.
-        lr, epochs, batch_size, weight_decay, encoder_lr_factor, warmup_epochs, dice_weight, class_weights,
-            ema, precision, val_every, seed: as in params.yaml.
+        name, backbone, decoder, weights, lr, attention, context, heads, head_weights, keep_heads,
+            deep_supervision: the member, as in params.yaml.
+        seed, epochs, max_minutes, batch_size, accumulate, optimizer, momentum, weight_decay, encoder_lr_factor,
+            layer_decay, schedule, warmup_epochs, loss, focal_gamma, tversky_alpha, class_weights, ohem, ema,
+            clip_norm, freeze_epochs, unfreeze_epochs, early_stop, precision, checkpointing, compile, val_every:
+            as in params.yaml.
+        start_folder, start_source: a member folder to begin with instead of ``weights``, where its network is the
+            same, and what it is called in the record; or None twice.
         recipe, size: what Augmenter takes.
         packed_dir, extra_dir: the packed splits, and a packed folder of further train samples or None.
         out_dir: the member folder to write, a temporary one.
         run_dir: where run folders lie (see run_folder). progress_path: the progress JSON; curves_path: the
-            curve that grows with each epoch, timings included.
+            curve that grows with each epoch, timings included. failure_path: the .npz that a batch goes to whose
+            loss is not finite.
         data_version, params: for the record.
         num_workers, cpus_per_worker, gpus_per_worker, loader_workers: what it runs on.
         inputs_hash: of everything that decides the result.

@@ -1,51 +1,84 @@
-"""How weights move: AdamW with its own pace for the encoder, warm-up and cosine, and a moving average."""
+"""How weights move: the optimizers, each part of a network at its own pace, and a moving average."""
 
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.nn.parameter import Parameter
+from torch.optim import SGD, AdamW, Optimizer
 
 from segmill.models.members import MemberModule
+from segmill.training.losses import check_names
+from segmill.training.muon import Muon
+
+OPTIMIZERS = ("adamw", "sgd", "muon")
 
 
-def make_optimizer(module: MemberModule, *, lr: float, encoder_lr_factor: float, weight_decay: float) -> AdamW:
-    """Return AdamW (Loshchilov & Hutter 2019); the encoder learns at ``lr * encoder_lr_factor``.
+def make_optimizer(
+    module: nn.Module,
+    stages: Sequence[Sequence[Parameter]],
+    kind: str,
+    *,
+    lr: float,
+    encoder_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
+    weight_decay: float,
+    momentum: float = 0.9,
+    further: Iterable[Parameter] = (),
+) -> Optimizer:
+    """Return the optimizer of a member, fused; each of its groups knows its peak learning rate as ``peak_lr``.
 
-    Biases and the scales of normalisation (tensors of one axis) are not decayed.
+    ``stages`` are the encoder's parameters, shallow to deep.
+
+    ``adamw`` is AdamW (Loshchilov & Hutter 2019), ``sgd`` stochastic gradient descent with Nesterov's ``momentum``
+    (Sutskever et al. 2013), ``muon`` is muon.Muon, with ``momentum`` for its matrices. The decoder learns at ``lr``,
+    the deepest stage of the encoder at ``lr * encoder_lr_factor`` and each stage above at ``layer_decay`` times the
+    one below it (as BEiT, Bao et al. 2022, by layers). Biases and the scales of normalisation (tensors of one axis),
+    and what is ``further`` to be learned, are not decayed. InputError for an unknown ``kind``.
     """
-    groups = []
-    for in_encoder, factor in ((True, encoder_lr_factor), (False, 1.0)):
-        for decayed in (True, False):
-            params = [
-                parameter
-                for name, parameter in module.net.named_parameters()
-                if name.startswith("encoder.") == in_encoder and (parameter.ndim > 1) == decayed
-            ]
-            if params:
-                groups.append({"params": params, "lr": lr * factor, "weight_decay": weight_decay * decayed})
+    check_names("optimizer", [kind], OPTIMIZERS)
+    groups = parameter_groups(
+        module, stages, lr=lr, encoder_lr_factor=encoder_lr_factor, layer_decay=layer_decay, weight_decay=weight_decay
+    )
+    if further := list(further):
+        groups.insert(0, {"params": further, "lr": lr, "weight_decay": 0.0})
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    if kind == "sgd":
+        return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if kind == "muon":
+        return Muon(groups, lr=lr, momentum=momentum)
     return AdamW(groups, lr=lr, fused=True)
 
 
-def lr_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """Return the share of the peak learning rate at ``step`` (from 0): linear up, half a cosine down to 0.
-
-    In closed form (Loshchilov & Hutter 2017, one cycle), so that a resumed run meets the very same values.
-    """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def make_schedule(optimizer: Optimizer, *, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Return the schedule of lr_factor, to be stepped after every optimizer step."""
-    return LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps=warmup_steps, total_steps=total_steps))
+def parameter_groups(
+    module: nn.Module,
+    stages: Sequence[Sequence[Parameter]],
+    *,
+    lr: float,
+    encoder_lr_factor: float,
+    layer_decay: float,
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Return groups of parameters, encoder first, by learning rate and whether they are decayed."""
+    pace = {
+        id(parameter): encoder_lr_factor * layer_decay ** (len(stages) - 1 - depth)
+        for depth, stage in enumerate(stages)
+        for parameter in stage
+    }
+    groups: dict[tuple[bool, float, bool], list[Parameter]] = {}
+    for parameter in module.parameters():
+        inside = id(parameter) in pace
+        key = (not inside, pace.get(id(parameter), 1.0), parameter.ndim <= 1)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": params, "lr": lr * factor, "weight_decay": 0.0 if plain else weight_decay}
+        for (_, factor, plain), params in sorted(groups.items(), key=lambda entry: entry[0])
+    ]
 
 
 class MovingAverage:

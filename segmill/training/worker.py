@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor
 
 from segmill import progress
 from segmill.data.augmentation import Augmenter
@@ -18,11 +18,17 @@ from segmill.data.dataset import TrainBatches
 from segmill.data.packing import PackedSplit, PackInfo, read_pack
 from segmill.errors import InputError
 from segmill.models import backbones, weights
-from segmill.models.members import MemberSpec, build, save_member, write_curves
+from segmill.models.members import MemberModule, MemberSpec, build, save_member, write_curves
 from segmill.training import checkpoint
 from segmill.training.checkpoint import Training
+from segmill.training.clock import Rank
 from segmill.training.launch import out_of_memory, ran_out_of_memory, run_folder
-from segmill.training.loop import Rank, Settings, Step, train_member
+from segmill.training.loop import Step, make_objective, train_member
+from segmill.training.losses import class_weights
+from segmill.training.settings import Settings
+from segmill.training.settling import settle
+from segmill.training.targets import SignedDistances
+from segmill.training.warm_start import adopt, begin_with
 
 PROGRESS_EVERY_S = 0.5
 # Columns that differ from run to run: watched while it trains, kept out of the member, whose bytes repeat.
@@ -30,7 +36,7 @@ TIMINGS = ("images_s", "seconds", "seconds_left")
 
 
 def work(args: dict[str, Any]) -> None:
-    """Train as launch.submit_member's ``args`` say; running out of memory becomes one sentence."""
+    """Train as launch.train_member's ``args`` say; running out of memory becomes one sentence."""
     try:
         _work(args)
     except (MemoryError, RuntimeError) as error:
@@ -47,36 +53,26 @@ def _work(args: dict[str, Any]) -> None:
         torch.cuda.set_device(device)
     packed = read_pack(Path(args["packed_dir"]))
     try:
-        start = weights.resolve(args["weights"], args["backbone"])
-        spec = _spec(args, packed, start)
         torch.manual_seed(args["seed"])
-        module = build(spec)
-        weights.load_into(module.encoder, start)
+        module, spec, start = first_module(args, packed)
+        settings = make_settings(args, packed, pretrained=start.path is not None)
+        args, settings = settle(args, module, spec, settings, packed=packed, rank=rank, device=device)
     except InputError as fault:
         raise InputError(f"member {args['name']}: {fault}") from None
 
-    extra = [Path(args["extra_dir"])] if args["extra_dir"] else []
-    batches = TrainBatches(
-        PackedSplit(Path(args["packed_dir"]) / "train", *extra),
-        Augmenter(args["recipe"], args["size"] and tuple(args["size"]), args["seed"], ignore_id=packed.ignore_id),
-        batch_size=args["batch_size"],
-        seed=args["seed"],
-        rank=rank.index,
-        world_size=rank.count,
-        loader_workers=args["loader_workers"],
-        pin_memory=device.type == "cuda",
-    )
+    batches = make_batches(args, packed, settings, rank=rank, device=device)
     reporter = Reporter(args, rank)
     earlier = ray.train.get_checkpoint()
     training = train_member(
         module,
         batches,
         PackedSplit(Path(args["packed_dir"]) / "val"),
-        _settings(args, packed),
+        settings,
         device=device,
         rank=rank,
         class_weights=class_weights(args["class_weights"], packed.class_pixels, device),
         resume_from=Path(earlier.path) if earlier else None,
+        keep_failure_at=Path(args["failure_path"]),
         on_step=reporter.step,
         on_epoch=reporter.epoch,
     )
@@ -92,10 +88,31 @@ def _work(args: dict[str, Any]) -> None:
             metrics={
                 "val_miou": training.best_miou,
                 "best_epoch": training.best_epoch,
-                "epochs": args["epochs"],
+                "epochs": training.epochs_done,
             },
             curves=[{key: row[key] for key in row if key not in TIMINGS} for row in training.curves],
+            keep_heads=args["keep_heads"],
         )
+
+
+def first_module(args: dict[str, Any], packed: PackInfo) -> tuple[MemberModule, MemberSpec, weights.Weights]:
+    """Return the member before its first step, how it is built, and which weights it begins with.
+
+    These are the champion's where ``start_folder`` holds the same network, else what ``weights`` says.
+    """
+    if args["start_folder"]:
+        folder = Path(args["start_folder"])
+        spec = adopt(member_spec(args, packed, packed.mean, packed.std), folder)
+        if spec is not None:
+            module = build(spec)
+            return module, spec, begin_with(module, folder, args["start_source"])
+    start = weights.resolve(args["weights"], args["backbone"])
+    known = start.path is not None
+    published = backbones.pretrained_normalisation(args["backbone"], packed.channels)
+    spec = member_spec(args, packed, *(published if known else (packed.mean, packed.std)))
+    module = build(spec)
+    weights.load_into(module.encoder, start)
+    return module, spec, start
 
 
 class Reporter:
@@ -119,6 +136,7 @@ class Reporter:
                 epochs=self._args["epochs"],
                 step=step.step,
                 steps=step.steps,
+                share_done=step.progress,
                 loss=float(step.loss),
                 val_miou=self._val_miou,
                 images_s=step.images_s,
@@ -148,22 +166,8 @@ class Reporter:
         )
 
 
-def class_weights(kind: str, class_pixels: tuple[int, ...], device: torch.device) -> Tensor | None:
-    """Return K weights for the cross-entropy: None, or one over the root of each class's train pixels.
-
-    They average 1 over the classes that occur; a class that does not occur weighs 0.
-    """
-    if kind == "none":
-        return None
-    pixels = torch.tensor(class_pixels, dtype=torch.float64)
-    inverse = torch.where(pixels > 0, pixels.clamp(min=1) ** -0.5, 0.0)
-    return (inverse / inverse[pixels > 0].mean()).float().to(device)
-
-
-def _spec(args: dict[str, Any], packed: PackInfo, start: weights.Weights) -> MemberSpec:
-    mean, std = (
-        (packed.mean, packed.std) if start.path is None else backbones.pretrained_normalisation(args["backbone"])
-    )
+def member_spec(args: dict[str, Any], packed: PackInfo, mean: tuple[float, ...], std: tuple[float, ...]) -> MemberSpec:
+    """Return how the member is built that ``args`` and the packed splits describe."""
     return MemberSpec(
         args["name"],
         args["backbone"],
@@ -174,19 +178,42 @@ def _spec(args: dict[str, Any], packed: PackInfo, start: weights.Weights) -> Mem
         std,
         packed.grayscale,
         packed.clahe,
+        attention=args["attention"],
+        context=args["context"],
+        heads=tuple(args["heads"]),
+        deep_supervision=args["deep_supervision"] > 0,
     )
 
 
-def _settings(args: dict[str, Any], packed: PackInfo) -> Settings:
-    same = (
-        "epochs", "lr", "encoder_lr_factor", "weight_decay", "warmup_epochs",
-        "dice_weight", "ema", "precision", "val_every", "seed",
-    )  # fmt: skip
-    return Settings(
-        member=args["name"],
-        num_classes=packed.num_classes,
-        ignore_id=packed.ignore_id,
-        grayscale=packed.grayscale,
-        clahe=packed.clahe,
-        **{key: args[key] for key in same},
+def make_batches(
+    args: dict[str, Any], packed: PackInfo, settings: Settings, *, rank: Rank, device: torch.device
+) -> TrainBatches:
+    """Return a rank's training batches, with the signed distances of their masks where the objective needs them."""
+    extra = [Path(args["extra_dir"])] if args["extra_dir"] else []
+    size = args["window_px"] or args["size"]
+    needs_distances = make_objective(settings, None).needs_distances
+    return TrainBatches(
+        PackedSplit(Path(args["packed_dir"]) / "train", *extra),
+        Augmenter(args["recipe"], size and tuple(size), args["seed"], ignore_id=packed.ignore_id),
+        batch_size=args["batch_size"],
+        seed=args["seed"],
+        rank=rank.index,
+        world_size=rank.count,
+        loader_workers=args["loader_workers"],
+        pin_memory=device.type == "cuda",
+        distances=SignedDistances(packed.num_classes, packed.ignore_id) if needs_distances else None,
     )
+
+
+def make_settings(args: dict[str, Any], packed: PackInfo, *, pretrained: bool) -> Settings:
+    """Return the loop's settings; an encoder of random weights is never frozen."""
+    known = {
+        "member": args["name"],
+        "num_classes": packed.num_classes,
+        "ignore_id": packed.ignore_id,
+        "grayscale": packed.grayscale,
+        "clahe": packed.clahe,
+    }
+    if not pretrained:
+        known |= {"freeze_epochs": 0, "unfreeze_epochs": 0}
+    return Settings(**known, **{field.name: args[field.name] for field in fields(Settings) if field.name not in known})

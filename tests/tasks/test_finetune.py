@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
+
+from segmill import tracking
+from segmill.data.augmentation import settle_policy
+from segmill.data.checks import validate_dataset
+from segmill.data.packing import pack, read_pack
 from segmill.params import read_params, set_params
+from segmill.promotion import registry
 from segmill.workspace import Workspace
 from tasks import finetune
+from tasks.champion import Start, champion_start
 from tasks.stage import watch_code
 
 
@@ -35,6 +44,66 @@ def test_checkpoints_lie_under_all_that_decides_the_member(workspace: Workspace)
     assert hashes() == third  # where it runs decides nothing
     (workspace.code / "finetune").write_text("another loss")
     assert hashes()[0] != third[0]
+    params = read_params(workspace.params)
+    begun = [finetune._inputs_hash(workspace, params, "lite0-unet", Start(Path(), f"m/{number}")) for number in (1, 2)]
+    assert len({*begun, hashes()[0]}) == 3  # another champion to begin with is another training
+
+
+def test_arguments_are_the_training_block_with_what_the_member_says_instead(workspace: Workspace) -> None:
+    watch_code(workspace)
+    set_params(workspace.params, ["train.epochs=9", "train.clip_norm=0.5", "ray.cpus_per_worker=1"])
+    set_params(workspace.params, ["members.lite0-unet.epochs=3", "members.lite0-unet.heads={boundary: 0.4}"])
+    settle_policy("none").write(_made(workspace.augmented) / "recipe.json")
+    params = read_params(workspace.params)
+    args = finetune.training_arguments(workspace, params, "lite0-unet", Path("out"), Start(Path("c"), "champion:m/2"))
+    assert (args["epochs"], args["clip_norm"], args["heads"]) == (3, 0.5, {"boundary": 0.4})
+    assert (args["start_folder"], args["start_source"]) == ("c", "champion:m/2")
+    assert args["params"]["split"] == params.split.model_dump()
+    assert finetune.training_arguments(workspace, params, "lite0-unet", Path("out"))["start_folder"] is None
+    json.dumps(args)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Workspace, tmp_path: Path) -> None:
+    params = read_params(workspace.params)
+    raw = workspace.root / params.data.path
+    validate_dataset(raw, workspace.manifest, val=0.25, test=0.25, seed=0)
+    pack(raw, workspace.manifest, workspace.packed, size=None)
+    names = list(read_pack(workspace.packed).class_names)
+    uri = tracking.address(workspace.root, params.mlflow.tracking_uri)
+
+    def look(name: str = "lite0-unet") -> Start | None:
+        return champion_start(workspace, read_params(workspace.params), name)
+
+    assert look() is None and not (workspace.root / "mlflow.db").exists()
+    run = tracking.start_run(uri, "e", "r", artifacts=str(tmp_path / "artifacts"))
+
+    def promote(classes: list[str]) -> None:
+        ensemble = _made(tmp_path / f"{len(classes)}" / "ensemble")
+        facts = {"format": 1, "classes": [{"name": name} for name in classes], "weights": {}, "flips": False}
+        (ensemble / "ensemble.json").write_text(json.dumps(facts))
+        member = _made(ensemble / "members" / "lite0-unet")
+        (member / "member.json").write_text(json.dumps({"params": {"split": params.split.model_dump()}}))
+        (member / "weights.safetensors").write_bytes(b"weights")
+        version = registry.register(uri, run, ensemble, "segmill-street")
+        registry.set_alias(uri, "segmill-street", registry.CHAMPION, version)
+
+    promote(names)
+    found = look()
+    assert found is not None and found.source == "champion:segmill-street/1"
+    assert (found.folder / "weights.safetensors").read_bytes() == b"weights"
+    assert look("resnet18-linknet") is None  # the champion has no such member
+    set_params(workspace.params, ["split.seed=5"])
+    assert look() is None  # what it was trained on may be val or test now
+    set_params(workspace.params, ["split.seed=0"])
+    assert look() == found
+    promote([*names, "another"])
+    assert look() is None
 
 
 def test_the_check_of_members_is_remembered_until_they_change(workspace: Workspace, tmp_path: Path) -> None:

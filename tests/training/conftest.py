@@ -2,58 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from segmill.data.augmentation import Augmenter
 from segmill.data.dataset import TrainBatches
 from segmill.data.packing import PackedSplit, Sample, SplitWriter
-from segmill.models.members import MemberModule
-from segmill.training.loop import Settings
+from segmill.training.settings import Settings
+from segmill.training.targets import SignedDistances
 
 SIDE_PX = 32
-SETTINGS = Settings(
-    member="tiny",
-    epochs=4,
-    lr=0.05,
-    encoder_lr_factor=1.0,
-    weight_decay=0.01,
-    warmup_epochs=1.0,
-    dice_weight=1.0,
-    ema=0.0,
-    precision="fp32",
-    val_every=1,
-    seed=7,
-    num_classes=2,
-    ignore_id=255,
-)
+SETTINGS = Settings(member="tiny", epochs=4, lr=0.05, seed=7, precision="fp32", num_classes=2, ignore_id=255)
+HEADS = ("presence", "boundary", "distance")
 
 
 class Tiny(nn.Module):
-    """An encoder, a decoder, and everything that could break a resumed run: normalisation and dropout."""
+    """Shaped as a MemberModule, with everything that could break a resumed run: normalisation and dropout."""
 
-    def __init__(self, plain: bool = False) -> None:
+    def __init__(self, plain: bool = False, heads: Sequence[str] = (), deep: bool = False) -> None:
         super().__init__()
-        self.encoder = nn.Conv2d(3, 4, 3, padding=1)
-        self.norm = nn.Identity() if plain else nn.BatchNorm2d(4)
+        norm = nn.Identity if plain else lambda: nn.BatchNorm2d(4)
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), norm(), nn.ReLU(), nn.Conv2d(4, 4, 1), norm())
         self.dropout = nn.Identity() if plain else nn.Dropout(0.2)
         self.decoder = nn.Conv2d(4, 2, 1)
+        channels = {"presence": 2, "boundary": 1, "distance": 2}
+        self.heads = nn.ModuleDict({name: nn.Conv2d(4, channels[name], 1) for name in heads})
+        self.deep = nn.Conv2d(4, 2, 1) if deep else None
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        logits_BKHW: Tensor = self.decoder(self.dropout(self.norm(self.encoder(image_BCHW)).relu()))
-        return logits_BKHW
+    def encoder_stages(self) -> list[list[nn.Parameter]]:
+        return [list(self.encoder[:2].parameters()), list(self.encoder[2:].parameters())]
+
+    def set_checkpointing(self, on: bool) -> None:
+        pass
+
+    def forward(self, image_BHWC: Tensor, heads: bool | None = None) -> dict[str, Tensor]:
+        feature = self.dropout(self.encoder(image_BHWC.permute(0, 3, 1, 2).float() / 64 - 2).relu())
+        outputs = {"logits": self.decoder(feature)}
+        if not self.training:
+            return outputs
+        outputs |= {name: head(feature) for name, head in self.heads.items()}
+        if "presence" in outputs:
+            outputs["presence"] = outputs["presence"].mean((2, 3))
+        if "distance" in outputs:
+            outputs["distance"] = outputs["distance"].tanh()
+        if self.deep:
+            outputs["deep1"] = self.deep(F.avg_pool2d(feature, 4))
+        return outputs
 
 
-def tiny_module(plain: bool = False) -> MemberModule:
+def tiny_module(plain: bool = False, heads: Sequence[str] = (), deep: bool = False) -> Tiny:
     torch.manual_seed(1)
-    return MemberModule(Tiny(plain), mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Tiny(plain, heads, deep)
 
 
-def batches(split: PackedSplit, rank: int = 0, world_size: int = 1) -> TrainBatches:
-    augmenter = Augmenter([{"HorizontalFlip": {"p": 0.5}}], None, seed=7, ignore_id=255)
-    return TrainBatches(split, augmenter, batch_size=4, seed=7, rank=rank, world_size=world_size)
+def batches(
+    split: PackedSplit, rank: int = 0, world_size: int = 1, *, size: int = 4, distances: bool = False
+) -> TrainBatches:
+    return TrainBatches(
+        split,
+        Augmenter([{"HorizontalFlip": {"p": 0.5}}], None, seed=7, ignore_id=255),
+        batch_size=size,
+        seed=7,
+        rank=rank,
+        world_size=world_size,
+        distances=SignedDistances(2, 255) if distances else None,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from segmill import progress
 from segmill.data.checks import validate_dataset
 from segmill.data.packing import pack
 from segmill.errors import InfrastructureError, InputError
+from segmill.params import TrainParams
 from segmill.training import launch
 
 ARGS = {"name": "a", "batch_size": 8, "size": None, "num_workers": 1}
@@ -141,19 +142,21 @@ def arguments(root: Path, packed: Path, **own: Any) -> dict[str, Any]:
         "decoder": "fpn",
         "weights": "none",
         "lr": 1e-3,
+        "attention": "none",
+        "context": "none",
+        "heads": {},
+        "head_weights": "fixed",
+        "keep_heads": False,
+        "deep_supervision": 0.0,
+        **TrainParams().model_dump(),
         "epochs": 6,
-        "batch_size": 8,
-        "weight_decay": 0.01,
-        "encoder_lr_factor": 1.0,
-        "warmup_epochs": 1.0,
-        "dice_weight": 1.0,
-        "class_weights": "none",
-        "ema": 0.0,
-        "precision": "fp32",
-        "val_every": 1,
         "seed": 3,
+        "precision": "fp32",
         "recipe": [{"HorizontalFlip": {"p": 0.5}}],
         "size": [64, 64],
+        "start_folder": None,
+        "start_source": None,
+        "failure_path": str(root / "failed.npz"),
         "packed_dir": str(packed),
         "extra_dir": None,
         "out_dir": str(root / "member"),
@@ -197,7 +200,13 @@ def test_a_killed_worker_is_replaced_and_the_member_is_the_same(ray_of_two: None
 
 @pytest.mark.slow
 def test_two_ranks_write_one_member(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
-    args = arguments(tmp_path, packed, num_workers=2, epochs=2)
+    everything = {
+        "heads": {"presence": 0.1, "boundary": 0.4, "distance": 0.2},
+        "head_weights": "learned",
+        "deep_supervision": 0.4,
+        "context": "gru",
+    }
+    args = arguments(tmp_path, packed, num_workers=2, epochs=2, **everything)
     metrics = launch.train_member(args)
     assert metrics["epochs"] == 2
     assert json.loads((tmp_path / "member" / "metrics.json").read_text()) == metrics

@@ -1,0 +1,39 @@
+"""An encoder that stands still at first and is then let go stage by stage, the deepest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import Parameter
+
+
+def free_stages(stages: int, epoch: int, *, freeze_epochs: int, unfreeze_epochs: int) -> int:
+    """Return how many of an encoder's ``stages``, counted from the deepest, learn in ``epoch`` (from 0).
+
+    None for ``freeze_epochs``; then one, and more evenly, until ``unfreeze_epochs`` later all do (gradual unfreezing,
+    Howard & Ruder 2018).
+    """
+    since = epoch - freeze_epochs
+    if since < 0:
+        return 0
+    return stages if since >= unfreeze_epochs else 1 + since * (stages - 1) // unfreeze_epochs
+
+
+def freeze(encoder: nn.Module, stages: Sequence[Sequence[Parameter]], free: int) -> bool:
+    """Let the deepest ``free`` of an encoder's ``stages`` learn and no other; return whether that is a change.
+
+    Normalisation in what stands still keeps its statistics: it is set to evaluation mode, so call this after every
+    ``train()``.
+    """
+    changed = False
+    for depth, stage in enumerate(stages):
+        learns = depth >= len(stages) - free
+        for parameter in stage:
+            changed |= parameter.requires_grad is not learns
+            parameter.requires_grad_(learns)
+    for part in encoder.modules():
+        if isinstance(part, _BatchNorm) and part.affine and not part.weight.requires_grad:
+            part.eval()
+    return changed

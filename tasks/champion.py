@@ -1,0 +1,57 @@
+"""The champion's member of the same name, for a training that begins with it. Never a reason to train.
+
+No stage depends on the champion: it moves when a member's own result is promoted, and nothing would ever be fresh.
+A member is stale where its data, parameters or code changed; then it begins with whichever champion there is, and
+`member.json` says which. A result that is known for the same data, parameters and code is taken from the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from segmill import tracking
+from segmill.data.packing import read_pack
+from segmill.params import Params
+from segmill.promotion import registry
+from segmill.workspace import Workspace
+from tasks.register import model_name
+
+
+@dataclass(frozen=True)
+class Start:
+    """A member folder to begin with, and what it is called in the record: ``champion:MODEL/VERSION``."""
+
+    folder: Path
+    source: str
+
+
+def champion_start(workspace: Workspace, params: Params, name: str) -> Start | None:
+    """Fetch the champion's member ``name``, once per version.
+
+    None where there is no champion, it has no such network, or it knows other classes. Nor where it was made under
+    another ``split``: it may have been trained on what now is val or test.
+
+    Raises InfrastructureError where MLflow does not answer.
+    """
+    uri = tracking.address(workspace.root, params.mlflow.tracking_uri)
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).is_file():
+        return None
+    model = model_name(workspace, params)
+    champion = registry.aliased(uri, model, registry.CHAMPION)
+    if champion is None:
+        return None
+    if json.loads(champion.tags[registry.CLASSES_TAG]) != list(read_pack(workspace.packed).class_names):
+        return None
+    folder = workspace.scratch / "champion" / name / f"{model}-{champion.version}"
+    if not folder.is_dir():
+        shutil.rmtree(folder.parent, ignore_errors=True)  # of former champions
+        if not registry.fetch_member(uri, model, champion.version, name, folder):
+            return None
+    facts = json.loads((folder / "member.json").read_text())
+    if facts.get("kind", "network") != "network" or facts["params"].get("split") != params.split.model_dump():
+        return None
+    return Start(folder, f"champion:{model}/{champion.version}")
