@@ -33,8 +33,10 @@ from segmill.evaluation.folds import deal_folds, train_groups, write_fold
 from segmill.models.members import MemberSpec, build, save_member
 from segmill.models.precision import pick_device
 from segmill.models.weights import Weights, load_into, resolve
-from segmill.training.loop import Rank, Settings, train_member
-from segmill.training.worker import class_weights
+from segmill.training.clock import Rank
+from segmill.training.loop import train_member
+from segmill.training.losses import class_weights
+from segmill.training.settings import Settings
 
 KINDS = ("shifted", "swapped", "erased", "mixed")
 FAULTY = 0.05
@@ -179,12 +181,7 @@ def _train(fold: Path, info: PackInfo, options: argparse.Namespace) -> None:
         member="audit",
         epochs=options.epochs,
         lr=options.lr,
-        encoder_lr_factor=1.0,
-        weight_decay=0.01,
-        warmup_epochs=1.0,
-        dice_weight=1.0,
         ema=0.9,
-        precision="auto",
         val_every=options.epochs,
         seed=options.seed,
         num_classes=info.num_classes,

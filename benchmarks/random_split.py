@@ -28,7 +28,10 @@ from segmill.metrics.scores import miou
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import autocast_dtype, pick_device
 from segmill.models.weights import load_into, resolve
-from segmill.training.loop import Rank, Settings, train_member, validate
+from segmill.training.clock import Rank
+from segmill.training.loop import train_member
+from segmill.training.settings import Settings
+from segmill.training.validation import validate
 
 CLASSES = 11
 VOID = 11
@@ -82,12 +85,6 @@ def _train(splits: dict[str, list[Path]], shared: list[Path], options: argparse.
             member="member",
             epochs=options.epochs,
             lr=options.lr,
-            encoder_lr_factor=1.0,
-            weight_decay=0.01,
-            warmup_epochs=1.0,
-            dice_weight=1.0,
-            ema=0.0,
-            precision="auto",
             val_every=options.epochs,
             seed=options.seed,
             num_classes=CLASSES,

@@ -30,7 +30,9 @@ from segmill.data.samples import write_street
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import pick_device
-from segmill.training.loop import Rank, Settings, train_member
+from segmill.training.clock import Rank
+from segmill.training.loop import train_member
+from segmill.training.settings import Settings
 
 
 def main() -> None:
@@ -77,14 +79,7 @@ def _segmill(split: PackedSplit, augmenter: Augmenter, num_classes: int, options
         member="speed",
         epochs=1,
         lr=1e-3,
-        encoder_lr_factor=1.0,
-        weight_decay=0.01,
         warmup_epochs=0.0,
-        dice_weight=1.0,
-        ema=0.0,
-        precision="auto",
-        val_every=1,
-        seed=0,
         num_classes=num_classes,
         ignore_id=IGNORE_ID,
     )

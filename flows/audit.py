@@ -52,7 +52,7 @@ def audit(
     """
     _refuse_unknown(workspace, params)
     name = _fold_member(workspace, params, member)
-    whole = params.members[name].epochs or params.train.epochs
+    whole = params.training_of(name).epochs
     epochs = epochs or max(1, whole // 2)
     parts = deal_folds(train_groups(workspace.packed), folds) if folds else []
     steps = [f"{STEP}@fold-{number}" for number in range(1, folds + 1)]
@@ -133,12 +133,13 @@ def _refuse_unknown(workspace: Workspace, params: Params) -> None:
 
 
 def _fold_member(workspace: Workspace, params: Params, member: str | None) -> str:
-    if member is not None and member not in params.members:
-        members = tuple(params.members)
-        raise InputError(f"there is no member {member!r}{near_miss(member, members)} (members: {', '.join(members)})")
-    return member or min(
-        params.members, key=lambda name: (workspace.member(name) / "weights.safetensors").stat().st_size
-    )
+    networks = [name for name, one in params.members.items() if one.kind == "network"]
+    if not networks:
+        raise InputError("no member of params.yaml is a network, and only networks are trained on parts; add one")
+    if member is not None and member not in networks:
+        known = ", ".join(networks)
+        raise InputError(f"there is no network {member!r}{near_miss(member, networks)} (networks: {known})")
+    return member or min(networks, key=lambda name: (workspace.member(name) / "weights.safetensors").stat().st_size)
 
 
 def _train_fold(

@@ -174,6 +174,67 @@ def audit(
 
 
 @app.command()
+def plan(
+    minutes: Annotated[float, typer.Option(help="Time that a whole run may take.", min=1)] = 60,
+    accept: Annotated[bool, typer.Option("--accept", help="Write the proposals to params.yaml.")] = False,
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Propose size, batch, epochs, loss, augmentation and members for this data, machine and time."""
+    from flows.plan import plan as propose
+
+    space, params = _open(workspace)
+    propose(space, params, minutes, out, accepted=accept)
+
+
+@app.command()
+def tune(
+    member: Annotated[str, typer.Argument(help="A network of params.yaml.")],
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=SPEC",
+            help="lr=1e-4..1e-2:log, train.loss.dice=0.2..2 or augment.recipe=driving,medical; repeatable. "
+            "A key without a block is the member's own. Left out: rates, decay, loss and schedule.",
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time for it; 60 where --trials is left out too.", min=0)
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Most trials.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of each trial; the member's own where left out.", min=1)] = None,
+    repeats: Annotated[int, typer.Option(help="Further seeds of the winner and of what stands.", min=0)] = 2,
+    accept: Annotated[bool, typer.Option("--accept", help="Write the last winner to params.yaml, and end.")] = False,
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Search the settings a member trains best with; the same command goes on after a stop."""
+    space, params = _open(workspace)
+    from flows.tune import accept as write_patch
+    from flows.tune import run_tune
+
+    if accept:
+        write_patch(space, member, out)
+        return
+    run_tune(
+        space, params, member, searches=search or [], minutes=minutes, trials=trials, epochs=epochs, repeats=repeats,
+        console=out,
+    )  # fmt: skip
+
+
+@app.command()
+def profile(
+    member: Annotated[str, typer.Argument(help="A network of params.yaml.")],
+    steps: Annotated[int, typer.Option(help="Training steps measured.", min=1)] = 8,
+    workspace: WorkspaceOption = HERE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable figures.")] = False,
+) -> None:
+    """Show where a member's training step spends its time."""
+    from flows.profile import profile as measure
+
+    space, params = _open(workspace)
+    measure(space, params, member, out, steps=steps, as_json=as_json)
+
+
+@app.command()
 def ui(
     workspace: WorkspaceOption = HERE,
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect page.")] = 4200,

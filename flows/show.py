@@ -29,22 +29,25 @@ def show(workspace: Workspace, params: Params, sample: str, epoch: int, member: 
     name = member or names[0]
     if name not in names:
         raise InputError(f"there is no member '{name}'{near_miss(name, names)} (members: {', '.join(names)})")
-    train, own = _settings(workspace, params, name)
-    epochs, batch_size = own["epochs"] or train["epochs"], own["batch_size"] or train["batch_size"]
+    train = _settings(workspace, params, name)
+    epochs, batch_size = train["epochs"], train["batch_size"]
+    if batch_size == "auto":
+        raise InputError(f"{name} finds its batch size when it trains, and that deals the epochs; train it first")
     if epoch >= epochs:
         raise InputError(f"{name} trains for {epochs} epochs, so there is no epoch {epoch}; the last is {epochs - 1}")
 
     from segmill.data.seen import TrainingView
     from segmill.evaluation.report import draw_beside, say_origin
 
-    view = TrainingView(workspace.packed, workspace.augmented, seed=train["seed"], batch_size=batch_size)
+    seed, window_px = train["seed"], train["window_px"]
+    view = TrainingView(workspace.packed, workspace.augmented, seed=seed, batch_size=batch_size, window_px=window_px)
     index = view.index(sample)
     picture.parent.mkdir(parents=True, exist_ok=True)
     try:
         draw_beside(view, index, epoch).save(picture)
     except ValueError:
         raise InputError(f"{picture} names no picture format; write --to NAME.png") from None
-    policy = f"{view.policy.title}, seed {train['seed']}"
+    policy = f"{view.policy.title}, seed {seed}"
     lines = [f"{picture}: {sample}, packed and as {name} sees it in epoch {epoch} ({policy})"]
     lines += [f"made from {say_origin(one, view.info.class_names)}" for one in view.origins() if one.id == sample]
     if not view.takes(index, epoch):
@@ -52,13 +55,15 @@ def show(workspace: Workspace, params: Params, sample: str, epoch: int, member: 
     return lines + _about_the_member(workspace, name)
 
 
-def _settings(workspace: Workspace, params: Params, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the blocks `train` and `member` that the member was trained with, or would be."""
+def _settings(workspace: Workspace, params: Params, name: str) -> dict[str, Any]:
+    """Return the training block that the member was trained with, or would be; InputError where it sees no images."""
+    if params.members[name].kind == "svm":
+        raise InputError(f"{name} is an svm: it learns from pixels of the packed samples, not from augmented images")
     record = workspace.member(name) / "member.json"
     if record.is_file():
-        trained = json.loads(record.read_text())["params"]
-        return trained["train"], trained["member"]
-    return params.train.model_dump(), params.members[name].model_dump()
+        trained: dict[str, Any] = json.loads(record.read_text())["params"]["train"]
+        return trained
+    return params.training_of(name).model_dump()
 
 
 def _about_the_member(workspace: Workspace, name: str) -> list[str]:

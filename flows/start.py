@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
 # What lies in a workspace that is being made.
 MADE = {".git", ".gitignore", ".dvc", ".dvcignore", ".segmill", "params.yaml", "dvc.yaml", "data"}
-IGNORED = ("/.segmill/", "/.dvc-remote/", "/mlartifacts/", "/mlflow.db*", "/ledger.db*", "/predictions/", "/audit/")
+IGNORED = (
+    "/.segmill/",
+    "/.dvc-remote/",
+    "/mlartifacts/",
+    "/mlflow.db*",
+    "/ledger.db*",
+    "/predictions/",
+    "/audit/",
+    "/tuning/",
+)
 LARGEST_SIDE_PX = 512
 STREET_COUNT, STREET_PX = 200, (128, 128)
 LOOKED_AT = 1000  # images whose size decides prepare.size_px

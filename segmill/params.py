@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -15,6 +17,8 @@ from segmill.errors import InputError, near_miss
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 MemberName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+LossName = Literal["ce", "focal", "dice", "tversky", "lovasz", "boundary"]
+HeadName = Literal["presence", "boundary", "distance"]
 
 
 # dvc/stage/cache.py leaves these out of the run-cache's key wherever they stand, in params too (seen with DVC 3.67).
@@ -95,35 +99,132 @@ class AugmentParams(Block):
 
 class TrainParams(Block):
     seed: int = Field(0, description="Decides weights, order and augmentation.")
-    epochs: int = Field(20, ge=1, description="Passes over the training split; a member may have its own.")
-    batch_size: int = Field(8, ge=1, description="Samples per step, all workers together; a member may have its own.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay (Loshchilov & Hutter 2019).")
+    epochs: int = Field(20, ge=1, description="Passes over the training split; with max_minutes an upper bound.")
+    max_minutes: float | None = Field(
+        None, gt=0, description="Time for a member's training; the schedule fits itself to it. null has no limit."
+    )
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        8, description="Samples per pass, all workers together; auto finds the largest that fits the memory."
+    )
+    window_px: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] | None = Field(
+        None, description="Height and width of the random window of a sample that training sees; null is all of it."
+    )
+    accumulate: int = Field(1, ge=1, description="Passes whose gradients make one step.")
+    optimizer: Literal["adamw", "sgd", "muon"] = Field(
+        "adamw", description="adamw, sgd (with Nesterov's momentum) or muon."
+    )
+    momentum: Fraction = Field(0.9, description="Of sgd and muon.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled decay of what is no bias and no scale.")
     encoder_lr_factor: float = Field(
         1.0, gt=0, description="The encoder of a pretrained member learns at lr times this."
     )
-    warmup_epochs: float = Field(1.0, ge=0, description="Epochs of linear warm-up before the cosine.")
-    dice_weight: float = Field(1.0, ge=0, description="Loss = cross-entropy + this x soft Dice.")
-    class_weights: Literal["none", "sqrt_inverse"] = Field(
-        "none",
-        description="Weights of the cross-entropy: none, or one over the root of a class's pixel share.",
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Each stage of the encoder learns at this times the lr of the next deeper one."
     )
+    schedule: Literal["cosine", "poly", "onecycle", "constant"] = Field(
+        "cosine", description="How the learning rate falls after the warm-up."
+    )
+    warmup_epochs: float = Field(1.0, ge=0, description="Epochs of linear warm-up.")
+    loss: dict[LossName, Annotated[float, Field(gt=0)]] = Field(
+        {"ce": 1.0, "dice": 1.0},
+        min_length=1,
+        description="A sum of ce, focal, dice, tversky, lovasz and boundary, each times its number.",
+    )
+    focal_gamma: float = Field(2.0, ge=0, description="How much the focal loss turns to hard pixels.")
+    tversky_alpha: Fraction = Field(
+        0.3, description="What false positives weigh in the Tversky loss; misses weigh 1 - it."
+    )
+    class_weights: Literal["none", "sqrt_inverse", "inverse", "effective"] = Field(
+        "none",
+        description="Weights of ce and focal: none; one over (the root of) a class's pixel share; effective number.",
+    )
+    ohem: float = Field(1.0, gt=0, le=1, description="Share of the pixels, the hardest, that ce and focal count.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average that is kept; 0 is off.")
+    clip_norm: float = Field(0.0, ge=0, description="Longest gradient of a step; 0 is off.")
+    freeze_epochs: NonNegative = Field(0, description="Epochs in which the encoder stands still at the start.")
+    unfreeze_epochs: NonNegative = Field(
+        0, description="Epochs after that over which its stages are let go, the deepest first."
+    )
+    early_stop: NonNegative = Field(
+        0, description="Looks at val without a new best after which training ends; 0 is off."
+    )
+    warm_start: bool = Field(
+        False, description="Begin with the champion's member of the same name, where there is one."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Autocast type; auto takes bf16 where the processor is quick at it, else fp16 on a GPU.",
     )
+    checkpointing: bool = Field(False, description="Compute the encoder twice rather than keep its activations.")
+    compile: Literal["off", "auto", "on"] = Field(
+        "off", description="torch.compile; auto measures once per machine whether it pays."
+    )
     val_every: int = Field(1, ge=1, description="Epochs between two looks at the val split.")
 
 
-class MemberParams(Block):
+class NetworkParams(Block):
+    """A backbone with a decoder. Any key of ``train`` may stand here too, and wins for this member."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: Literal["network"] = "network"
     backbone: str = Field(description="Encoder, by its timm or segmentation-models-pytorch name.")
     decoder: str = Field(description="fpn, unet, deeplabv3plus, ...")
     weights: str = Field(
         description="Where the encoder starts: timm, timm:TAG, torchvision:WEIGHTS, file:PATH, package:NAME or none."
     )
     lr: float = Field(gt=0, description="Peak learning rate of the decoder.")
-    epochs: int | None = Field(None, ge=1, description="Instead of train.epochs.")
-    batch_size: int | None = Field(None, ge=1, description="Instead of train.batch_size.")
+    attention: Literal["none", "se", "scse", "cbam"] = Field("none", description="Attention in the decoder.")
+    context: Literal["none", "nonlocal", "selfattention", "gru", "lstm"] = Field(
+        "none",
+        description="What looks over the whole image at the deepest feature; gru and lstm sweep rows and columns.",
+    )
+    heads: dict[HeadName, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Further tasks, presence, boundary and distance, each with the weight of its loss."
+    )
+    head_weights: Literal["fixed", "learned"] = Field(
+        "fixed", description="learned: the tasks' weights are learned from their uncertainty."
+    )
+    keep_heads: bool = Field(False, description="Keep the further heads in the served model.")
+    deep_supervision: float = Field(0.0, ge=0, description="Weight of the losses at the decoder's coarser stages.")
+
+
+class SvmParams(Block):
+    """Colour, texture and spatial features with a linear SVM on a kernel approximation."""
+
+    kind: Literal["svm"]
+    features: tuple[Literal["colour", "texture", "spatial", "cnn"], ...] = Field(
+        ("colour", "texture", "spatial"), min_length=1, description="Families of features; cnn needs a backbone."
+    )
+    backbone: str | None = Field(None, description="Frozen encoder of the cnn features.")
+    weights: str = Field("none", description="Its weights, as for other members.")
+    pixels: int = Field(
+        200_000, ge=1_000, description="Training pixels sampled, classes by the root of their frequency."
+    )
+    components: int = Field(500, ge=10, description="Dimensions of the approximated kernel's map.")
+    gamma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field("auto", description="Of the RBF kernel.")
+    c: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Regularisation; null chooses on held-out images."
+    )
+    seed: int = Field(0, description="Decides the pixels and the kernel's map.")
+    max_minutes: float | None = Field(None, gt=0, description="Time for the fit; fewer pixels where it is short.")
+
+    @model_validator(mode="after")
+    def cnn_features_have_a_backbone(self) -> SvmParams:
+        if ("cnn" in self.features) != (self.backbone is not None):
+            raise ValueError("a backbone belongs to the features cnn; name both or neither")
+        return self
+
+
+def _kind(member: Any) -> str:
+    kind = member.get("kind", "network") if isinstance(member, dict) else getattr(member, "kind", "network")
+    return kind if kind in MEMBER_KINDS else "network"
+
+
+MEMBER_KINDS: dict[str, type[Block]] = {"network": NetworkParams, "svm": SvmParams}
+MemberParams = Annotated[
+    Annotated[NetworkParams, Tag("network")] | Annotated[SvmParams, Tag("svm")], Discriminator(_kind)
+]
 
 
 class EnsembleParams(Block):
@@ -180,6 +281,10 @@ class Params(Block):
     mlflow: MlflowParams = MlflowParams()
     prefect: PrefectParams = PrefectParams()
 
+    def training_of(self, name: str) -> TrainParams:
+        """Return the training block with what the network member ``name`` says instead."""
+        return TrainParams.model_validate({**self.train.model_dump(), **(self.members[name].model_extra or {})})
+
 
 def read_params(path: Path) -> Params:
     """Read params.yaml. InputError lists every fault at once, each with its key and what is allowed."""
@@ -196,11 +301,19 @@ def parse_params(values: Any, source: str) -> Params:
             f"{source}: {', '.join(untracked)}: DVC's run-cache takes no notice of keys named size or nfiles and would "
             "give back a result made with other values; write size_px"
         )
+    faults = []
     try:
-        return Params.model_validate(values)
+        params = Params.model_validate(values)
     except ValidationError as error:
-        faults = [_sentence(fault) for fault in error.errors()]
-    raise InputError("\n".join(f"{source}: {fault}" for fault in faults)) from None
+        faults = [_sentence(fault, []) for fault in error.errors()]
+    for name, own in _training_of_members(values):
+        try:
+            TrainParams.model_validate(own)
+        except ValidationError as error:
+            faults += [_sentence(fault, ["members", name]) for fault in error.errors()]
+    if faults:
+        raise InputError("\n".join(f"{source}: {fault}" for fault in faults))
+    return params
 
 
 def set_params(path: Path, assignments: list[str]) -> list[str]:
@@ -263,9 +376,20 @@ def _all_keys(values: Any, prefix: str = "") -> list[str]:
     return [key for name, value in values.items() for key in (f"{prefix}{name}", *_all_keys(value, f"{prefix}{name}."))]
 
 
-def _sentence(fault: ErrorDetails) -> str:
-    """Say one of pydantic's faults as: key, what came, what is allowed."""
-    location = [str(part) for part in fault["loc"] if part != "[key]"]
+def _training_of_members(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each network member's name and those of its keys that are none of its own: they should be train's."""
+    members = values.get("members")
+    for name, member in members.items() if isinstance(members, dict) else ():
+        if isinstance(member, dict) and _kind(member) == "network":
+            own = {key: value for key, value in member.items() if key not in NetworkParams.model_fields}
+            yield str(name), own
+
+
+def _sentence(fault: ErrorDetails, parents: list[str]) -> str:
+    """Say one of pydantic's faults, found in the block at ``parents``, as: key, what came, what is allowed."""
+    location = parents + [str(part) for part in fault["loc"] if part != "[key]"]
+    if len(location) > 2 and location[0] == "members" and location[2] in MEMBER_KINDS and not parents:
+        del location[2]  # which kind of member pydantic took it for
     key = ".".join(location) or "the file"
     match fault["type"]:
         case "extra_forbidden":
@@ -280,23 +404,23 @@ def _sentence(fault: ErrorDetails) -> str:
     return f"{key} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]} ({_description(location)})"
 
 
-def _walk(location: list[str]) -> type[BaseModel]:
-    """Return the block that holds the last part of ``location``."""
+def _fields(location: list[str]) -> dict[str, FieldInfo]:
+    """Return the fields of the block that holds the last part of ``location``."""
     if len(location) == 1:
-        return Params
+        return Params.model_fields
     if location[0] == "members":
-        return MemberParams
+        return {**SvmParams.model_fields, **TrainParams.model_fields, **NetworkParams.model_fields}
     block = Params.model_fields[location[0]].annotation
-    return block if isinstance(block, type) and issubclass(block, BaseModel) else Params
+    return block.model_fields if isinstance(block, type) and issubclass(block, BaseModel) else Params.model_fields
 
 
 def _keys_beside(location: list[str]) -> list[str]:
-    return list(_walk(location).model_fields)
+    return list(_fields(location))
 
 
 def _description(location: list[str]) -> str:
     for depth in range(len(location), 0, -1):
-        field = _walk(location[:depth]).model_fields.get(location[depth - 1])
+        field = _fields(location[:depth]).get(location[depth - 1])
         if field and field.description:
             return field.description
     return "see the project's params.yaml"

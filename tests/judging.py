@@ -35,7 +35,7 @@ def judging(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
                 weights=Weights("none", None, None),
                 params={},
                 data_version="v1",
-                metrics={"val_miou": 0.2},
+                metrics={"val_miou": 0.2, "epochs": 7},
                 curves=CURVES,
             )
         folders = {name: root / "members" / name for name in MEMBERS}

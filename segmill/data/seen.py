@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,26 @@ class TrainingView:
         augmented_dir: what the augment stage wrote.
         seed: the training's.
         batch_size: samples per step, all workers together.
+        window_px: height and width of the window that training sees of each; None is all of it.
     """
 
-    def __init__(self, packed_dir: Path, augmented_dir: Path, *, seed: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        packed_dir: Path,
+        augmented_dir: Path,
+        *,
+        seed: int,
+        batch_size: int,
+        window_px: Sequence[int] | None = None,
+    ) -> None:
         self.info = read_pack(packed_dir)
         self.policy = read_policy(augmented_dir / "recipe.json")
         self._packed_dir = packed_dir
         self._extra = augmented_dir / "extra"
         self.split = PackedSplit(packed_dir / "train", *([self._extra] if self._extra.is_dir() else []))
         self.originals = len(self.split) - sum(self.policy.extra.values())
-        self._augment = Augmenter(self.policy.transforms, self.info.size, seed, ignore_id=self.info.ignore_id)
+        size = (window_px[0], window_px[1]) if window_px else self.info.size
+        self._augment = Augmenter(self.policy.transforms, size, seed, ignore_id=self.info.ignore_id)
         self._batches = TrainBatches(self.split, self._augment, batch_size=batch_size, seed=seed)
 
     def index(self, sample: str) -> int:

@@ -57,17 +57,17 @@ class Ensemble:
 
         Args:
             folder: holds ``ensemble.json`` and ``members/NAME/``.
-            device: as for ``Member.load``.
+            device: as for ``load_member``.
             idle: also load members of weight 0, which no prediction needs but a comparison of members does.
 
         Raises:
             InputError: the folder is no ensemble, or one of another format.
         """
-        from segmill.models.members import Member
+        from segmill.models.members import load_member
 
         facts = read_ensemble(folder)
         members = {
-            name: Member.load(folder / "members" / name, device)
+            name: load_member(folder / "members" / name, device)
             for name, weight in facts["weights"].items()
             if weight > 0 or idle
         }

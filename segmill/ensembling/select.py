@@ -137,7 +137,7 @@ def build_ensemble(
         packed_dir: packed splits; val is read.
         out_dir: a temporary folder that the caller renames when everything is in it.
         flips: whether predictions are averaged with those of mirrored images; decides the weights too.
-        device: as for ``Member.load``.
+        device: as for ``load_member``.
 
     Returns:
         The content of ensemble.json; ``val`` holds the mIoU of each member and of the ensemble.
@@ -145,11 +145,11 @@ def build_ensemble(
     Raises:
         InputError: a folder that is no member, or other classes than the data's.
     """
-    from segmill.models.members import Member
+    from segmill.models.members import load_member
 
     packed_dir, out_dir = Path(packed_dir), Path(out_dir)
     info = read_pack(packed_dir)
-    members = {name: Member.load(Path(folder), device) for name, folder in member_folders.items()}
+    members = {name: load_member(Path(folder), device) for name, folder in member_folders.items()}
     evidence = gather_evidence(
         members,
         PackedSplit(packed_dir / "val"),

@@ -151,7 +151,7 @@ def audit(
         manifest_path: its manifest.
         draw: suspects whose pixels are kept to be drawn.
         crop_px: top, bottom, left, right that training never saw; not looked at here either.
-        device: as for ``Member.load``.
+        device: as for ``load_member``.
         progress: called with samples done and samples in all.
 
     Raises:
@@ -347,9 +347,9 @@ def _spread(rows: pyarrow.Table) -> pyarrow.Table:
 
 def _load(folder: Path, info: DatasetInfo, device: str) -> PredictsProbs:
     if not (folder / "ensemble.json").is_file():
-        from segmill.models.members import Member
+        from segmill.models.members import load_member
 
-        return Member.load(folder, device)
+        return load_member(folder, device)
     ensemble = Ensemble.load(folder, device)
     known = [entry["name"] for entry in ensemble.facts["classes"]]
     if known != list(info.class_names):

@@ -52,7 +52,7 @@ def evaluate_and_report(
         augmented_dir: the recipe and the extra samples that the members were trained with.
         out_dir: a temporary folder that the caller renames when everything is in it.
         overlays: how many test images are drawn: the worst, middling and best third each.
-        device: as for ``Member.load``.
+        device: as for ``load_member``.
 
     Raises:
         InputError: as for ``evaluate``.
@@ -86,7 +86,7 @@ def write_report(out_dir: Path, ensemble_dir: Path, packed_dir: Path, augmented_
         versus=_versus_best_member(scored),
         confusion=_confusion_rows(scored.ensemble),
         curves=_draw_curves(ensemble_dir, list(members), figures),
-        training=_draw_training(packed_dir, augmented_dir, next(iter(members.items())), figures),
+        training=_draw_training(packed_dir, augmented_dir, ensemble_dir, members, figures),
         examples=list(_draw_examples(out_dir, PackedSplit(packed_dir / metrics["split"]), info, scored, figures)),
     )
     (out_dir / "index.html").write_text(text)
@@ -221,15 +221,16 @@ def say_origin(origin: Origin, class_names: tuple[str, ...]) -> str:
 
 
 def _draw_training(
-    packed_dir: Path, augmented_dir: Path, member: tuple[str, dict[str, Any]], figures: Path
-) -> dict[str, Any]:
-    """Draw some train samples as the member saw them in its first, middle and last epoch, and some extra ones."""
-    name, facts = member
-    train, own = facts["params"]["train"], facts["params"]["member"]
-    epochs = own["epochs"] or train["epochs"]
-    view = TrainingView(
-        packed_dir, augmented_dir, seed=train["seed"], batch_size=own["batch_size"] or train["batch_size"]
-    )
+    packed_dir: Path, augmented_dir: Path, ensemble_dir: Path, members: dict[str, Any], figures: Path
+) -> dict[str, Any] | None:
+    """Draw some train samples as the first network saw them in its first, middle and last epoch, and extra ones."""
+    name = next((name for name, facts in members.items() if facts["kind"] == "network"), None)
+    if name is None:
+        return None
+    train = members[name]["params"]["train"]
+    epochs = json.loads((ensemble_dir / "members" / name / "metrics.json").read_text())["epochs"]
+    facts = {key: train.get(key) for key in ("seed", "batch_size", "window_px")}
+    view = TrainingView(packed_dir, augmented_dir, **facts)
     shown = sorted({0, epochs // 2, epochs - 1})
     evenly = np.linspace(0, view.originals - 1, min(TRAINING_SAMPLES, view.originals)).round().astype(int).tolist()
     rows = [_draw_row(view, index, [None, *shown], view.split.ids[index], figures) for index in evenly]

@@ -52,7 +52,7 @@ def evaluate(
         out_dir: exists or is made.
         split: train, val or test.
         examples: how many predictions to keep for the report: the worst, middling and best images.
-        device: as for ``Member.load``.
+        device: as for ``load_member``.
         progress: called with images done and images in all.
 
     Returns:

@@ -41,7 +41,7 @@ def trained(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     shutil.copytree(judging / "ensemble", root / "ensemble")
     for path in root.glob("ensemble/members/*/member.json"):
-        params = {"train": {"seed": 5, "epochs": 9, "batch_size": 4}, "member": {"epochs": 7, "batch_size": None}}
+        params = {"train": {"seed": 5, "epochs": 9, "batch_size": 4}}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"params": params}))
     shares = {"copy_paste": 0.1, "balance": 0.5, "rare_below": 0.15}
     (root / "augmented").mkdir()

@@ -91,7 +91,7 @@ def test_held_out_and_folds_with_real_trainings(workspace: Workspace) -> None:
         for name in stage_names(params):
             if name != "evaluate":
                 bring_up_to_date(workspace, name)
-        with pytest.raises(InputError, match="there is no member 'tinny'; did you mean 'tiny'"):
+        with pytest.raises(InputError, match="there is no network 'tinny'; did you mean 'tiny'"):
             said(workspace, folds=2, member="tinny")
         with pytest.raises(InputError, match="--folds is 99 and train has"):
             said(workspace, folds=99)

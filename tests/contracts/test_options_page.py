@@ -1,0 +1,63 @@
+"""docs/options.md names every key of params.yaml, with the default and the sentence that the code has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from segmill import params
+
+PAGE = Path(__file__).parents[2] / "docs" / "options.md"
+BLOCKS = {
+    "train": params.TrainParams,
+    "members.NAME, a network": params.NetworkParams,
+    "members.NAME, kind: svm": params.SvmParams,
+    "data": params.DataParams,
+    "split": params.SplitParams,
+    "prepare": params.PrepareParams,
+    "augment": params.AugmentParams,
+    "ensemble": params.EnsembleParams,
+    "evaluate": params.EvaluateParams,
+    "promotion": params.PromotionParams,
+    "ray": params.RayParams,
+    "mlflow": params.MlflowParams,
+    "prefect": params.PrefectParams,
+}
+
+
+def rows(title: str) -> dict[str, tuple[str, str]]:
+    """Return key -> (default, sentence) of the table under ``title``."""
+    section = PAGE.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    cells = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    return {row[0].strip(" `"): (row[1].strip(" `"), row[2].strip()) for row in cells}
+
+
+def as_yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {one}" for key, one in value.items()) + "}"
+    return str(value)
+
+
+def test_every_block_has_its_table() -> None:
+    titles = [line.removeprefix("## ") for line in PAGE.read_text().splitlines() if line.startswith("## ")]
+    assert titles == list(BLOCKS)
+    shown = {name.partition(".")[0] for name in titles}
+    assert {title.partition(",")[0] for title in shown} == set(params.Params.model_fields)
+
+
+@pytest.mark.parametrize("title", BLOCKS)
+def test_the_table_says_what_the_code_does(title: str) -> None:
+    block: type[BaseModel] = BLOCKS[title]
+    wanted = {
+        key: ("required" if field.is_required() else as_yaml(field.default), field.description)
+        for key, field in block.model_fields.items()
+        if key != "kind"
+    }
+    assert rows(title) == wanted
