@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from segmill.errors import InputError, near_miss
@@ -339,6 +340,8 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
         if block.get(leaf) != value:
             changes.append(f"{key}: {block.get(leaf)} -> {value}")
         block[leaf] = value
+        if isinstance(block, CommentedMap) and (comments := block.ca.items.get(leaf)):
+            comments[3] = None  # what stood before a value in block style; ruamel would break the file over it
     parse_params(values, "--set")
     if changes:
         draft = path.with_name(f".{path.name}.tmp")

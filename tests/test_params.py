@@ -75,6 +75,49 @@ def test_set_changes_the_value_and_keeps_the_comments(file: Path) -> None:
     assert "# from random weights, on purpose" in file.read_text()
 
 
+def test_a_value_in_block_style_gives_way_to_one_in_flow_style(file: Path) -> None:
+    """ruamel's own indentation of lists; the file that it wrote then was no YAML any more."""
+    yaml = YAML()
+    values = yaml.load(file.read_text())
+    values["prepare"]["size_px"] = [64, 64]
+    with file.open("w") as lines:
+        yaml.dump(values, lines)
+    set_params(file, ["prepare.size_px=[32, 32]", "mlflow.tracking_uri=sqlite:///other.db"])
+    assert read_params(file).prepare.size_px == (32, 32)
+    assert read_params(file).mlflow.tracking_uri == "sqlite:///other.db"
+    assert "# height, width that training sees" in file.read_text()
+
+
+def test_a_member_may_hold_keys_of_train(values: dict[str, Any]) -> None:
+    member = {"backbone": "resnet18", "decoder": "fpn", "weights": "none", "lr": 0.1, "epochs": 3, "ohem": 0.5}
+    params = parse_params(values | {"members": {"a": member}}, "params.yaml")
+    assert params.training_of("a") == params.train.model_copy(update={"epochs": 3, "ohem": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ohm": 0.5}, "unknown key members.a.ohm; did you mean 'ohem'?"),
+        ({"ohem": 2}, "members.a.ohem is 2: input should be less than or equal to 1"),
+        ({"loss": {"cee": 1}}, "members.a.loss.cee is 'cee': input should be 'ce'"),
+        ({"kind": "svn"}, "members.a.kind is 'svn': input should be 'network'"),
+        ({"kind": "svm"}, "unknown key members.a.decoder"),
+    ],
+)
+def test_a_fault_of_a_member_is_said_with_its_key(values: dict[str, Any], change: dict[str, Any], said: str) -> None:
+    member = {"backbone": "resnet18", "decoder": "fpn", "weights": "none", "lr": 0.1, **change}
+    with pytest.raises(InputError) as error:
+        parse_params(values | {"members": {"a": member}}, "params.yaml")
+    assert said in str(error.value)
+
+
+def test_an_svm_needs_a_backbone_for_cnn_features_alone(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"params\.yaml: members\.a: a backbone belongs to the features cnn"):
+        parse_params(values | {"members": {"a": {"kind": "svm", "features": ["cnn"]}}}, "params.yaml")
+    svm = parse_params(values | {"members": {"a": {"kind": "svm"}}}, "params.yaml").members["a"]
+    assert svm.kind == "svm" and svm.features == ("colour", "texture", "spatial")
+
+
 @pytest.mark.parametrize("assignment", ["train.epochs", "train.epoch=3", "train.epochs=-1", "train.epochs.x=1", "=1"])
 def test_a_wrong_assignment_leaves_the_file_alone(file: Path, assignment: str) -> None:
     before = file.read_bytes()
