@@ -113,7 +113,13 @@ def allowed_bytes(share: float) -> float:
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process ever held."""
+    """Return the most memory that this process ever held.
+
+    Linux's getrusage would count what its parent held when it was started.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM:"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
