@@ -52,8 +52,8 @@ def _train(params: Params, options: argparse.Namespace) -> tuple[float, float, f
     from segmill.models.members import MemberSpec, build
     from segmill.models.precision import pick_device
     from segmill.training.batch_size import peak_bytes
+    from segmill.training.rehearsal import Rehearsal
     from segmill.training.settings import Settings
-    from segmill.training.trial import Trial
 
     member, train = params.members[options.member], params.training_of(options.member)
     assert isinstance(member, NetworkParams)
@@ -64,10 +64,10 @@ def _train(params: Params, options: argparse.Namespace) -> tuple[float, float, f
     )  # fmt: skip
     device = pick_device()
     size_px = (options.height, options.width)
-    trial = Trial(module, settings, size_px=size_px, channels=3, device=device)
+    rehearsal = Rehearsal(module, settings, size_px=size_px, channels=3, device=device)
     on_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else peak_bytes()
-    seconds = min(trial.step(options.batch_size) for _ in range(STEPS))
+    seconds = min(rehearsal.step(options.batch_size) for _ in range(STEPS))
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
     return before / 2**30, peak / 2**30, seconds
 

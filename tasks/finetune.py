@@ -82,7 +82,7 @@ def begin_check(workspace: Workspace, params: Params) -> ObjectRef | None:
     """
     if _checked(workspace).is_file() and _checked(workspace).read_text() == _what_is_checked(workspace, params):
         return None
-    return launch.on_ray("segmill.models.members:check_members", _networks(params))
+    return launch.on_ray("segmill.models.members:check_members", _to_check(params))
 
 
 def end_check(workspace: Workspace, params: Params, begun: ObjectRef | None) -> None:
@@ -143,12 +143,14 @@ def _inputs_hash(workspace: Workspace, params: Params, name: str, start: Start |
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _networks(params: Params) -> list[dict[str, Any]]:
-    keys = ("backbone", "decoder", "weights", "attention", "context", "heads", "deep_supervision")
+def _to_check(params: Params) -> list[dict[str, Any]]:
+    keys = {
+        "network": ("backbone", "decoder", "weights", "attention", "context", "heads", "deep_supervision"),
+        "svm": ("features", "backbone", "weights"),
+    }
     return [
-        {"name": name, **{key: getattr(member, key) for key in keys}}
+        {"name": name, "kind": member.kind, **{key: getattr(member, key) for key in keys[member.kind]}}
         for name, member in params.members.items()
-        if member.kind == "network"
     ]
 
 
@@ -157,5 +159,5 @@ def _checked(workspace: Workspace) -> Path:
 
 
 def _what_is_checked(workspace: Workspace, params: Params) -> str:
-    text = json.dumps(_networks(params)) + (workspace.code / "finetune").read_text()
+    text = json.dumps(_to_check(params)) + (workspace.code / "finetune").read_text()
     return hashlib.sha256(text.encode()).hexdigest()

@@ -20,7 +20,7 @@ from segmill.enhancement import enhance_all
 from segmill.errors import InputError
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD, encoder_name
 from segmill.models.checkpointing import set_checkpointing
-from segmill.models.classical import SvmMember
+from segmill.models.classical import SvmMember, check_svm
 from segmill.models.networks import STRIDE_PX, Network, assemble
 from segmill.models.precision import autocast, autocast_dtype, pick_device
 from segmill.models.weights import Weights, load_into, resolve
@@ -367,31 +367,34 @@ def check_members(members: list[dict[str, Any]]) -> None:
     """Build each member's network and fill it with its weights, so that nothing is trained in vain.
 
     Args:
-        members: dicts of name, backbone, decoder, weights, and what MemberSpec has besides: attention, context,
-            heads (names), deep_supervision (on where above 0). Members of kind ``svm`` are passed over.
+        members: dicts of name and ``kind``. A ``network``: backbone, decoder, weights, attention, context, heads
+            (names), deep_supervision (on where above 0). An ``svm``: features, backbone, weights.
 
     Raises:
         InputError: a line for every member that can't be built or whose weights can't be reached or don't fit.
     """
     faults = []
     for member in members:
-        if member.get("kind") == "svm":
-            continue
         try:
-            module = build(
-                MemberSpec(
-                    member["name"],
-                    member["backbone"],
-                    member["decoder"],
-                    num_classes=2,
-                    attention=member.get("attention", "none"),
-                    context=member.get("context", "none"),
-                    heads=tuple(member.get("heads", ())),
-                    deep_supervision=bool(member.get("deep_supervision", False)),
-                )
-            )
-            load_into(module.encoder, resolve(member["weights"], member["backbone"]))
+            _check_member(member)
         except InputError as fault:
             faults.append(f"member {member['name']}: {fault}")
     if faults:
         raise InputError("\n".join(faults))
+
+
+def _check_member(member: dict[str, Any]) -> None:
+    if member["kind"] == "svm":
+        check_svm(member["features"], member["backbone"], member["weights"])
+        return
+    spec = MemberSpec(
+        member["name"],
+        member["backbone"],
+        member["decoder"],
+        num_classes=2,
+        attention=member["attention"],
+        context=member["context"],
+        heads=tuple(member["heads"]),
+        deep_supervision=member["deep_supervision"] > 0,
+    )
+    load_into(build(spec).encoder, resolve(member["weights"], member["backbone"]))

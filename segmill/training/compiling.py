@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from segmill.training.launch import ran_out_of_memory
-from segmill.training.trial import Trial
+from segmill.training.rehearsal import Rehearsal
 
 STEPS = 3
 
@@ -47,13 +47,13 @@ class Speeds:
         )
 
 
-def measure(make_trial: Callable[[bool], Trial], batch_size: int) -> Speeds:
-    """Take steps both ways, in turns; ``make_trial`` is told whether to compile. The quickest of each count."""
-    eager = make_trial(False)
+def measure(make_rehearsal: Callable[[bool], Rehearsal], batch_size: int) -> Speeds:
+    """Take steps both ways, in turns; ``make_rehearsal`` is told whether to compile. The quickest of each count."""
+    eager = make_rehearsal(False)
     eager_s = [eager.step(batch_size) for _ in range(2)][-1]
     torch.compiler.reset()
     try:
-        compiled = make_trial(True)
+        compiled = make_rehearsal(True)
         first_s = compiled.step(batch_size)
         compiled_s = [compiled.step(batch_size)]
         for _ in range(STEPS - 1):

@@ -10,8 +10,8 @@ from segmill.errors import InputError
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import autocast_dtype, pick_device
 from segmill.models.weights import resolve
+from segmill.training.rehearsal import Rehearsal
 from segmill.training.settings import Settings
-from segmill.training.trial import Trial
 
 WARM_UP, STEPS = 1, 3
 BATCH = 2
@@ -62,7 +62,7 @@ def _reachable(starts: list[str], backbone: str) -> str:
 def _pixels_s(candidate: dict[str, Any], num_classes: int, side_px: int) -> float:
     module = build(MemberSpec(candidate["name"], candidate["backbone"], candidate["decoder"], num_classes))
     settings = Settings(member=candidate["name"], epochs=1, lr=1e-4, num_classes=num_classes, ignore_id=255)
-    trial = Trial(module, settings, size_px=(side_px, side_px), channels=3, device=pick_device())
+    rehearsal = Rehearsal(module, settings, size_px=(side_px, side_px), channels=3, device=pick_device())
     for _ in range(WARM_UP):
-        trial.step(BATCH)
-    return STEPS * BATCH * side_px * side_px / sum(trial.step(BATCH) for _ in range(STEPS))
+        rehearsal.step(BATCH)
+    return STEPS * BATCH * side_px * side_px / sum(rehearsal.step(BATCH) for _ in range(STEPS))

@@ -27,8 +27,8 @@ from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
 from segmill.training.loop import begin
 from segmill.training.losses import class_weights
+from segmill.training.rehearsal import Rehearsal
 from segmill.training.settings import Settings
-from segmill.training.trial import Trial
 from segmill.training.worker import first_module, make_batches, make_settings
 
 PHASES = ("data", "copy", "forward", "loss", "backward", "optimizer", "average")
@@ -81,8 +81,8 @@ def profile_member(
     settings = make_settings(args, packed, pretrained=False)
     size_px = args["window_px"] or packed.size or PackedSplit(Path(args["packed_dir"]) / "train").sizes()[0]
     if args["batch_size"] == "auto":
-        trial = Trial(module, settings, size_px=size_px, channels=spec.in_channels, device=device)
-        args = args | {"batch_size": largest_batch(trial.step, device=device, share=share)}
+        rehearsal = Rehearsal(module, settings, size_px=size_px, channels=spec.in_channels, device=device)
+        args = args | {"batch_size": largest_batch(rehearsal.step, device=device, share=share)}
     if made_up:
         batches = random_batches(args["batch_size"], size_px, spec.in_channels, packed.num_classes)
     else:

@@ -18,8 +18,8 @@ from segmill.training.batch_size import LARGEST, SMALLEST, largest_batch
 from segmill.training.clock import Rank
 from segmill.training.compiling import Speeds, measure, remembered
 from segmill.training.launch import run_folder
+from segmill.training.rehearsal import Rehearsal
 from segmill.training.settings import Settings
-from segmill.training.trial import Trial
 
 FILE = "settled.json"
 
@@ -73,15 +73,15 @@ def _find(
     rank: Rank,
     device: torch.device,
 ) -> dict[str, Any]:
-    def make_trial(compiled: bool) -> Trial:
+    def make_rehearsal(compiled: bool) -> Rehearsal:
         channels = spec.in_channels
-        return Trial(module, settings, size_px=size_px, channels=channels, device=device, compiled=compiled)
+        return Rehearsal(module, settings, size_px=size_px, channels=channels, device=device, compiled=compiled)
 
     batch_size = args["batch_size"]
     if batch_size == "auto":
         share = args["gpus_per_worker"] if device.type == "cuda" else args["cpus_per_worker"] / (os.cpu_count() or 1)
         largest = max(SMALLEST, min(LARGEST, samples) // rank.count)
-        own = largest_batch(make_trial(False).step, device=device, share=min(1.0, share), largest=largest)
+        own = largest_batch(make_rehearsal(False).step, device=device, share=min(1.0, share), largest=largest)
         batch_size = rank.count * min(_of_all_ranks(own, rank))
     if args["compile"] == "off":
         return {"batch_size": batch_size, "compile": "off"}
@@ -93,7 +93,7 @@ def _find(
         "batch": own,
         "device": device.type,
     }
-    measured = asdict(remembered(facts, lambda: measure(make_trial, own))) if rank.index == 0 else None
+    measured = asdict(remembered(facts, lambda: measure(make_rehearsal, own))) if rank.index == 0 else None
     speeds = Speeds(**_of_rank_0(measured, rank, device))
     steps = settings.epochs * max(1, samples // batch_size)
     if settings.max_minutes:

@@ -269,26 +269,37 @@ def test_a_classical_member_is_loaded_as_such(tmp_path: Path) -> None:
         load_member(tmp_path / "nowhere")
 
 
+PLAIN = {
+    "kind": "network",
+    "name": "a",
+    "backbone": "mobilenetv3_small_050",
+    "decoder": "fpn",
+    "weights": "none",
+    "attention": "none",
+    "context": "none",
+    "heads": {},
+    "deep_supervision": 0.0,
+}
+
+
 def test_check_members_tells_all_faults_at_once() -> None:
-    good = {"name": "a", "backbone": "mobilenetv3_small_050", "decoder": "fpn", "weights": "none"}
-    check_members([good])
+    check_members([PLAIN])
     with pytest.raises(InputError) as error:
-        check_members([good, {**good, "name": "b", "decoder": "fnp"}, {**good, "name": "c", "weights": "no"}])
+        check_members([PLAIN, {**PLAIN, "name": "b", "decoder": "fnp"}, {**PLAIN, "name": "c", "weights": "no"}])
     assert [line[:9] for line in str(error.value).splitlines()] == ["member b:", "member c:"]
 
 
+def test_check_members_looks_at_classical_ones() -> None:
+    svm = {"kind": "svm", "name": "s", "features": ("colour",), "backbone": None, "weights": "none"}
+    check_members([svm])
+    with pytest.raises(InputError, match="member s: the features cnn came with backbone resnet18 and weights none"):
+        check_members([{**svm, "features": ("cnn",), "backbone": "resnet18"}])
+
+
 def test_check_members_looks_at_additions_and_weights() -> None:
-    good = {
-        "name": "a",
-        "backbone": "mobilenetv3_small_050",
-        "decoder": "unet",
-        "weights": "none",
-        "attention": "se",
-        "context": "lstm",
-        "heads": {"boundary": 0.4},
-        "deep_supervision": 0.5,
-    }
-    check_members([good, {"name": "svm", "kind": "svm"}])
+    added = {"attention": "se", "context": "lstm", "heads": {"boundary": 0.4}, "deep_supervision": 0.5}
+    good = {**PLAIN, "decoder": "unet", **added}
+    check_members([good])
     bad = [
         {**good, "decoder": "pspnet"},
         {**good, "heads": {"edges": 1.0}},

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from segmill.training.compiling import Speeds, cache_folder, measure, remembered
-from segmill.training.trial import Trial
+from segmill.training.rehearsal import Rehearsal
 from tests.training.conftest import SETTINGS, SIDE_PX, tiny_module
 
 CPU = torch.device("cpu")
 
 
-def trial(compiled: bool = False) -> Trial:
-    return Trial(tiny_module(), SETTINGS, size_px=(SIDE_PX, SIDE_PX), channels=3, device=CPU, compiled=compiled)
+def rehearsal(compiled: bool = False) -> Rehearsal:
+    return Rehearsal(tiny_module(), SETTINGS, size_px=(SIDE_PX, SIDE_PX), channels=3, device=CPU, compiled=compiled)
 
 
 @pytest.mark.parametrize(("steps", "pays"), [(199, False), (200, False), (201, True), (10_000, True)])
@@ -74,11 +74,11 @@ def test_a_machine_that_cannot_compile_says_so() -> None:
 
 @pytest.mark.slow
 def test_compiled_steps_learn_the_same() -> None:
-    seconds = measure(trial, 2)
+    seconds = measure(rehearsal, 2)
     assert seconds.works and seconds.compiled_s is not None and seconds.compiling_s > seconds.compiled_s > 0
     states = []
     for compiled in (False, True):
-        one = Trial(
+        one = Rehearsal(
             tiny_module(plain=True), replace(SETTINGS, optimizer="sgd"), size_px=(SIDE_PX, SIDE_PX), channels=3,
             device=CPU, compiled=compiled,
         )  # fmt: skip
@@ -91,10 +91,10 @@ def test_compiled_steps_learn_the_same() -> None:
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-3)
 
 
-def test_a_trial_leaves_the_network_as_it_was() -> None:
+def test_a_rehearsal_leaves_the_network_as_it_was() -> None:
     module = tiny_module()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    tried = Trial(module, SETTINGS, size_px=(SIDE_PX, SIDE_PX), channels=3, device=CPU)
+    tried = Rehearsal(module, SETTINGS, size_px=(SIDE_PX, SIDE_PX), channels=3, device=CPU)
     assert tried.step(3) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert not all(parameter.grad is not None for parameter in module.parameters())

@@ -16,7 +16,7 @@ from segmill.training.objective import Learner
 from segmill.training.settings import Settings
 
 
-class Trial:
+class Rehearsal:
     """Takes steps as the loop takes them, and leaves ``module`` as it was.
 
     Args:
