@@ -124,13 +124,15 @@ def test_a_killed_search_goes_on_and_ends_with_a_patch(workspace: Workspace) -> 
     after = trials(workspace)
     assert {trial.key: trial for trial in after if trial.key in before} == before, "not trained again, nor written"
     searched = [trial for trial in after if trial.seed == 0]
-    assert len(searched) == 3 and after[0].values == {"members.tiny.lr": 0.005, "train.schedule": "cosine"}
+    present = {"members.tiny.lr": 0.005, "train.schedule": "cosine"}
+    # Two trials run side by side: which of the first two began first is up to Ray.
+    assert len(searched) == 3 and present in [trial.values for trial in searched[:2]]
     folder = workspace.root / "tuning" / "tiny"
     patch = YAML(typ="safe").load((folder / "patch.yaml").read_text())
     winner = max((trial for trial in searched if trial.state == "full"), key=lambda trial: trial.best)
     assert patch["evidence"]["winner"] == winner.values
     assert len(list(csv.DictReader((folder / "trials.csv").open()))) == len(after)
-    if winner.values != after[0].values:
+    if winner.values != present:
         assert {trial.seed for trial in after if trial.values == winner.values} == {0, 1}
         assert "segmill retrain --set" in done.stdout
     page = (folder / "index.html").read_text()
