@@ -43,27 +43,32 @@ RECIPE = [
 def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        workspace = _workspace(Path(folder) / "ws", options)
+        workspace = make_workspace(Path(folder) / "ws", options.data)
+        members = {name: MEMBERS[name] for name in options.members}
+        minutes = f"train.max_minutes={options.minutes}"
+        changes = set_params(workspace.params, [f"members={json.dumps(members)}", *RECIPE, minutes, *options.set])
+        print("\n".join(changes), flush=True)
         for stage in ("fingerprint", "validate", "prepare", "augment"):
-            _stage(workspace, stage)
+            run_stage(workspace, stage)
         for name in options.members:
             began = time.perf_counter()
-            _stage(workspace, f"finetune@{name}")
+            run_stage(workspace, f"finetune@{name}")
             facts = json.loads((workspace.member(name) / "metrics.json").read_text())
             print(
                 f"{name}: val mIoU {facts['val_miou']:.4f} at epoch {facts['best_epoch']} of {facts['epochs']}, "
                 f"{time.perf_counter() - began:.0f} s with the starts of processes",
                 flush=True,
             )
-        _stage(workspace, "ensemble")
+        run_stage(workspace, "ensemble")
         _say(workspace, options.members)
 
 
-def _workspace(root: Path, options: argparse.Namespace) -> Workspace:
+def make_workspace(root: Path, data: Path) -> Workspace:
+    """Make a workspace of CamVid's train and val."""
     raw = root / "data" / "raw"
     for kind, suffix in (("images", ""), ("masks", "annot")):
         for split in ("train", "val"):
-            shutil.copytree(options.data / f"{split}{suffix}", raw / kind / split)
+            shutil.copytree(data / f"{split}{suffix}", raw / kind / split)
         # A workspace must have a test split; no stage that runs here looks at it.
         first = min((raw / kind / "train").iterdir())
         (raw / kind / "test").mkdir()
@@ -74,16 +79,13 @@ def _workspace(root: Path, options: argparse.Namespace) -> Workspace:
     (raw / "dataset.yaml").write_text("\n".join(lines) + "\n")
     for name in ("params.yaml", "dvc.yaml"):
         (root / name).write_text(template(name).read_text())
-    members = {name: MEMBERS[name] for name in options.members}
-    minutes = f"train.max_minutes={options.minutes}"
-    changes = set_params(root / "params.yaml", [f"members={json.dumps(members)}", *RECIPE, minutes, *options.set])
-    print("\n".join(changes), flush=True)
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         subprocess.run(command, cwd=root, check=True)
     return Workspace(root)
 
 
-def _stage(workspace: Workspace, name: str) -> None:
+def run_stage(workspace: Workspace, name: str) -> None:
+    """Run one stage of dvc.yaml in a process of its own."""
     command = [sys.executable, "-m", "flows.cli", "stage", name, "--workspace", str(workspace.root)]
     subprocess.run(command, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
 

@@ -36,8 +36,7 @@ from segmill.training.space import (
 from segmill.training.trials import Study, Trial, Work, best_trial, read_trials
 from segmill.workspace import Workspace
 from tasks.augment import augment
-from tasks.champion import champion_start
-from tasks.finetune import training_arguments
+from tasks.finetune import training_arguments, warm_start
 from tasks.prepare import prepare
 from tasks.register import model_name
 
@@ -126,8 +125,7 @@ def ready_step(
     epochs: int | None,
 ) -> Work:
     """Make what the trials read, and see that every network of the search can be built."""
-    start = champion_start(workspace, params, member) if params.training_of(member).warm_start else None
-    arguments = training_arguments(workspace, params, member, Path(), start)
+    arguments = training_arguments(workspace, params, member, Path(), warm_start(workspace, params, member))
     text = json.dumps([arguments["inputs_hash"], [str(dimension) for dimension in space], epochs])
     study = workspace.scratch / "tuning" / f"{member}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     data = [
@@ -146,7 +144,7 @@ def ready_step(
         cpus=arguments["cpus_per_worker"] * arguments["num_workers"],
         gpus=arguments["gpus_per_worker"] * arguments["num_workers"],
     )
-    built = ("backbone", "decoder", "weights", "attention", "context")
+    built = ("backbone", "decoder", "weights", "decoder_width", "attention", "context")
     networks = [one for one in space if one.kind == "choice" and one.key.rpartition(".")[2] in built]
     names = [
         {"name": member, **settings_of(with_values(values, member, chosen), member)}

@@ -175,6 +175,7 @@ class NetworkParams(Block):
         description="Where the encoder starts: timm, timm:TAG, torchvision:WEIGHTS, file:PATH, package:NAME or none."
     )
     lr: float = Field(gt=0, description="Peak learning rate of the decoder.")
+    decoder_width: float = Field(1.0, gt=0, le=4, description="The decoder has this times its usual channels.")
     attention: Literal["none", "se", "scse", "cbam"] = Field("none", description="Attention in the decoder.")
     context: Literal["none", "nonlocal", "selfattention", "gru", "lstm"] = Field(
         "none",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from segmill.data.augmentation import read_policy
 from segmill.data.versions import recorded_version
 from segmill.params import Params
+from segmill.promotion.champion import Start, champion_start
 from segmill.training import launch
 from segmill.workspace import Workspace
-from tasks.champion import Start, champion_start
+from tasks.register import model_name
 from tasks.stage import recorded_md5, replacing
 
 if TYPE_CHECKING:
@@ -38,8 +39,15 @@ def finetune(workspace: Workspace, params: Params, name: str) -> None:
             )
             launch.wait(fit)
         else:
-            start = champion_start(workspace, params, name) if params.training_of(name).warm_start else None
+            start = warm_start(workspace, params, name)
             launch.train_member(training_arguments(workspace, params, name, draft, start))
+
+
+def warm_start(workspace: Workspace, params: Params, name: str) -> Start | None:
+    """Return the champion's member that a network's training begins with; None where ``weights`` says it."""
+    if not params.training_of(name).warm_start:
+        return None
+    return champion_start(workspace, params, name, model=model_name(workspace, params))
 
 
 def training_arguments(
@@ -145,9 +153,11 @@ def _inputs_hash(workspace: Workspace, params: Params, name: str, start: Start |
 
 def _to_check(params: Params) -> list[dict[str, Any]]:
     keys = {
-        "network": ("backbone", "decoder", "weights", "attention", "context", "heads", "deep_supervision"),
+        "network": (
+            "backbone", "decoder", "weights", "decoder_width", "attention", "context", "heads", "deep_supervision",
+        ),
         "svm": ("features", "backbone", "weights"),
-    }
+    }  # fmt: skip
     return [
         {"name": name, "kind": member.kind, **{key: getattr(member, key) for key in keys[member.kind]}}
         for name, member in params.members.items()

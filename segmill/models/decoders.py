@@ -19,8 +19,6 @@ from torchvision.ops import Conv2dNormActivation
 from segmill.errors import InputError, near_miss
 from segmill.models.backbones import is_plain_vit, size_options
 
-FCN_WIDTH = 256
-
 
 class FCN(nn.Module):
     """FCN-8s (Long et al. 2015) on any encoder, a plain vision transformer's last, middle and early blocks included.
@@ -29,7 +27,13 @@ class FCN(nn.Module):
     """
 
     def __init__(
-        self, encoder_name: str, encoder_weights: None, in_channels: int, classes: int, **options: Any
+        self,
+        encoder_name: str,
+        encoder_weights: None,
+        in_channels: int,
+        classes: int,
+        decoder_channels: int = 256,
+        **options: Any,
     ) -> None:
         super().__init__()
         name = encoder_name.removeprefix("tu-")
@@ -38,22 +42,22 @@ class FCN(nn.Module):
             if is_plain_vit(encoder_name)
             else get_encoder(encoder_name, in_channels=in_channels, weights=encoder_weights, **options)
         )
-        self.decoder = FCNDecoder(self.encoder.out_channels[-3:])
-        self.segmentation_head = nn.Conv2d(FCN_WIDTH, classes, 1)
+        self.decoder = FCNDecoder(self.encoder.out_channels[-3:], decoder_channels)
+        self.segmentation_head = nn.Conv2d(decoder_channels, classes, 1)
 
 
 class FCNDecoder(nn.Module):
-    """The features at 1/32, 1/16 and 1/8, each brought to FCN_WIDTH channels, upsampled and summed.
+    """The features at 1/32, 1/16 and 1/8, each brought to ``width`` channels, upsampled and summed.
 
     The paper sums scores of classes. Here the layer from channels to classes follows the sum, which is the same
     function, and leaves heads a feature to stand on.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
         fine, middle, deep = channels
-        self.trunk = nn.Sequential(Conv2dNormActivation(deep, FCN_WIDTH, 3), nn.Dropout(0.1))
-        self.skips = nn.ModuleList([FCNSkip(middle), FCNSkip(fine)])
+        self.trunk = nn.Sequential(Conv2dNormActivation(deep, width, 3), nn.Dropout(0.1))
+        self.skips = nn.ModuleList([FCNSkip(middle, width), FCNSkip(fine, width)])
 
     def forward(self, features: Sequence[Tensor], prefix_tokens: object = None) -> Tensor:
         feature_BCHW: Tensor = self.trunk(features[-1])
@@ -65,9 +69,9 @@ class FCNDecoder(nn.Module):
 class FCNSkip(nn.Module):
     """A coarse feature brought to the size of a finer one and added to it."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.project = nn.Conv2d(channels, FCN_WIDTH, 1)
+        self.project = nn.Conv2d(channels, width, 1)
 
     def forward(self, coarse_BCHW: Tensor, finer_BCHW: Tensor) -> Tensor:
         upsampled = F.interpolate(coarse_BCHW, size=finer_BCHW.shape[2:], mode="bilinear", align_corners=False)
@@ -89,6 +93,7 @@ class DPT(smp.DPT):  # type: ignore[misc]
                 encoder_out_channels=self.encoder.out_channels,
                 encoder_output_strides=[power_of_two(stride) for stride in strides],
                 encoder_has_prefix_tokens=self.encoder.has_prefix_tokens,
+                **{key.removeprefix("decoder_"): options[key] for key in _CHANNELS["dpt"] if key in options},
             )
             initialize_decoder(self.decoder)
 
@@ -111,6 +116,20 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
     "upernet": smp.UPerNet,
     "segformer": smp.Segformer,
     "dpt": DPT,
+}
+# How many channels each has, by the names of its options. Linknet's are its backbone's.
+_CHANNELS: dict[str, dict[str, int | tuple[int, ...]]] = {
+    "fcn": {"decoder_channels": 256},
+    "fpn": {"decoder_pyramid_channels": 256, "decoder_segmentation_channels": 128},
+    "unet": {"decoder_channels": (256, 128, 64, 32, 16)},
+    "unetplusplus": {"decoder_channels": (256, 128, 64, 32, 16)},
+    "deeplabv3plus": {"decoder_channels": 256},
+    "pspnet": {"psp_out_channels": 512},
+    "pan": {"decoder_channels": 32},
+    "manet": {"decoder_channels": (256, 128, 64, 32, 16), "decoder_pab_channels": 64},
+    "upernet": {"decoder_channels": 256},
+    "segformer": {"decoder_segmentation_channels": 256},
+    "dpt": {"decoder_intermediate_channels": (256, 512, 1024, 1024), "decoder_fusion_channels": 256},
 }
 # PAN's feature pyramid attention halves the 1/16 features three times more.
 MIN_SIDE_PX = {"pan": 128}
@@ -154,6 +173,28 @@ def check_decoder(decoder: str) -> None:
     """Raise InputError, with the near miss, where ``decoder`` is none of DECODERS."""
     if decoder not in DECODERS:
         raise InputError(f"unknown decoder {decoder}{near_miss(decoder, list(DECODERS))} ({', '.join(DECODERS)})")
+
+
+def channel_options(decoder: str, width: float) -> dict[str, int | tuple[int, ...]]:
+    """Return the options that give a decoder ``width`` times its channels (Howard et al. 2017).
+
+    Rounded to multiples of 32, or of 8 below 128, which layers with groups and processors want.
+
+    Raises InputError where the backbone decides how many channels the decoder has.
+    """
+    if width == 1:
+        return {}
+    if decoder not in _CHANNELS:
+        raise InputError(f"decoder {decoder} has its backbone's channels; leave decoder_width at 1")
+    return {
+        key: tuple(_scaled(one, width) for one in channels) if isinstance(channels, tuple) else _scaled(channels, width)
+        for key, channels in _CHANNELS[decoder].items()
+    }
+
+
+def _scaled(channels: int, width: float) -> int:
+    step = 32 if channels >= 128 else 8
+    return max(step, step * round(channels * width / step))
 
 
 def stages(decoder: str, module: nn.Module) -> list[nn.Module]:

@@ -36,8 +36,9 @@ class MemberSpec:
     """All it takes to build a member's network and to ask it.
 
     ``mean`` and ``std``: per channel, of images in 0..1. ``grayscale`` and ``clahe``: what is done to every image it
-    predicts, as it was to those it was trained on (``enhance``). ``attention``, ``context``, ``heads`` and
-    ``deep_supervision``: what the network has beside its backbone and decoder (see networks.assemble).
+    predicts, as it was to those it was trained on (``enhance``). ``decoder_width``, ``attention``, ``context``,
+    ``heads`` and ``deep_supervision``: how the network differs from its backbone and decoder alone (see
+    networks.assemble).
     """
 
     name: str
@@ -49,6 +50,7 @@ class MemberSpec:
     std: tuple[float, ...] = IMAGENET_STD
     grayscale: bool = False
     clahe: float = 0.0
+    decoder_width: float = 1.0
     attention: str = "none"
     context: str = "none"
     heads: tuple[str, ...] = ()
@@ -190,6 +192,7 @@ def build(spec: MemberSpec) -> MemberModule:
         spec.decoder,
         num_classes=spec.num_classes,
         in_channels=spec.in_channels,
+        decoder_width=spec.decoder_width,
         attention=spec.attention,
         context=spec.context,
         heads=spec.heads,
@@ -367,8 +370,8 @@ def check_members(members: list[dict[str, Any]]) -> None:
     """Build each member's network and fill it with its weights, so that nothing is trained in vain.
 
     Args:
-        members: dicts of name and ``kind``. A ``network``: backbone, decoder, weights, attention, context, heads
-            (names), deep_supervision (on where above 0). An ``svm``: features, backbone, weights.
+        members: dicts of name and ``kind``. A ``network``: backbone, decoder, weights, decoder_width, attention,
+            context, heads (names), deep_supervision (on where above 0). An ``svm``: features, backbone, weights.
 
     Raises:
         InputError: a line for every member that can't be built or whose weights can't be reached or don't fit.
@@ -392,6 +395,7 @@ def _check_member(member: dict[str, Any]) -> None:
         member["backbone"],
         member["decoder"],
         num_classes=2,
+        decoder_width=member["decoder_width"],
         attention=member["attention"],
         context=member["context"],
         heads=tuple(member["heads"]),

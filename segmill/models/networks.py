@@ -15,7 +15,16 @@ from segmill.errors import InputError
 from segmill.models.attention import check_attention, make_attention
 from segmill.models.backbones import is_plain_vit, own_side_px, size_options
 from segmill.models.context import check_context, make_context
-from segmill.models.decoders import DECODERS, MIN_SIDE_PX, MISFITS, check_decoder, power_of_two, stages, why_not
+from segmill.models.decoders import (
+    DECODERS,
+    MIN_SIDE_PX,
+    MISFITS,
+    channel_options,
+    check_decoder,
+    power_of_two,
+    stages,
+    why_not,
+)
 from segmill.models.heads import HEADS, check_heads
 
 STRIDE_PX = 32
@@ -87,6 +96,7 @@ def assemble(
     *,
     num_classes: int,
     in_channels: int,
+    decoder_width: float = 1.0,
     attention: str = "none",
     context: str = "none",
     heads: tuple[str, ...] = (),
@@ -98,7 +108,7 @@ def assemble(
 
     Args:
         encoder: smp's name for it (see backbones.encoder_name).
-        decoder: one of DECODERS.
+        decoder: one of DECODERS. decoder_width: of its channels (see decoders.channel_options).
         attention, context, heads: see attention.make_attention, context.make_context, heads.HEADS.
         deep_supervision: whether the decoder's coarser stages predict too (Lee et al. 2015).
 
@@ -110,6 +120,7 @@ def assemble(
     check_attention(attention)
     check_context(context)
     check_heads(heads)
+    channels = channel_options(decoder, decoder_width)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -118,6 +129,7 @@ def assemble(
                 encoder_weights=None,
                 in_channels=in_channels,
                 classes=num_classes,
+                **channels,
                 **size_options(encoder),
                 **({"num_classes": 0} if is_plain_vit(encoder) else {}),
             )

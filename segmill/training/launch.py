@@ -163,7 +163,7 @@ def train_member(args: dict[str, Any]) -> dict[str, Any]:
     the same ``inputs_hash`` continues from its last checkpoint; its run folder goes when it is through.
 
     Args (all JSON-able, all required):
-        name, backbone, decoder, weights, lr, attention, context, heads, head_weights, keep_heads,
+        name, backbone, decoder, weights, lr, decoder_width, attention, context, heads, head_weights, keep_heads,
             deep_supervision: the member, as in params.yaml.
         seed, epochs, max_minutes, batch_size, accumulate, optimizer, momentum, weight_decay, encoder_lr_factor,
             layer_decay, schedule, warmup_epochs, loss, focal_gamma, tversky_alpha, class_weights, ohem, ema,

@@ -51,14 +51,14 @@ def segmentation_loss(
         ohem: the share of the labelled pixels, the hardest, that ce and focal count.
         distance_BKHW: targets.signed_distance of each mask; only ``boundary`` needs it.
     """
-    log_probs_BKHW = F.log_softmax(logits_BKHW.float(), dim=1)
+    # Contiguous: on the CPU what follows takes a quarter less time than in channels-last.
+    log_probs_BKHW = F.log_softmax(logits_BKHW.contiguous().float(), dim=1)
     labels_BHW = mask_BHW.long()
     labelled_BHW = labels_BHW != ignore_id
     labels_BHW = labels_BHW.where(labelled_BHW, 0)
     total = log_probs_BKHW.new_zeros(())
     if loss.keys() - {"ce", "focal"}:
         probs_BKHW = log_probs_BKHW.exp() * labelled_BHW.unsqueeze(1)
-        truth_BKHW = one_hot(labels_BHW, labelled_BHW, classes=probs_BKHW.shape[1])
     for name, weight in loss.items():
         match name:
             case "ce" | "focal":
@@ -67,9 +67,10 @@ def segmentation_loss(
                     log_probs_BKHW, labels_BHW, labelled_BHW, class_weights=class_weights, gamma=gamma, share=ohem
                 )
             case "dice" | "tversky":
-                value = overlap_loss(probs_BKHW, truth_BKHW, alpha=tversky_alpha if name == "tversky" else 0.5)
+                alpha = tversky_alpha if name == "tversky" else 0.5
+                value = overlap_loss(probs_BKHW, labels_BHW, labelled_BHW, alpha=alpha)
             case "lovasz":
-                value = lovasz_loss(probs_BKHW, truth_BKHW)
+                value = lovasz_loss(probs_BKHW, one_hot(labels_BHW, labelled_BHW, classes=probs_BKHW.shape[1]))
             case "boundary":
                 assert distance_BKHW is not None
                 value = boundary_loss(probs_BKHW, distance_BKHW, labelled_BHW)
@@ -114,16 +115,18 @@ def hardest(cost_BHW: Tensor, labelled_BHW: Tensor, share: float) -> Tensor:
     return labelled_BHW & (cost_BHW >= ranked_P.gather(0, (count - 1).view(1)))
 
 
-def overlap_loss(probs_BKHW: Tensor, truth_BKHW: Tensor, *, alpha: float) -> Tensor:
+def overlap_loss(probs_BKHW: Tensor, labels_BHW: Tensor, labelled_BHW: Tensor, *, alpha: float) -> Tensor:
     """Return 1 minus the Tversky index (Salehi et al. 2017), the mean over the classes that the truth holds.
 
     The index of a class is the overlap over overlap + alpha x false positives + (1 - alpha) x misses, all of them
-    soft sums over the batch; ``alpha`` 0.5 makes it Dice (Milletari et al. 2016, without the squares). Both
-    arguments are 0 where nothing is labelled.
+    soft sums over the batch; ``alpha`` 0.5 makes it Dice (Milletari et al. 2016, without the squares).
+    ``probs_BKHW`` is 0 where nothing is labelled.
     """
-    overlap_K = (probs_BKHW * truth_BKHW).sum((0, 2, 3))
-    probs_K, truth_K = probs_BKHW.sum((0, 2, 3)), truth_BKHW.sum((0, 2, 3))
-    size_K = alpha * probs_K + (1 - alpha) * truth_K
+    p_BHW = probs_BKHW.gather(1, labels_BHW.unsqueeze(1)).squeeze(1)
+    classes = probs_BKHW.shape[1]
+    overlap_K = _sums_by_class(p_BHW, labels_BHW, classes)
+    truth_K = _sums_by_class(labelled_BHW.float(), labels_BHW, classes)
+    size_K = alpha * probs_BKHW.sum((0, 2, 3)) + (1 - alpha) * truth_K
     return _mean_of_present(1 - overlap_K / size_K.clamp(min=_TINY), truth_K)
 
 
@@ -185,6 +188,14 @@ def class_weights(kind: str, class_pixels: Sequence[int], device: torch.device) 
             size_K = 1 - decay**pixels_K
     inverse_K = torch.where(present_K, 1 / size_K.where(present_K, 1), 0.0)
     return (inverse_K / inverse_K[present_K].mean()).float().to(device)
+
+
+def _sums_by_class(value_BHW: Tensor, labels_BHW: Tensor, classes: int) -> Tensor:
+    """Return sum_K: row by row first, which keeps float32 sums of millions of pixels exact enough."""
+    rows_BH1 = torch.arange(labels_BHW.shape[:2].numel(), device=labels_BHW.device).view(*labels_BHW.shape[:2], 1)
+    sum_RK = value_BHW.new_zeros(rows_BH1.numel() * classes)
+    sum_RK = sum_RK.index_add(0, (labels_BHW + classes * rows_BH1).flatten(), value_BHW.flatten())
+    return sum_RK.view(-1, classes).sum(0)
 
 
 def _mean_of_present(value_K: Tensor, truth_K: Tensor) -> Tensor:

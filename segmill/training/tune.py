@@ -14,7 +14,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,15 +31,12 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from segmill import progress
-from segmill.data.packing import PackedSplit, read_pack
 from segmill.errors import InputError, SegmillError
 from segmill.training import checkpoint
 from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
 from segmill.training.launch import out_of_memory, ran_out_of_memory
-from segmill.training.loop import Step, train_member
-from segmill.training.losses import class_weights
-from segmill.training.settling import settle
+from segmill.training.loop import Step
 from segmill.training.space import Dimension, settings_of, with_values
 from segmill.training.trials import (
     Spending,
@@ -52,7 +48,7 @@ from segmill.training.trials import (
     reserve_seconds,
     trial_key,
 )
-from segmill.training.worker import first_module, make_batches, make_settings
+from segmill.training.worker import train
 
 # A trial is stopped where it is in the lower half of all that came so far: at a quarter and at half of its training.
 GRACE_PERCENT = 25
@@ -376,7 +372,14 @@ def _run(work: Work, values: dict[str, Any], seed: int, say: Callable[[dict[str,
     for result in results(facts["rows"]):
         say(result)
     try:
-        _train(arguments, kept if went_on else None, on_step, on_epoch)
+        train(
+            arguments,
+            rank=Rank(),
+            device=torch.device("cuda" if arguments["gpus_per_worker"] > 0 else "cpu"),
+            resume_from=kept if went_on else None,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
     except (SegmillError, MemoryError, RuntimeError) as error:
         sentence = out_of_memory(arguments) if ran_out_of_memory(error) else error
         progress.report(path, **{**facts, "failed": str(sentence)})
@@ -395,34 +398,6 @@ def trial_arguments(work: Work, values: dict[str, Any], seed: int) -> dict[str, 
     if work.epochs is not None:
         arguments |= {"epochs": work.epochs, "max_minutes": None}
     return arguments
-
-
-def _train(
-    arguments: dict[str, Any],
-    resume_from: Path | None,
-    on_step: Callable[[Step], None],
-    on_epoch: Callable[[Training], None],
-) -> None:
-    """Train as the member's worker does, alone."""
-    device = torch.device("cuda" if arguments["gpus_per_worker"] > 0 else "cpu")
-    packed = read_pack(Path(arguments["packed_dir"]))
-    torch.manual_seed(arguments["seed"])
-    module, spec, start = first_module(arguments, packed)
-    settings = make_settings(arguments, packed, pretrained=start.path is not None)
-    arguments, settings = settle(arguments, module, spec, settings, packed=packed, rank=Rank(), device=device)
-    batches = make_batches(arguments, packed, settings, rank=Rank(), device=device)
-    train_member(
-        module,
-        batches,
-        PackedSplit(Path(arguments["packed_dir"]) / "val"),
-        settings,
-        device=device,
-        rank=Rank(),
-        class_weights=class_weights(arguments["class_weights"], packed.class_pixels, device),
-        resume_from=resume_from,
-        on_step=on_step,
-        on_epoch=on_epoch,
-    )
 
 
 def _at_once(work: Work) -> int:

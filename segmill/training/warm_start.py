@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -15,7 +15,8 @@ from segmill.models.weights import Weights
 
 ONLY_IN_TRAINING = ("net.heads.", "net.deep.")
 # Another network, or other classes or channels: nothing to begin with.
-MUST_BE_THE_SAME = ("backbone", "decoder", "num_classes", "in_channels", "attention", "context")
+MUST_BE_THE_SAME = ("backbone", "decoder", "num_classes", "in_channels", "decoder_width", "attention", "context")
+DEFAULTS = {field.name: field.default for field in fields(MemberSpec)}  # of keys that older members lack
 
 
 def adopt(spec: MemberSpec, folder: Path) -> MemberSpec | None:
@@ -23,7 +24,7 @@ def adopt(spec: MemberSpec, folder: Path) -> MemberSpec | None:
     facts = json.loads((folder / "member.json").read_text())
     theirs = facts["spec"]
     mine = asdict(spec)
-    if any(mine[key] != theirs.get(key, "none") for key in MUST_BE_THE_SAME):
+    if any(mine[key] != theirs.get(key, DEFAULTS[key]) for key in MUST_BE_THE_SAME):
         return None
     return replace(spec, mean=tuple(theirs["mean"]), std=tuple(theirs["std"]))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,54 @@ def _work(args: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    reporter = Reporter(args, rank)
+    earlier = ray.train.get_checkpoint()
+    trained = train(
+        args,
+        rank=rank,
+        device=device,
+        resume_from=Path(earlier.path) if earlier else None,
+        keep_failure_at=Path(args["failure_path"]),
+        on_step=reporter.step,
+        on_epoch=reporter.epoch,
+    )
+    if rank.index == 0:
+        save(trained, args)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A member after its training: its last weights, and where they came from.
+
+    ``start``: the weights it began with. ``params``: params.yaml with what was left to the machine filled in.
+    """
+
+    module: MemberModule
+    spec: MemberSpec
+    start: weights.Weights
+    params: dict[str, Any]
+    training: Training
+
+
+def train(
+    args: dict[str, Any],
+    *,
+    rank: Rank,
+    device: torch.device,
+    resume_from: Path | None,
+    on_step: Callable[[Step], None],
+    on_epoch: Callable[[Training], None],
+    keep_failure_at: Path | None = None,
+) -> Trained:
+    """Build the member that ``args`` describe and train it as this rank, without Ray.
+
+    Args:
+        args: as launch.train_member takes them.
+        resume_from, keep_failure_at, on_step, on_epoch: as of loop.train_member.
+
+    Raises:
+        InputError: what ``args`` ask for does not go; the message names the member.
+    """
     packed = read_pack(Path(args["packed_dir"]))
     try:
         torch.manual_seed(args["seed"])
@@ -59,40 +108,41 @@ def _work(args: dict[str, Any]) -> None:
         args, settings = settle(args, module, spec, settings, packed=packed, rank=rank, device=device)
     except InputError as fault:
         raise InputError(f"member {args['name']}: {fault}") from None
-
-    batches = make_batches(args, packed, settings, rank=rank, device=device)
-    reporter = Reporter(args, rank)
-    earlier = ray.train.get_checkpoint()
     training = train_member(
         module,
-        batches,
+        make_batches(args, packed, settings, rank=rank, device=device),
         PackedSplit(Path(args["packed_dir"]) / "val"),
         settings,
         device=device,
         rank=rank,
         class_weights=class_weights(args["class_weights"], packed.class_pixels, device),
-        resume_from=Path(earlier.path) if earlier else None,
-        keep_failure_at=Path(args["failure_path"]),
-        on_step=reporter.step,
-        on_epoch=reporter.epoch,
+        resume_from=resume_from,
+        keep_failure_at=keep_failure_at,
+        on_step=on_step,
+        on_epoch=on_epoch,
     )
-    if rank.index == 0:
-        module.load_state_dict(training.best_weights)
-        save_member(
-            Path(args["out_dir"]),
-            module,
-            spec,
-            weights=start,
-            params=args["params"],
-            data_version=args["data_version"],
-            metrics={
-                "val_miou": training.best_miou,
-                "best_epoch": training.best_epoch,
-                "epochs": training.epochs_done,
-            },
-            curves=[{key: row[key] for key in row if key not in TIMINGS} for row in training.curves],
-            keep_heads=args["keep_heads"],
-        )
+    return Trained(module, spec, start, args["params"], training)
+
+
+def save(trained: Trained, args: dict[str, Any]) -> None:
+    """Write the member's folder, with its best weights, where ``args`` say."""
+    training = trained.training
+    trained.module.load_state_dict(training.best_weights)
+    save_member(
+        Path(args["out_dir"]),
+        trained.module,
+        trained.spec,
+        weights=trained.start,
+        params=trained.params,
+        data_version=args["data_version"],
+        metrics={
+            "val_miou": training.best_miou,
+            "best_epoch": training.best_epoch,
+            "epochs": training.epochs_done,
+        },
+        curves=[{key: row[key] for key in row if key not in TIMINGS} for row in training.curves],
+        keep_heads=args["keep_heads"],
+    )
 
 
 def first_module(args: dict[str, Any], packed: PackInfo) -> tuple[MemberModule, MemberSpec, weights.Weights]:
@@ -178,6 +228,7 @@ def member_spec(args: dict[str, Any], packed: PackInfo, mean: tuple[float, ...],
         std,
         packed.grayscale,
         packed.clahe,
+        decoder_width=args["decoder_width"],
         attention=args["attention"],
         context=args["context"],
         heads=tuple(args["heads"]),

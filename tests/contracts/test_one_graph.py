@@ -17,7 +17,7 @@ from segmill.workspace import Workspace, template
 from tasks.stage import STAGES
 
 SIDE_EFFECTS = ("version", "register", "promote")
-NOT_STEPS = ("__init__", "champion", "stage")
+NOT_STEPS = ("__init__", "stage")
 
 
 def pipeline() -> dict[str, Any]:

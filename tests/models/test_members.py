@@ -275,6 +275,7 @@ PLAIN = {
     "backbone": "mobilenetv3_small_050",
     "decoder": "fpn",
     "weights": "none",
+    "decoder_width": 1.0,
     "attention": "none",
     "context": "none",
     "heads": {},

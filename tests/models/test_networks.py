@@ -37,6 +37,14 @@ def test_every_decoder_takes_every_addition(decoder: str) -> None:
     assert len(deep) == {"pspnet": 0, "deeplabv3plus": 1, "fcn": 2, "fpn": 3, "unet": 4}.get(decoder, len(deep))
 
 
+@pytest.mark.parametrize("decoder", sorted(set(DECODERS) - {"linknet"}))
+def test_a_narrower_decoder_is_smaller(decoder: str) -> None:
+    narrow = network(decoder, decoder_width=0.5, attention="se")
+    assert narrow(IMAGE_BCHW).shape == (2, 3, 128, 160)
+    sizes = [sum(p.numel() for p in net.decoder.parameters()) for net in (narrow, network(decoder, attention="se"))]
+    assert sizes[0] < 0.7 * sizes[1]
+
+
 def test_coarser_stages_of_a_unet_predict_at_their_own_sizes() -> None:
     outputs = network("unet", deep_supervision=True).outputs(IMAGE_BCHW)
     assert [tuple(outputs[f"deep{number}"].shape[2:]) for number in (1, 2, 3, 4)] == [

@@ -11,9 +11,9 @@ from segmill.data.checks import validate_dataset
 from segmill.data.packing import pack, read_pack
 from segmill.params import read_params, set_params
 from segmill.promotion import registry
+from segmill.promotion.champion import Start, champion_start
 from segmill.workspace import Workspace
 from tasks import finetune
-from tasks.champion import Start, champion_start
 from tasks.stage import watch_code
 
 
@@ -78,7 +78,7 @@ def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Wo
     uri = tracking.address(workspace.root, params.mlflow.tracking_uri)
 
     def look(name: str = "lite0-unet") -> Start | None:
-        return champion_start(workspace, read_params(workspace.params), name)
+        return champion_start(workspace, read_params(workspace.params), name, model="segmill-street")
 
     assert look() is None and not (workspace.root / "mlflow.db").exists()
     run = tracking.start_run(uri, "e", "r", artifacts=str(tmp_path / "artifacts"))

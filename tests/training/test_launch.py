@@ -142,6 +142,7 @@ def arguments(root: Path, packed: Path, **own: Any) -> dict[str, Any]:
         "decoder": "fpn",
         "weights": "none",
         "lr": 1e-3,
+        "decoder_width": 1.0,
         "attention": "none",
         "context": "none",
         "heads": {},

@@ -42,7 +42,14 @@ def test_it_takes_over_weights_and_normalisation_and_says_so(champion: Path) -> 
 
 @pytest.mark.parametrize(
     "other",
-    [{"backbone": "resnet18"}, {"decoder": "unet"}, {"num_classes": 4}, {"attention": "se"}, {"context": "gru"}],
+    [
+        {"backbone": "resnet18"},
+        {"decoder": "unet"},
+        {"num_classes": 4},
+        {"decoder_width": 0.5},
+        {"attention": "se"},
+        {"context": "gru"},
+    ],
 )
 def test_another_network_is_none_to_begin_with(champion: Path, other: dict[str, object]) -> None:
     assert adopt(replace(SPEC, **other), champion) is None  # type: ignore[arg-type]

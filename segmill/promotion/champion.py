@@ -17,7 +17,6 @@ from segmill.data.packing import read_pack
 from segmill.params import Params
 from segmill.promotion import registry
 from segmill.workspace import Workspace
-from tasks.register import model_name
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Start:
     source: str
 
 
-def champion_start(workspace: Workspace, params: Params, name: str) -> Start | None:
-    """Fetch the champion's member ``name``, once per version.
+def champion_start(workspace: Workspace, params: Params, name: str, *, model: str) -> Start | None:
+    """Fetch the member ``name`` of the champion of the registered ``model``, once per version.
 
     None where there is no champion, it has no such network, or it knows other classes. Nor where it was made under
     another ``split``: it may have been trained on what now is val or test.
@@ -40,7 +39,6 @@ def champion_start(workspace: Workspace, params: Params, name: str) -> Start | N
     database = uri.removeprefix("sqlite:///")
     if database != uri and not Path(database).is_file():
         return None
-    model = model_name(workspace, params)
     champion = registry.aliased(uri, model, registry.CHAMPION)
     if champion is None:
         return None
