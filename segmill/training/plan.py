@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 STRIDE_PX = 32
 SMALLEST_SIDE_PX = 128
 LARGEST_SIDE_PX = 1024
-# Passes over train that a pretrained and a random encoder want before more pixels are worth more than more passes.
-PASSES = {True: 30, False: 60}
-LEAST_PASSES = 15
+# Passes over train that a pretrained and a random encoder want before more pixels are worth more than more passes. In
+# 20 minutes on two cores CamVid's best member had 15 to 20 at 288 x 384 px (docs/log.md).
+PASSES = {True: 20, False: 40}
+LEAST_PASSES = 10
+# Of a sample's side is a random window's, where recipes move the scale anyway.
+WINDOW = 0.8
 TRAINING_SHARE = 0.85  # of the time; checks, packing, ensemble and evaluation take the rest
 LEAST_STEPS = 20  # per epoch: with fewer, a batch is too large for the set
 LARGEST_BATCH = 8  # on a CPU a larger one is no quicker
+EMA_BELOW = ((300, 0.9), (5_000, 0.99), (math.inf, 0.999))  # decay of the weights' average, by steps
 RARE, VERY_RARE = 0.02, 0.005  # shares of train's labelled pixels
 OUTDOORS = {"road", "car", "sky", "pedestrian", "person", "sidewalk", "pavement", "building", "tree", "vehicle", "pole"}
 TISSUES = {"tumor", "tumour", "lesion", "organ", "cortex", "grey matter", "white matter", "liver", "kidney", "cell"}
@@ -25,7 +29,10 @@ ASPECTS_ALIKE = 1.1
 
 @dataclass(frozen=True)
 class Candidate:
-    """A member that could be trained here: ``pixels_s`` measured pixels per second of its training on all cores."""
+    """A member that could be trained here: ``pixels_s`` measured pixels per second of its training on all cores.
+
+    ``settings``: further keys of it, such as decoder_width.
+    """
 
     name: str
     backbone: str
@@ -33,6 +40,7 @@ class Candidate:
     weights: str
     lr: float
     pixels_s: float
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pretrained(self) -> bool:
@@ -77,14 +85,16 @@ def propose(facts: Facts, minutes: float) -> list[Proposal]:
     pace = sum(member.pixels_s for member in members) / len(members)
     seconds = 60 * minutes * TRAINING_SHARE / len(members)
     pretrained = all(member.pretrained for member in members)
-    size, proposals = choose_size(facts, pace * seconds, PASSES[pretrained])
+    augmentation = choose_augmentation(facts)
+    windows = any(one.value == "driving" for one in augmentation)
+    size, proposals = choose_size(facts, pace * seconds, PASSES[pretrained], windows=windows)
     passes = pace * seconds / (size[0] * size[1] * facts.samples)
     return [
         Proposal("members", _as_params(members), _why_members(members, facts, minutes)),
         *proposals,
         *choose_steps(facts, size, passes, minutes, members),
         *choose_loss(facts),
-        *choose_augmentation(facts),
+        *augmentation,
     ]
 
 
@@ -101,27 +111,50 @@ def choose_members(facts: Facts, minutes: float) -> list[Candidate]:
     return ranked[:1]
 
 
-def choose_size(facts: Facts, pixels: float, passes: int) -> tuple[tuple[int, int], list[Proposal]]:
-    """Return height and width of training, and the proposals for size_px and resize, for ``pixels`` to go through."""
+def choose_size(facts: Facts, pixels: float, passes: int, *, windows: bool) -> tuple[tuple[int, int], list[Proposal]]:
+    """Return height and width that training sees, and the proposals that make it so, for ``pixels`` to go through.
+
+    With ``windows`` training sees a random window of each sample, WINDOW of its side: scenes whose objects come at any
+    size and place lose nothing by it, and val and test keep more of their pixels.
+    """
     (height, width), count = max(facts.sizes.items(), key=lambda item: item[1])
     affordable = pixels / (passes * facts.samples)
-    scale = min(1.0, math.sqrt(affordable / (height * width)), LARGEST_SIDE_PX / max(height, width))
+    seen = math.sqrt(affordable / (height * width))
+    scale = min(1.0, seen / WINDOW if windows else seen, LARGEST_SIDE_PX / max(height, width))
     scale = max(scale, min(1.0, SMALLEST_SIDE_PX / min(height, width)))
-    size = (_whole_strides(height * scale), _whole_strides(width * scale))
     share = 100 * count / facts.samples
     why = (
         f"{share:.0f} % of the {facts.samples} train images have {height} x {width} px, and {passes} passes in this "
         f"time leave {affordable:,.0f} px for each, {affordable / (height * width):.2f} of them"
     )
+    alike = len(facts.sizes) == 1
+    size = (_whole_strides(height * scale), _whole_strides(width * scale))
+    whole = alike and scale == 1.0
+    proposals = [Proposal("prepare.size_px", None if whole else list(size), why)]
+    if whole:
+        reason = "the images keep their size"
+        resize = "stretch"
+    else:
+        resize, reason = _how_to_resize(facts, scale)
+    proposals.append(Proposal("prepare.resize", resize, reason))
+    if windows:
+        share_of_side = min(1.0, seen / scale)
+        if share_of_side < 1:
+            size = (_whole_strides(height * scale * share_of_side), _whole_strides(width * scale * share_of_side))
+        window = list(size) if share_of_side < 1 else None
+        why = f"{size[0] * size[1]:,} px are what the time leaves for each image, at the scale that val is judged at"
+        proposals.append(Proposal("train.window_px", window, why))
+    return size, proposals
+
+
+def _how_to_resize(facts: Facts, scale: float) -> tuple[str, str]:
     aspects = [tall / wide for tall, wide in facts.sizes]
     if scale < TILE_BELOW:
-        resize, reason = "tile", f"shrunk to {scale:.2f} of its side an image loses what is small, so pieces are cut"
-    elif max(aspects) / min(aspects) > ASPECTS_ALIKE:
-        resize = "fit"
+        return "tile", f"shrunk to {scale:.2f} of its side an image loses what is small, so pieces are cut"
+    if max(aspects) / min(aspects) > ASPECTS_ALIKE:
         reason = f"height by width goes from {min(aspects):.2f} to {max(aspects):.2f}; stretching would bend the shapes"
-    else:
-        resize, reason = "stretch", "all images have about the same aspect, so nothing is bent"
-    return size, [Proposal("prepare.size_px", list(size), why), Proposal("prepare.resize", resize, reason)]
+        return "fit", reason
+    return "stretch", "all images have about the same aspect, so nothing is bent"
 
 
 def choose_steps(
@@ -142,6 +175,8 @@ def choose_steps(
     rooms = 1 if facts.gpu else max(1, min(len(members), 2 * facts.cores))
     each = minutes * TRAINING_SHARE / math.ceil(len(members) / rooms)
     epochs = max(LEAST_PASSES, math.ceil(2 * passes))
+    steps = round(passes * facts.samples / (LARGEST_BATCH if batch == "auto" else int(batch)))
+    decay = next(decay for most, decay in EMA_BELOW if steps < most)
     where = "at the same time" if rooms > 1 else "after one another"
     return [
         Proposal("train.batch_size", batch, why),
@@ -157,6 +192,10 @@ def choose_steps(
         Proposal(
             "train.val_every", max(1, round(epochs / 40)),
             f"some twenty looks at val in {passes:.0f} passes choose the best weights, more would only cost time",
+        ),
+        Proposal(
+            "train.ema", decay,
+            f"about {steps:,} steps in the time; the average of the weights reaches back over {1 / (1 - decay):.0f}",
         ),
     ]  # fmt: skip
 
@@ -211,7 +250,13 @@ def choose_augmentation(facts: Facts) -> list[Proposal]:
 
 def _as_params(members: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
     return {
-        one.name: {"backbone": one.backbone, "decoder": one.decoder, "weights": one.weights, "lr": one.lr}
+        one.name: {
+            "backbone": one.backbone,
+            "decoder": one.decoder,
+            "weights": one.weights,
+            "lr": one.lr,
+            **one.settings,
+        }
         for one in members
     }
 

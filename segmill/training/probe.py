@@ -23,7 +23,8 @@ def measure(candidates: list[dict[str, Any]], *, num_classes: int, side_px: int 
     A few training steps on made-up pixels of ``side_px`` x ``side_px``, after a warm-up step.
 
     Args:
-        candidates: dicts of name, backbone, decoder, lr and ``starts``: weights specs, the wished-for first.
+        candidates: dicts of name, backbone, decoder, lr, ``settings`` (further keys of the member) and ``starts``:
+            weights specs, the wished-for first.
         num_classes: of the data set.
     """
     found = []
@@ -33,7 +34,7 @@ def measure(candidates: list[dict[str, Any]], *, num_classes: int, side_px: int 
             pace = _pixels_s(candidate, num_classes, side_px)
         except InputError:
             continue
-        kept = {key: candidate[key] for key in ("name", "backbone", "decoder", "lr")}
+        kept = {key: candidate[key] for key in ("name", "backbone", "decoder", "lr", "settings")}
         found.append({**kept, "weights": weights, "pixels_s": pace})
     return found
 
@@ -60,7 +61,10 @@ def _reachable(starts: list[str], backbone: str) -> str:
 
 
 def _pixels_s(candidate: dict[str, Any], num_classes: int, side_px: int) -> float:
-    module = build(MemberSpec(candidate["name"], candidate["backbone"], candidate["decoder"], num_classes))
+    width = candidate["settings"].get("decoder_width", 1.0)
+    module = build(
+        MemberSpec(candidate["name"], candidate["backbone"], candidate["decoder"], num_classes, decoder_width=width)
+    )
     settings = Settings(member=candidate["name"], epochs=1, lr=1e-4, num_classes=num_classes, ignore_id=255)
     rehearsal = Rehearsal(module, settings, size_px=(side_px, side_px), channels=3, device=pick_device())
     for _ in range(WARM_UP):

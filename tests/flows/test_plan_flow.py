@@ -29,7 +29,7 @@ def checked(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     for name in ("fingerprint", "validate"):
         run(workspace, name)
     monkeypatch.setattr("platform.node", lambda: "here")
-    names = ("backbone", "decoder", "name", "lr")
+    names = ("backbone", "decoder", "name", "lr", "settings")
     candidates = [
         {**{key: one[key] for key in names}, "weights": "none", "pixels_s": 1e6 + place}
         for place, one in enumerate(CANDIDATES)
@@ -72,7 +72,12 @@ def test_only_accept_writes_and_then_nothing_is_left_to_propose(checked: Workspa
 
 
 def test_candidates_that_can_not_be_built_are_left_out_and_weights_out_of_reach_become_none() -> None:
-    small = {"backbone": "mobilenetv3_small_050", "lr": 0.001, "starts": ["package:there-is-none", "none"]}
+    small = {
+        "backbone": "mobilenetv3_small_050",
+        "lr": 0.001,
+        "settings": {},
+        "starts": ["package:there-is-none", "none"],
+    }
     found = measure(
         [{**small, "name": "a", "decoder": "fpn"}, {**small, "name": "b", "decoder": "nosuch"}],
         num_classes=3, side_px=64,
