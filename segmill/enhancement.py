@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.errors import InputError
+
 CLAHE_TILES = (8, 8)  # OpenCV's own choice; they divide an image of any size, so the effect does not hang on its scale
 
 
@@ -29,6 +31,15 @@ def enhance(image_HWC: NDArray[np.uint8], *, grayscale: bool, clahe: float) -> N
     lab_HWC[:, :, 0] = equaliser.apply(lab_HWC[:, :, 0])
     enhanced_HWC: NDArray[np.uint8] = cv2.cvtColor(lab_HWC, cv2.COLOR_LAB2RGB)
     return enhanced_HWC
+
+
+def check_images(image_BHWC: NDArray[np.uint8], channels: int) -> None:
+    """Raise InputError where a batch is not uint8 of shape (images, height, width, ``channels``)."""
+    if image_BHWC.dtype != np.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[3] != channels:
+        raise InputError(
+            f"images came as {image_BHWC.dtype} of shape {image_BHWC.shape}; a batch is uint8 of shape "
+            f"(images, height, width, {channels})"
+        )
 
 
 def enhance_all(image_BHWC: NDArray[np.uint8], *, grayscale: bool, clahe: float) -> NDArray[np.uint8]:

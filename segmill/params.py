@@ -172,7 +172,7 @@ class NetworkParams(Block):
     backbone: str = Field(description="Encoder, by its timm or segmentation-models-pytorch name.")
     decoder: str = Field(description="fpn, unet, deeplabv3plus, ...")
     weights: str = Field(
-        description="Where the encoder starts: timm, timm:TAG, torchvision:WEIGHTS, file:PATH, package:NAME or none."
+        description="Where the encoder starts: timm, timm:TAG, smp, torchvision:NAME, file:PATH, package:NAME or none."
     )
     lr: float = Field(gt=0, description="Peak learning rate of the decoder.")
     decoder_width: float = Field(1.0, gt=0, le=4, description="The decoder has this times its usual channels.")

@@ -6,6 +6,7 @@ from segmill.errors import InputError, near_miss
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
 # timm's modules of transformers whose features all have one scale, and of those that look through shifted windows.
 PLAIN_VITS = ("vision_transformer", "deit", "eva")
 SHIFTED_WINDOWS = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
@@ -70,7 +71,10 @@ def pretrained_normalisation(backbone: str, channels: int = 3) -> tuple[tuple[fl
     import timm
 
     config = timm.models.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
-    rgb = (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
+    if config:
+        rgb = tuple(config.mean), tuple(config.std)
+    else:  # segmentation-models-pytorch's own
+        rgb = (HALF, HALF) if backbone.startswith("inception") else (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = (values * -(-channels // 3) if channels > 1 else (sum(values) / 3,) for values in rgb)
     return mean[:channels], std[:channels]
 

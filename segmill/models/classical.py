@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segmill.enhancement import enhance
+from segmill.enhancement import check_images, enhance
 from segmill.errors import InputError, near_miss
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from segmill.models.features import FAMILIES, FrozenBackbone, pixel_features
@@ -147,12 +147,7 @@ class SvmMember:
         Raises:
             InputError: another dtype, number of axes or channels.
         """
-        channels = self.spec.in_channels
-        if image_BHWC.dtype != np.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[3] != channels:
-            raise InputError(
-                f"images came as {image_BHWC.dtype} of shape {image_BHWC.shape}; a batch is uint8 of shape "
-                f"(images, height, width, {channels})"
-            )
+        check_images(image_BHWC, self.spec.in_channels)
         return np.stack(
             [smoothed(self.raw_probs(image_HWC), image_HWC, self.spec.smooth_px) for image_HWC in image_BHWC]
         )

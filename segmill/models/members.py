@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segmill.enhancement import enhance_all
+from segmill.enhancement import check_images, enhance_all
 from segmill.errors import InputError
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD, encoder_name
 from segmill.models.checkpointing import set_checkpointing
@@ -300,7 +300,7 @@ class Member:
         Raises:
             InputError: another dtype, number of axes or channels.
         """
-        self._check(image_BHWC)
+        check_images(image_BHWC, self.spec.in_channels)
         probs_BKHW = np.empty((len(image_BHWC), self.spec.num_classes, *image_BHWC.shape[1:3]), np.float32)
         with torch.inference_mode():
             for start, outputs in self._outputs(image_BHWC, heads=False):
@@ -322,21 +322,13 @@ class Member:
             raise InputError(
                 f"member {self.spec.name} was saved without heads; train it with heads and keep_heads: true"
             )
-        self._check(image_BHWC)
+        check_images(image_BHWC, self.spec.in_channels)
         with torch.inference_mode():
             parts = [outputs for _, outputs in self._outputs(image_BHWC, heads=True)]
             heads = {name: torch.cat([part[name] for part in parts]).float() for name in self.spec.heads}
             return {
                 name: (value if name == "distance" else value.sigmoid()).cpu().numpy() for name, value in heads.items()
             }
-
-    def _check(self, image_BHWC: NDArray[np.uint8]) -> None:
-        channels = self.spec.in_channels
-        if image_BHWC.dtype != np.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[3] != channels:
-            raise InputError(
-                f"images came as {image_BHWC.dtype} of shape {image_BHWC.shape}; a batch is uint8 of shape "
-                f"(images, height, width, {channels})"
-            )
 
     def _outputs(self, image_BHWC: NDArray[np.uint8], *, heads: bool) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yield what the module says of a few images at a time, and the number of the first."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-KINDS = ("none", "timm", "torchvision", "file", "package")
+KINDS = ("none", "timm", "smp", "torchvision", "file", "package")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 TIMEOUT_S = 5.0
 RGB = 3  # channels that published weights were trained on
@@ -38,10 +38,10 @@ def resolve(spec: str, backbone: str) -> Weights:
     """Find the file behind ``spec``, fetching it where it is a hub's.
 
     Args:
-        spec: ``none`` (random weights), ``timm`` or ``timm:TAG`` (Hugging Face hub),
-            ``torchvision:ENUM.MEMBER``, ``file:PATH``, or ``package:NAME`` (an installed distribution
-            that holds one weights file).
-        backbone: name of the encoder, which decides what ``timm`` means.
+        spec: ``none`` (random weights), ``timm`` or ``timm:TAG`` (Hugging Face hub), ``smp`` or ``smp:NAME`` (the
+            same hub, for segmentation-models-pytorch's own encoders such as mit_b0), ``torchvision:ENUM.MEMBER``,
+            ``file:PATH``, or ``package:NAME`` (an installed distribution that holds one weights file).
+        backbone: name of the encoder, which decides what ``timm`` and ``smp`` mean.
 
     Raises:
         InputError: the spec is none of these, names nothing, or its source can't be reached.
@@ -51,6 +51,8 @@ def resolve(spec: str, backbone: str) -> Weights:
         return Weights("none", None, None)
     if spec == "timm" or (kind == "timm" and name):
         path, source = _fetch(spec, backbone, lambda: _from_timm(backbone, name))
+    elif spec == "smp" or (kind == "smp" and name):
+        path, source = _fetch(spec, backbone, lambda: _from_smp(backbone, name))
     elif kind == "torchvision" and name:
         path, source = _fetch(spec, backbone, lambda: _from_torchvision(name))
     elif kind == "file" and name:
@@ -61,7 +63,7 @@ def resolve(spec: str, backbone: str) -> Weights:
         path, source = _from_package(name)
     else:
         raise InputError(
-            f"weights {spec!r} for {backbone}: allowed are none, timm, timm:TAG, torchvision:ENUM.MEMBER, "
+            f"weights {spec!r} for {backbone}: allowed are none, timm, timm:TAG, smp, torchvision:ENUM.MEMBER, "
             f"file:PATH and package:NAME{near_miss(kind, KINDS)}"
         )
     with path.open("rb") as file:
@@ -182,26 +184,48 @@ def _fetch(spec: str, backbone: str, download: Callable[[], tuple[Path, str]]) -
 
 def _from_timm(backbone: str, tag: str) -> tuple[Path, str]:
     import timm
-    from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{backbone}.*")]
     if not tags:
-        raise InputError(f"timm has no weights for {backbone}; write weights: file:PATH, package:NAME or none")
+        raise InputError(f"timm has no weights for {backbone}; write weights: smp, file:PATH, package:NAME or none")
     if tag and tag not in tags:
         raise InputError(f"timm has no weights {tag} for {backbone}{near_miss(tag, tags)} (it has {', '.join(tags)})")
     config = timm.models.get_pretrained_cfg(f"{backbone}.{tag}" if tag else backbone)
     source = f"timm:{config.tag}"
     if not config.hf_hub_id:
         return _download(config.url), source
-    file = config.hf_hub_filename or "model.safetensors"
-    cached = try_to_load_from_cache(config.hf_hub_id, file)
+    return _from_hub(config.hf_hub_id, config.hf_hub_filename or "model.safetensors"), source
+
+
+def _from_smp(backbone: str, name: str) -> tuple[Path, str]:
+    from segmentation_models_pytorch.encoders import encoders
+
+    known = encoders.get(backbone, {}).get("pretrained_settings") or {}
+    if not known:
+        raise InputError(
+            f"segmentation-models-pytorch has no weights for {backbone}; write weights: timm, file:PATH, package:NAME "
+            "or none"
+        )
+    name = name or next(iter(known))
+    if name not in known:
+        raise InputError(
+            f"segmentation-models-pytorch has no weights {name} for {backbone}{near_miss(name, list(known))} (it has "
+            f"{', '.join(known)})"
+        )
+    return _from_hub(known[name]["repo_id"], "model.safetensors", known[name]["revision"]), f"smp:{name}"
+
+
+def _from_hub(repository: str, file: str, revision: str | None = None) -> Path:
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, file, revision=revision)
     if isinstance(cached, str):
-        return Path(cached), source
+        return Path(cached)
     if constants.HF_HUB_OFFLINE:
-        raise OSError(f"HF_HUB_OFFLINE is set and {config.hf_hub_id} is not in the cache")
+        raise OSError(f"HF_HUB_OFFLINE is set and {repository} is not in the cache")
     # The hub's own client repeats a failed look-up for 23 s; one quick knock tells whether anyone is in.
-    _knock(hf_hub_url(config.hf_hub_id, file))
-    return Path(hf_hub_download(config.hf_hub_id, file)), source
+    _knock(hf_hub_url(repository, file, revision=revision))
+    return Path(hf_hub_download(repository, file, revision=revision))
 
 
 def _from_torchvision(name: str) -> tuple[Path, str]:

@@ -32,6 +32,8 @@ from segmill.training.targets import SignedDistances
 from segmill.training.warm_start import adopt, begin_with
 
 PROGRESS_EVERY_S = 0.5
+# What torch's batch normalisation says of one image whose feature was pooled to one value.
+TOO_FEW_TO_NORMALISE = "Expected more than 1 value per channel when training"
 # Columns that differ from run to run: watched while it trains, kept out of the member, whose bytes repeat.
 TIMINGS = ("images_s", "seconds", "seconds_left")
 
@@ -108,19 +110,28 @@ def train(
         args, settings = settle(args, module, spec, settings, packed=packed, rank=rank, device=device)
     except InputError as fault:
         raise InputError(f"member {args['name']}: {fault}") from None
-    training = train_member(
-        module,
-        make_batches(args, packed, settings, rank=rank, device=device),
-        PackedSplit(Path(args["packed_dir"]) / "val"),
-        settings,
-        device=device,
-        rank=rank,
-        class_weights=class_weights(args["class_weights"], packed.class_pixels, device),
-        resume_from=resume_from,
-        keep_failure_at=keep_failure_at,
-        on_step=on_step,
-        on_epoch=on_epoch,
-    )
+    try:
+        training = train_member(
+            module,
+            make_batches(args, packed, settings, rank=rank, device=device),
+            PackedSplit(Path(args["packed_dir"]) / "val"),
+            settings,
+            device=device,
+            rank=rank,
+            class_weights=class_weights(args["class_weights"], packed.class_pixels, device),
+            resume_from=resume_from,
+            keep_failure_at=keep_failure_at,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+    except ValueError as error:
+        if TOO_FEW_TO_NORMALISE not in str(error):
+            raise
+        raise InputError(
+            f"member {args['name']}: {args['decoder']} normalises what it pools from whole images over the batch, and "
+            f"a batch of {args['batch_size']} leaves one image to each of {rank.count} workers; raise "
+            "train.batch_size or lower ray.workers"
+        ) from None
     return Trained(module, spec, start, args["params"], training)
 
 

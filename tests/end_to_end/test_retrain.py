@@ -291,3 +291,22 @@ def test_another_lr_for_one_member_retrains_it_and_what_follows(first: tuple[Wor
     assert status["challenger"]["version"] == "2"
     assert status["champion"]["version"] == ("2" if "PASS" in said else "1")
     assert "nothing to do" in run(workspace, "segmill", "retrain")
+
+
+def test_a_classical_member_enters_ensemble_report_and_registry(first: tuple[Workspace, str]) -> None:
+    """And a network whose batch is left to the machine records what was found."""
+    workspace, _ = first
+    said = run(
+        workspace, "segmill", "retrain", "--set", "members.shades={kind: svm, pixels: 2000, components: 30}",
+        "--set", "members.unet.batch_size=auto", code=(0, 3),
+    )  # fmt: skip
+    found = states(said)
+    assert {found["finetune@shades"], found["finetune@unet"], found["evaluate"]} == {"ran"}
+    assert found["finetune@fpn"] == "fresh"
+    assert json.loads((workspace.member("shades") / "member.json").read_text())["kind"] == "svm"
+    batch_size = json.loads((workspace.member("unet") / "member.json").read_text())["params"]["train"]["batch_size"]
+    assert batch_size >= 2 and batch_size & (batch_size - 1) == 0, "a power of two that was tried"
+    assert set(json.loads((workspace.ensemble / "ensemble.json").read_text())["weights"]) == {"fpn", "unet", "shades"}
+    assert "shades" in (workspace.reports / "index.html").read_text()
+    version = json.loads(run(workspace, "segmill", "status", "--json"))["challenger"]["version"]
+    assert load_and_predict(workspace, f"segmill-brain/{version}")[:2] == [[2, 50, 70], True]

@@ -23,6 +23,7 @@ def test_a_tag_belongs_to_weights() -> None:
 
 def test_normalisation_is_what_the_weights_were_trained_with() -> None:
     assert pretrained_normalisation("tf_efficientnet_lite0") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert pretrained_normalisation("inceptionv4") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # smp's own
     assert pretrained_normalisation("mit_b0")[0] == (0.485, 0.456, 0.406)
 
 

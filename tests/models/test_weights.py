@@ -131,6 +131,30 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
         resolve("timm", "resnet10t")
 
 
+def test_smps_own_encoders_have_weights_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hub's cache, laid out as its client does, and in one sentence where the hub can't be reached."""
+    from segmentation_models_pytorch.encoders import encoders
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"weights 'smp' for mit_b0 can't be fetched .*or none to start"):
+        resolve("smp", "mit_b0")
+    published = encoders["mit_b0"]["pretrained_settings"]["imagenet"]
+    folder = tmp_path / f"models--{published['repo_id'].replace('/', '--')}" / "snapshots" / published["revision"]
+    folder.mkdir(parents=True)
+    encoder = assemble("mit_b0", "segformer", num_classes=2, in_channels=3).encoder
+    save_file(encoder.state_dict(), folder / "model.safetensors")
+    found = resolve("smp:imagenet", "mit_b0")
+    assert (found.source, found.path) == ("smp:imagenet", folder / "model.safetensors")
+    other = assemble("mit_b0", "segformer", num_classes=2, in_channels=3).encoder
+    load_into(other, found)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(other.parameters(), encoder.parameters(), strict=True))
+    with pytest.raises(InputError, match="has no weights imagenett for mit_b0; did you mean 'imagenet'"):
+        resolve("smp:imagenett", "mit_b0")
+    with pytest.raises(InputError, match="segmentation-models-pytorch has no weights for resnet10t"):
+        resolve("smp", "resnet10t")
+
+
 def test_a_download_with_other_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "net-0123abcd.pth").write_bytes(b"something else")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))

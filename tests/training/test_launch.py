@@ -219,6 +219,8 @@ def test_what_the_worker_refuses_comes_out_as_one_sentence(ray_of_two: None, pac
         launch.train_member(arguments(tmp_path, packed, weights="file:/no.pth"))
     with pytest.raises(InputError, match=r"^member a ran out of memory; lower members.a.batch_size \(now 8\)"):
         launch.train_member(arguments(tmp_path, packed, size=[2_000_000, 2_000_000]))
+    with pytest.raises(InputError, match=r"a batch of 1 leaves one image to each of 1 workers; raise train.batch_size"):
+        launch.train_member(arguments(tmp_path, packed, decoder="deeplabv3plus", batch_size=1))
     with pytest.raises(InfrastructureError, match="member a asks for 3 x 1 CPU"):
         launch.train_member(arguments(tmp_path, packed, num_workers=3))
 
