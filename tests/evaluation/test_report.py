@@ -132,7 +132,7 @@ def test_the_contact_sheet_shows_samples_as_training_saw_them(page: Path, judgin
     paste = split.ids.index(kinds[0][0].id)
     boxed = np.asarray(Image.open(page / "figures" / f"training-{paste}-packed.png"))
     assert (boxed == report.WRONG).all(axis=2).any()
-    assert f"{last + 1} train samples and {len(origins)} extra ones" in text and "recipe driving@1" in text
+    assert f"{last + 1} train samples and {len(origins)} extra ones" in text and "recipe driving@2" in text
 
 
 def test_an_origin_is_said_in_a_line() -> None:

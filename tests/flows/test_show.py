@@ -59,7 +59,7 @@ def test_the_picture_shows_what_the_loader_made(prepared: Workspace, tmp_path: P
         original, seen = halves(tmp_path / "new" / "shown.png")
         np.testing.assert_array_equal(original, split.image(split.ids.index(sample)))
         np.testing.assert_array_equal(seen, images[in_order.index(sample)])
-        assert f"{sample}, packed and as lite0-unet sees it in epoch 3 (driving@1, seed 4)" in said[0]
+        assert f"{sample}, packed and as lite0-unet sees it in epoch 3 (driving@2, seed 4)" in said[0]
         assert ("made from" in said[1]) == ("+" in sample)
         assert "lite0-unet is out of date (never ran here)" in said[-1]
     left_out = next(name for name in split.ids if name not in in_order)
