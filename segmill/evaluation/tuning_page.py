@@ -267,6 +267,7 @@ def draw_slice(axes: Any, dimension: Dimension, trials: Sequence[Trial], winner:
         axes.set_xlim(-0.5, len(names) - 0.5)
     if dimension.holds(now):
         axes.axvline(place(now), color="#8a94a3", lw=1, ls=":", label="as it stands")
+    axes.set_xlabel(dimension.key)
     axes.set_ylabel("val mIoU, %")
 
 
