@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.tune.search import Searcher
 from ruamel.yaml import YAML
 
 from segmill import progress
@@ -39,7 +38,7 @@ from segmill.training.trials import (
     unchanged,
     write_table,
 )
-from segmill.training.tune import Proposals, Rungs, results
+from segmill.training.tune import Rungs, results
 from segmill.workspace import template
 
 MEMBER = "lite0-unet"
@@ -215,39 +214,6 @@ def test_the_gain_is_set_against_the_noise_between_seeds() -> None:
     assert single.low is None and "says nothing of the noise" in single.sentence
     assert "--repeats 2" in compare([], [0.7], 0.95).sentence
     assert "keep it" in unchanged([0.7], 0.95).sentence
-
-
-def proposals(over: list[Trial], most: int | None = None, first: Any = ()) -> Proposals:
-    return Proposals([LR, SCHEDULE], over, seed=0, most=most, first=first)
-
-
-def test_a_search_begins_with_what_stands_and_proposes_nothing_twice() -> None:
-    only = Dimension("a", "choice", choices=(1, [2, 3]))
-    search = Proposals([only], [], seed=0, most=None, first=[{"a": [2, 3]}])
-    assert search.suggest("x") == {"values": {"a": [2, 3]}}
-    assert search.suggest("y") == {"values": {"a": 1}}
-    assert search.suggest("z") == Searcher.FINISHED
-    known = trial(1, 0.5, values={"a": 1})
-    again = Proposals([only], [known], seed=0, most=None, first=[{"a": 1}])
-    assert again.suggest("x") == {"values": {"a": [2, 3]}}
-
-
-def test_a_search_that_goes_on_keeps_to_the_budget_and_learns_from_what_was() -> None:
-    """Of 40 earlier trials those near lr 0.002 with cosine were good: TPE proposes more of that."""
-    over = []
-    for number in range(40):
-        lr, schedule = 0.001 * 10 ** (number / 39), ("cosine", "poly")[number % 2]
-        good = 0.6 - abs(lr - 0.002) * 40 - 0.2 * (schedule == "poly")
-        over.append(trial(number, good, values={LR.key: round(lr, 6), SCHEDULE.key: schedule}))
-    search = proposals(over, most=8)
-    found = []
-    for number in range(8):
-        found.append(search.suggest(str(number))["values"])
-        search.on_trial_complete(str(number), {"miou": 0.5})
-    assert search.suggest("more") == Searcher.FINISHED
-    assert sum(one[SCHEDULE.key] == "cosine" for one in found) >= 6
-    assert sum(one[LR.key] < 0.004 for one in found) >= 6
-    assert all(float(f"{one[LR.key]:.3g}") == one[LR.key] for one in found), "numbers that can be read"
 
 
 def test_asha_knows_the_trials_of_an_earlier_search_and_notes_whom_it_stops(tmp_path: Path) -> None:
