@@ -47,8 +47,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         workspace = make_workspace(Path(folder) / "ws", options.data)
         members = {name: MEMBERS[name] for name in options.members}
-        minutes = f"train.max_minutes={options.minutes}"
-        changes = set_params(workspace.params, [f"members={json.dumps(members)}", *RECIPE, minutes, *options.set])
+        own = [f"members={json.dumps(members)}", f"train.max_minutes={options.minutes}",
+               f"ray.cpus_per_worker={os.cpu_count()}"]  # fmt: skip
+        changes = set_params(workspace.params, [*own, *RECIPE, *options.set])
         print("\n".join(changes), flush=True)
         for stage in ("fingerprint", "validate", "prepare", "augment"):
             run_stage(workspace, stage)
