@@ -26,7 +26,7 @@ from segmill.data.packing import PackedSplit
 from segmill.params import parse_params, read_params, set_params
 from segmill.workspace import Workspace
 
-SIZE = ["prepare.size_px=[180, 240]", "train.window_px=[144, 192]", "train.max_minutes=null"]
+SIZE = ["prepare.size_px=[180, 240]", "train.window_px=[144, 192]", "train.max_minutes=null", "ray.cpus_per_worker=1"]
 BASE = "base"
 # What is changed of the base member: keys of train and of the member.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -86,7 +86,10 @@ def main() -> None:
             change, seed, facts = future.result()
             done[_key(options, change, seed)] = facts
             _results(options).write_text(json.dumps(done, indent=1))
-            print(f"{number} of {len(jobs)}: {change}, seed {seed}: {facts['miou']:.4f}, {facts['cpu_s']:.0f} CPU s")
+            print(
+                f"{number} of {len(jobs)}: {change}, seed {seed}: {facts['miou']:.4f}, {facts['cpu_s']:.0f} CPU s",
+                flush=True,
+            )
     for seed in options.seeds:
         key = _key(options, WITH_SVM, seed)
         if key not in done and _key(options, SVM, seed) in done:
