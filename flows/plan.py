@@ -83,11 +83,11 @@ def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
 
 
 def measured(workspace: Workspace, params: Params, num_classes: int, console: Console) -> dict[str, Any]:
-    """Return what this machine does with the candidates: measured once, then remembered in the workspace's scratch."""
+    """Return what this machine does with the candidates: measured once for the same candidates, in the scratch."""
     path = workspace.scratch / "speed" / f"{platform.node() or 'machine'}.json"
     known = progress.read(path)
-    if known is not None:
-        return known
+    if known is not None and known.get("asked") == list(CANDIDATES):
+        return {key: known[key] for key in ("candidates", "machine")}
     console.print(f"measuring {len(CANDIDATES)} candidates on this machine, once", highlight=False)
     with launch.connect(ray_address(params)):
         node = launch.whole_node()
@@ -95,7 +95,7 @@ def measured(workspace: Workspace, params: Params, num_classes: int, console: Co
             launch.on_ray("segmill.training.probe:measure", list(CANDIDATES), num_classes=num_classes, **node)
         )
         machine = launch.wait(launch.on_ray("segmill.training.probe:machine", **node))
-    progress.report(path, candidates=candidates, machine=machine)
+    progress.report(path, asked=list(CANDIDATES), candidates=candidates, machine=machine)
     return {"candidates": candidates, "machine": machine}
 
 

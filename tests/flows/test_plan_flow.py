@@ -34,7 +34,9 @@ def checked(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         {**{key: one[key] for key in names}, "weights": "none", "pixels_s": 1e6 + place}
         for place, one in enumerate(CANDIDATES)
     ]
-    progress.report(workspace.scratch / "speed" / "here.json", candidates=candidates, machine=MACHINE)
+    progress.report(
+        workspace.scratch / "speed" / "here.json", asked=list(CANDIDATES), candidates=candidates, machine=MACHINE
+    )
     return workspace
 
 
@@ -87,7 +89,9 @@ def test_candidates_that_can_not_be_built_are_left_out_and_weights_out_of_reach_
 
 
 @pytest.mark.slow
-def test_the_machine_is_measured_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_measured_once_for_the_same_candidates(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("platform.node", lambda: "here")
     monkeypatch.setattr("flows.plan.CANDIDATES", ({**CANDIDATES[0], "starts": ["none"]},))
     with launch.connect("local", num_cpus=1):
@@ -95,3 +99,7 @@ def test_the_machine_is_measured_once(workspace: Workspace, monkeypatch: pytest.
     assert [one["weights"] for one in found["candidates"]] == ["none"]
     assert set(found["machine"]) == set(MACHINE)
     assert measured(workspace, read_params(workspace.params), 4, quiet()) == found, "without Ray this time"
+    monkeypatch.setattr("flows.plan.CANDIDATES", ({**CANDIDATES[0], "name": "other", "starts": ["none"]},))
+    with launch.connect("local", num_cpus=1):
+        again = measured(workspace, read_params(workspace.params), 4, quiet())
+    assert [one["name"] for one in again["candidates"]] == ["other"], "other candidates are measured"
