@@ -137,13 +137,13 @@ def choose_size(facts: Facts, pixels: float, passes: int, *, windows: bool) -> t
     else:
         resize, reason = _how_to_resize(facts, scale)
     proposals.append(Proposal("prepare.resize", resize, reason))
-    if windows:
-        share_of_side = min(1.0, seen / scale)
-        if share_of_side < 1:
-            size = (_whole_strides(height * scale * share_of_side), _whole_strides(width * scale * share_of_side))
-        window = list(size) if share_of_side < 1 else None
+    share_of_side = seen / scale if windows else 1.0
+    if share_of_side < 1:
+        size = (_whole_strides(height * scale * share_of_side), _whole_strides(width * scale * share_of_side))
         why = f"{size[0] * size[1]:,} px are what the time leaves for each image, at the scale that val is judged at"
-        proposals.append(Proposal("train.window_px", window, why))
+        proposals.append(Proposal("train.window_px", list(size), why))
+    else:
+        proposals.append(Proposal("train.window_px", None, "training sees whole samples in this time"))
     return size, proposals
 
 
