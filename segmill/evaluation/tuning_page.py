@@ -134,7 +134,7 @@ def importances(trials: Sequence[Trial], space: Sequence[Dimension]) -> dict[str
     """
     import optuna
 
-    from segmill.training.tune import distribution, encoded
+    from segmill.training.proposals import distribution, encoded
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {dimension.key: distribution(dimension) for dimension in space}
