@@ -93,7 +93,8 @@ def main() -> None:
     for seed in options.seeds:
         key = _key(options, WITH_SVM, seed)
         if key not in done and _key(options, SVM, seed) in done:
-            done[key] = _together(workspace, seed)
+            trained = [done[_key(options, change, seed)]["cpu_s"] for change in (BASE, SVM)]
+            done[key] = _together(workspace, seed) | {"cpu_s": sum(trained)}
             _results(options).write_text(json.dumps(done, indent=1))
     _say(options, done)
 
@@ -140,7 +141,7 @@ def _together(workspace: Workspace, seed: int) -> dict[str, float]:
     val = PackedSplit(workspace.packed / "val")
     evidence = gather_evidence(members, val, num_classes=len(CLASSES), ignore_id=VOID, flips=False)
     weights = choose_weights(evidence)
-    return {"miou": evidence.miou(weights), "cpu_s": 0.0, "svm_weight": float(weights[1])}
+    return {"miou": evidence.miou(weights), "svm_weight": float(weights[1])}
 
 
 def _say(options: argparse.Namespace, done: dict[str, Any]) -> None:
