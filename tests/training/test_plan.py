@@ -86,6 +86,15 @@ def test_whole_images_of_streets_are_seen_through_windows_first() -> None:
     assert (found["prepare.size_px"].value, found["train.window_px"].value) == (None, [288, 384])
 
 
+def test_an_image_that_would_hardly_shrink_keeps_its_size() -> None:
+    # 735,000 px/s for 1,020 s leave 102,139 px, 0.59: at windows of 0.8 of the side the images would keep 0.96 of it
+    candidates = tuple(replace(QUICK, name=name, pixels_s=735_000) for name in ("a", "b", "c"))
+    found = proposed(replace(STREET, candidates=candidates), 60)
+    assert (found["prepare.size_px"].value, found["train.window_px"].value) == (None, [288, 384])
+    large = replace(STREET, candidates=candidates, samples=1, sizes={(1000, 1080): 1})
+    assert proposed(large, 24 * 60)["prepare.size_px"].value == [960, 1024], "but no side is longer than the longest"
+
+
 def test_a_gpu_trains_after_one_another_with_the_batch_that_fits() -> None:
     found = proposed(replace(STREET, gpu="H200", gpu_memory_gib=139), 60)
     assert found["train.batch_size"].value == "auto"
