@@ -35,6 +35,15 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
+# How glibc gives memory to the processes of a cluster that is started here (mallopt(3)): one heap that keeps what is
+# freed. Left alone it gives large tensors back to the kernel in every step and takes them again, page by page.
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",  # Ray trains in a thread, whose own heap could not hold a tensor
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
 OUT_OF_MEMORY_SIGNS = (
     "out of memory",
     "not enough memory",
@@ -122,7 +131,11 @@ def _init(address: str, num_cpus: int | None) -> bool:
 
     if ray.is_initialized():
         return False
-    local = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
+    local: dict[str, Any] = {}
+    if address == "local":
+        local = {"num_cpus": num_cpus, "include_dashboard": False}
+        for name, value in ALLOCATOR.items():
+            os.environ.setdefault(name, value)
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
     except Exception as reason:  # Ray raises a bare Exception where its own processes take too long
