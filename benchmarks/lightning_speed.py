@@ -4,7 +4,8 @@ Lightning: as the CamVid example of segmentation-models-pytorch trains, written 
 ResNeXt-50, PNGs decoded by a dataset, albumentations, fp32, contiguous tensors, normalisation and Dice loss in a
 LightningModule, Adam, counts for the IoU at every step. segmill: its packed splits, loader, recipe and loop with
 params.yaml's defaults. The network, its start, the batch, the pixels of an image and the number of threads are the
-same; the two take turns, and the medians of the rounds are compared. Needs `pip install -c constraints.txt -e .[bench]`.
+same; the two take turns, and the medians of the rounds are compared. Needs
+`pip install -c constraints.txt -e .[bench]`.
 """
 
 from __future__ import annotations
