@@ -30,6 +30,10 @@ def answer(number: int, *, plus: int) -> int:
     return number + plus
 
 
+def allocator() -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in launch.ALLOCATOR}
+
+
 def fail(kind: str) -> None:
     raise {
         "ours": InputError("mend this"),
@@ -107,6 +111,11 @@ def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_a_function_by_name(ray_of_two: None) -> None:
     assert launch.wait(launch.on_ray("tests.training.test_launch:answer", 1, plus=2)) == 3
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_started_here_keep_what_they_free(ray_of_two: None) -> None:
+    assert launch.wait(launch.on_ray("tests.training.test_launch:allocator")) == launch.ALLOCATOR
 
 
 @pytest.mark.slow
