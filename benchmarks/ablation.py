@@ -22,7 +22,7 @@ from typing import Any
 from camvid import MEMBERS, RECIPE, make_workspace, run_stage
 
 from segmill.data.layouts.camvid import CLASSES, VOID
-from segmill.data.packing import PackedSplit
+from segmill.data.packed import PackedSplit
 from segmill.params import parse_params, read_params, set_params
 from segmill.workspace import Workspace
 

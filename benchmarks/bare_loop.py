@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from segmill.data.dataset import Batch
 from segmill.data.manifest import IGNORE_ID
-from segmill.data.packing import PackedSplit, Sample, SplitWriter
+from segmill.data.packed import PackedSplit, Sample, SplitWriter
 from segmill.models.depthwise import quicken_depthwise
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import autocast, autocast_dtype, pick_device

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from segmill.data.layouts.camvid import CLASSES, VOID
-from segmill.data.packing import PackedSplit
+from segmill.data.packed import PackedSplit
 from segmill.ensembling.predict import Ensemble
 from segmill.evaluation.scoring import score, summary
 from segmill.params import set_params

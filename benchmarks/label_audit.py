@@ -24,7 +24,8 @@ from segmill.data.augmentation import Augmenter
 from segmill.data.checks import validate_dataset
 from segmill.data.dataset import TrainBatches
 from segmill.data.manifest import IGNORE_ID, read_dataset_info, write_dataset_info
-from segmill.data.packing import PackedSplit, PackInfo, pack
+from segmill.data.packed import PackedSplit, PackInfo
+from segmill.data.packing import pack
 from segmill.data.readers import read_mask
 from segmill.data.samples import write_brain, write_street
 from segmill.evaluation.audit import Source, audit

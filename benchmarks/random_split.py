@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from segmill.data.augmentation import Augmenter, resolve_recipe
 from segmill.data.dataset import TrainBatches
 from segmill.data.leaks import find_leaks, image_hash
-from segmill.data.packing import PackedSplit, Sample, SplitWriter
+from segmill.data.packed import PackedSplit, Sample, SplitWriter
 from segmill.data.readers import read_image, read_mask
 from segmill.metrics.scores import miou
 from segmill.models.members import MemberSpec, build

@@ -25,7 +25,8 @@ from segmill.data.augmentation import Augmenter, resolve_recipe
 from segmill.data.checks import validate_dataset
 from segmill.data.dataset import TrainBatches
 from segmill.data.manifest import IGNORE_ID
-from segmill.data.packing import PackedSplit, pack
+from segmill.data.packed import PackedSplit
+from segmill.data.packing import pack
 from segmill.data.samples import write_street
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from segmill.models.members import MemberSpec, build

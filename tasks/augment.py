@@ -11,7 +11,7 @@ from typing import Any
 from segmill import progress
 from segmill.data.augmentation import Policy, settle_own_policy, settle_policy
 from segmill.data.extras import make_extras
-from segmill.data.packing import PackedSplit, read_pack
+from segmill.data.packed import PackedSplit, read_pack
 from segmill.data.parallel import map_ordered
 from segmill.params import Params
 from segmill.workspace import Workspace

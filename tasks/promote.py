@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from segmill.data.packing import PackedSplit
+from segmill.data.packed import PackedSplit
 from segmill.params import Params
 from segmill.promotion import gate, ledger, registry
 from segmill.training import launch

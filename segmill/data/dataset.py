@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segmill.data.augmentation import Augmenter
-from segmill.data.packing import PackedSplit
+from segmill.data.packed import PackedSplit
 from segmill.errors import InputError, SegmillError
 
 Distances = Callable[[NDArray[np.uint8]], NDArray[np.float16]]

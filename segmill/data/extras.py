@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.packing import PackedSplit, Sample, SplitWriter, read_pack
+from segmill.data.packed import PackedSplit, Sample, SplitWriter, read_pack
 from segmill.data.parallel import BIG, map_ordered
 
 # What is an object: a connected region of a rare class that the image's edge does not cut, of this many pixels.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segmill.data.augmentation import Augmenter, read_policy
 from segmill.data.dataset import TrainBatches
 from segmill.data.extras import Origin, read_origins
-from segmill.data.packing import PackedSplit, read_pack
+from segmill.data.packed import PackedSplit, read_pack
 from segmill.errors import InputError, near_miss
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from segmill.data.colour_masks import palette
 from segmill.data.extras import Origin
-from segmill.data.packing import PackedSplit, PackInfo, read_pack
+from segmill.data.packed import PackedSplit, PackInfo, read_pack
 from segmill.data.seen import TrainingView
 from segmill.ensembling.predict import read_ensemble
 from segmill.evaluation.scoring import Scored, evaluate, read_counts

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmill import progress
-from segmill.data.packing import PackedSplit, PackInfo, read_pack
+from segmill.data.packed import PackedSplit, PackInfo, read_pack
 from segmill.errors import InputError
 from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts

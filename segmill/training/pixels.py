@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmill.data.packing import PackedSplit
+from segmill.data.packed import PackedSplit
 from segmill.enhancement import enhance
 from segmill.models.features import FrozenBackbone, pixel_features
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segmill.data.augmentation import resolve_recipe
 from segmill.data.dataset import Batch
-from segmill.data.packing import PackedSplit, PackInfo, read_pack
+from segmill.data.packed import PackedSplit, PackInfo, read_pack
 from segmill.models.depthwise import quicken_depthwise
 from segmill.models.members import MemberModule
 from segmill.models.precision import autocast, autocast_dtype, pick_device

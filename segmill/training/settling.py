@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from segmill.data.packing import PackedSplit, PackInfo
+from segmill.data.packed import PackedSplit, PackInfo
 from segmill.models.members import MemberModule, MemberSpec
 from segmill.training.batch_size import LARGEST, SMALLEST, largest_batch
 from segmill.training.clock import Rank

@@ -16,7 +16,7 @@ import torch
 from segmill import progress
 from segmill.data.augmentation import Augmenter
 from segmill.data.dataset import TrainBatches
-from segmill.data.packing import PackedSplit, PackInfo, read_pack
+from segmill.data.packed import PackedSplit, PackInfo, read_pack
 from segmill.errors import InputError
 from segmill.models import backbones, weights
 from segmill.models.members import MemberModule, MemberSpec, build, save_member, write_curves

@@ -9,7 +9,7 @@ import torch
 
 from segmill.data.augmentation import Augmenter, resolve_recipe
 from segmill.data.dataset import EvalSamples, TrainBatches
-from segmill.data.packing import PackedSplit, Sample, SplitWriter
+from segmill.data.packed import PackedSplit, Sample, SplitWriter
 from segmill.errors import InputError
 
 RECIPE = [{"HorizontalFlip": {"p": 0.5}}, {"RandomBrightnessContrast": {"p": 0.8}}]

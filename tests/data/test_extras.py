@@ -19,7 +19,7 @@ from segmill.data.extras import (
     read_origins,
     repeat_weights,
 )
-from segmill.data.packing import PackedSplit, PackInfo, Sample, SplitWriter
+from segmill.data.packed import PackedSplit, PackInfo, Sample, SplitWriter
 
 SIZE = (40, 60)
 ROAD, SKY, CAR, SIGN = range(4)

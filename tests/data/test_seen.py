@@ -10,7 +10,7 @@ import pytest
 from segmill.data.augmentation import Augmenter, settle_policy
 from segmill.data.dataset import TrainBatches
 from segmill.data.extras import make_extras
-from segmill.data.packing import PackedSplit, PackInfo, Sample, SplitWriter
+from segmill.data.packed import PackedSplit, PackInfo, Sample, SplitWriter
 from segmill.data.seen import TrainingView
 from segmill.errors import InputError
 

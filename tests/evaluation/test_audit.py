@@ -18,7 +18,8 @@ from PIL import Image
 
 from segmill.data.checks import validate_dataset
 from segmill.data.manifest import ClassInfo, DatasetInfo, write_dataset_info
-from segmill.data.packing import PackedSplit, pack
+from segmill.data.packed import PackedSplit
+from segmill.data.packing import pack
 from segmill.errors import InputError
 from segmill.evaluation import audit as audit_module
 from segmill.evaluation.audit import ClassNorms, Largest, Region, Source, audit, class_norms, find_regions, sample_score

@@ -17,7 +17,7 @@ from PIL import Image
 from segmill.data.augmentation import Augmenter, settle_policy
 from segmill.data.colour_masks import palette
 from segmill.data.extras import Origin, make_extras, read_origins
-from segmill.data.packing import PackedSplit, read_pack
+from segmill.data.packed import PackedSplit, read_pack
 from segmill.evaluation import report
 from segmill.evaluation.report import evaluate_and_report
 

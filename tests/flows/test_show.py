@@ -16,7 +16,7 @@ from flows.show import show
 from segmill.data.augmentation import Augmenter, settle_policy
 from segmill.data.dataset import TrainBatches
 from segmill.data.extras import read_origins
-from segmill.data.packing import PackedSplit
+from segmill.data.packed import PackedSplit
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace

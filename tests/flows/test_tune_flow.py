@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from flows.tune import accept, made_data, plain_params, present_values, refuse_other_than_network
 from segmill.data.augmentation import settle_policy
-from segmill.data.packing import read_pack
+from segmill.data.packed import read_pack
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.training.space import Dimension

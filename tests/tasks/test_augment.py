@@ -10,7 +10,7 @@ import pytest
 
 from segmill import progress
 from segmill.data.augmentation import read_policy, settle_policy
-from segmill.data.packing import PackedSplit, PackInfo, Sample, SplitWriter
+from segmill.data.packed import PackedSplit, PackInfo, Sample, SplitWriter
 from segmill.errors import InputError
 from segmill.params import Params, parse_params, read_params, set_params
 from segmill.workspace import Workspace, template

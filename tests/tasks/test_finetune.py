@@ -8,7 +8,8 @@ import pytest
 from segmill import tracking
 from segmill.data.augmentation import settle_policy
 from segmill.data.checks import validate_dataset
-from segmill.data.packing import pack, read_pack
+from segmill.data.packed import read_pack
+from segmill.data.packing import pack
 from segmill.params import read_params, set_params
 from segmill.promotion import registry
 from segmill.promotion.champion import Start, champion_start

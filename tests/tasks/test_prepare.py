@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tasks.prepare
-from segmill.data.packing import PackedSplit
+from segmill.data.packed import PackedSplit
 from segmill.data.samples import write_street
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace

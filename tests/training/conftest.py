@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from segmill.data.augmentation import Augmenter
 from segmill.data.dataset import TrainBatches
-from segmill.data.packing import PackedSplit, Sample, SplitWriter
+from segmill.data.packed import PackedSplit, Sample, SplitWriter
 from segmill.training.settings import Settings
 from segmill.training.targets import SignedDistances
 

@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss
 from sklearn.svm import LinearSVC
 
 from segmill import progress
-from segmill.data.packing import PackedSplit, PackInfo, Sample, SplitWriter, read_pack
+from segmill.data.packed import PackedSplit, PackInfo, Sample, SplitWriter, read_pack
 from segmill.errors import InputError
 from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts

@@ -12,7 +12,8 @@ import torch
 from torch import distributed, multiprocessing
 
 from segmill.data.checks import validate_dataset
-from segmill.data.packing import PackedSplit, pack
+from segmill.data.packed import PackedSplit
+from segmill.data.packing import pack
 from segmill.errors import InputError
 from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts

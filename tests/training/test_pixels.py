@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segmill.data.packing import PackedSplit, Sample, SplitWriter
+from segmill.data.packed import PackedSplit, Sample, SplitWriter
 from segmill.enhancement import enhance
 from segmill.models.features import all_channels, pixel_features
 from segmill.training.pixels import Draw, Pixels, distinct_channels, draw_pixels, hold_out, with_only

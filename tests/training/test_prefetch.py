@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segmill.data.dataset import Batch
-from segmill.data.packing import PackedSplit
+from segmill.data.packed import PackedSplit
 from segmill.training.prefetch import on_device
 from tests.training.conftest import batches
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from segmill.data.packing import PackInfo
+from segmill.data.packed import PackInfo
 from segmill.models.members import MemberSpec
 from segmill.training.clock import Rank
 from segmill.training.compiling import Speeds

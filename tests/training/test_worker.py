@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segmill import progress
-from segmill.data.packing import PackInfo
+from segmill.data.packed import PackInfo
 from segmill.models.members import save_member
 from segmill.params import TrainParams
 from segmill.training.clock import Rank
