@@ -6,37 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from traffic import CAR, IGNORE, SIGN, SIZE, SKY, scene
 
-from segmill.data import extras
-from segmill.data.extras import (
-    Object,
-    cut_out,
-    even_draw,
-    find_place,
-    make_extras,
-    paste,
-    rare_classes,
-    read_origins,
-    repeat_weights,
-)
+from segmill.data.extras import even_draw, make_extras, rare_classes, read_origins, repeat_weights
 from segmill.data.packed import PackedSplit, PackInfo, Sample, SplitWriter
 
-SIZE = (40, 60)
-ROAD, SKY, CAR, SIGN = range(4)
-IGNORE = 255
 MARKER = (255, 0, 255)  # the colour of everything in val and test
-
-
-def scene(number: int, things: list[tuple[int, int, int, int, int]]) -> Sample:
-    """Road below sky, an ignored bonnet, and things (class, top, left, height, width) of colours of their own."""
-    image = np.full((*SIZE, 3), (90, 90, 90 + number), np.uint8)
-    mask = np.full(SIZE, ROAD, np.uint8)
-    image[:16], mask[:16] = (200, 220, 255), SKY
-    mask[36:] = IGNORE
-    for class_id, top, left, height, width in things:
-        box = np.s_[top : top + height, left : left + width]
-        image[box], mask[box] = (10 * number, 20 * class_id, 7), class_id
-    return Sample(f"s{number:02d}", f"g{number}", image, mask)
 
 
 def write_packed(root: Path, train: list[Sample]) -> Path:
@@ -93,72 +68,6 @@ def test_a_draw_is_as_even_as_can_be() -> None:
         counts = np.bincount(even_draw(np.array([0.0, 1.0, 2.0, 1.0]), 6, np.random.default_rng(seed)), minlength=4)
         assert counts[0] == 0 and counts[1] in (1, 2) and counts[2] == 3 and counts.sum() == 6
     assert even_draw(np.zeros(3), 5, np.random.default_rng(0)).tolist() == []
-
-
-def test_objects_are_whole_regions_of_a_size() -> None:
-    mask = np.zeros((40, 60), np.uint8)
-    mask[5:10, 5:11] = CAR  # 30 px
-    mask[20:24, 20:24] = CAR  # 16 px, the least
-    mask[30:33, 30:35] = CAR  # 15 px, too few
-    mask[30:32, 40:58] = CAR  # too flat
-    mask[0:6, 30:40] = CAR  # cut off by the edge
-    mask[14:28, 30:58] = CAR  # 392 px, more than 15 % of 2400
-    found = list(extras._objects(mask, CAR, sample=7))
-    assert found == [Object(7, CAR, 5, 5, 5, 6, 30), Object(7, CAR, 20, 20, 4, 4, 16)]
-
-
-def test_an_object_is_cut_out_without_its_surroundings() -> None:
-    sample = scene(1, [(CAR, 22, 10, 6, 10)])
-    sample.mask[22, 10] = ROAD  # a corner that is not the car's
-    one = Object(0, CAR, 22, 10, 6, 10, 59)
-    patch = cut_out(sample.image, sample.mask, one, ignore_id=IGNORE)
-    assert patch.region.shape == (8, 12) and patch.region.sum() == 59 and not patch.region[1, 1]
-    assert (patch.image[patch.region] == (10, 40, 7)).all()
-    assert patch.ground[ROAD] == 1.0 and patch.ground.sum() == 1.0
-    assert patch.around[7, :].all() and not patch.around[:4].any()  # what it stands on, not what is above
-    mirrored = cut_out(sample.image, sample.mask, one, ignore_id=IGNORE, mirrored=True)
-    assert not mirrored.region[1, 10] and mirrored.region[1, 1]
-    doubled = cut_out(sample.image, sample.mask, one, ignore_id=IGNORE, factor=2.0)
-    assert doubled.region.shape == (14, 22)
-
-
-def test_a_paste_changes_its_pixels_and_no_others() -> None:
-    sample, target = scene(1, [(CAR, 22, 10, 6, 10)]), scene(2, [])
-    patch = cut_out(sample.image, sample.mask, Object(0, CAR, 22, 10, 6, 10, 60), ignore_id=IGNORE)
-    image, mask = target.image.copy(), target.mask.copy()
-    assert paste(patch, image, mask, (29, 30), IGNORE) == [30, 31, 6, 10]
-    inside = np.zeros(SIZE, bool)
-    inside[30:36, 31:41] = True
-    assert ((mask == CAR) == inside).all()
-    np.testing.assert_array_equal(mask[~inside], target.mask[~inside])
-    np.testing.assert_array_equal(image[~inside], target.image[~inside])
-    assert (image[32, 35] == (10, 40, 7)).all()
-    edge = image[30, 35].astype(int)  # feathered: between car and road
-    assert 10 < edge[0] < 90 and 40 < edge[1] < 90
-
-
-def test_ignored_pixels_stay_as_they_are() -> None:
-    sample, target = scene(1, [(CAR, 22, 10, 6, 10)]), scene(2, [])
-    patch = cut_out(sample.image, sample.mask, Object(0, CAR, 22, 10, 6, 10, 60), ignore_id=IGNORE)
-    image, mask = target.image.copy(), target.mask.copy()
-    assert paste(patch, image, mask, (32, 30), IGNORE) == [33, 31, 3, 10]  # its lower half is behind the bonnet
-    assert (mask[36:] == IGNORE).all()
-    np.testing.assert_array_equal(image[36:], target.image[36:])
-
-
-def test_a_place_has_the_foot_at_its_height_and_like_ground() -> None:
-    sample, target = scene(1, [(CAR, 22, 10, 6, 10)]), scene(2, [])
-    patch = cut_out(sample.image, sample.mask, Object(0, CAR, 22, 10, 6, 10, 60), ignore_id=IGNORE)
-    free = target.mask == IGNORE
-    rng = np.random.default_rng(0)
-    places = [find_place(patch, 28, target.mask, free, IGNORE, rng) for _ in range(50)]
-    assert all(place is not None for place in places)
-    assert {top for top, _ in places} == {20, 21, 22}  # margin one above row 22, give or take 3 % of 40
-    assert len({left for _, left in places}) > 20
-    in_the_sky = [find_place(patch, 12, target.mask, free, IGNORE, rng) for _ in range(20)]
-    on_the_bonnet = [find_place(patch, 39, target.mask, free, IGNORE, rng) for _ in range(20)]
-    full = np.ones(SIZE, bool)
-    assert set(in_the_sky) == set(on_the_bonnet) == {find_place(patch, 28, target.mask, full, IGNORE, rng)} == {None}
 
 
 def test_extra_samples_say_where_they_come_from(packed: Path, tmp_path: Path) -> None:
