@@ -64,7 +64,10 @@ def init(
     from flows.start import create
 
     workspace = create(folder, data, layout=layout, name=name, group=group, say=_say_line)
-    out.print(f"{workspace.root} is ready; next: cd {folder} && segmill validate", highlight=False, soft_wrap=True)
+    out.print(
+        f"{workspace.root} is ready; next: cd {folder} && segmill validate, then segmill plan, which proposes settings "
+        "for this set and machine (params.yaml holds those of the demo)", highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 @app.command()
@@ -179,7 +182,7 @@ def plan(
     accept: Annotated[bool, typer.Option("--accept", help="Write the proposals to params.yaml.")] = False,
     workspace: WorkspaceOption = HERE,
 ) -> None:
-    """Propose size, batch, epochs, loss, augmentation and members for this data, machine and time."""
+    """Propose settings for this data, machine and time, with reasons."""
     from flows.plan import plan as propose
 
     space, params = _open(workspace)
@@ -206,7 +209,7 @@ def tune(
     accept: Annotated[bool, typer.Option("--accept", help="Write the last winner to params.yaml, and end.")] = False,
     workspace: WorkspaceOption = HERE,
 ) -> None:
-    """Search the settings a member trains best with; the same command goes on after a stop."""
+    """Search the best settings of a member; goes on after a stop."""
     space, params = _open(workspace)
     from flows.tune import accept as write_patch
     from flows.tune import run_tune

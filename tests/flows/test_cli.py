@@ -12,10 +12,13 @@ from PIL import Image
 
 from segmill.workspace import Workspace
 
-COMMANDS = ("init", "demo", "validate", "retrain", "status", "history", "predict", "audit", "ui", "doctor", "stage")
+COMMANDS = (
+    "init", "demo", "validate", "retrain", "status", "history", "predict", "audit", "plan", "tune", "profile", "ui",
+    "doctor", "stage", "data",
+)  # fmt: skip
 
 
-def segmill(*arguments: str, cwd: Path | None = None) -> tuple[int, str]:
+def segmill(*arguments: str, cwd: Path | None = None, columns: int = 200) -> tuple[int, str]:
     """Return the exit code and all that was printed."""
     home = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))}
     done = subprocess.run(
@@ -23,13 +26,13 @@ def segmill(*arguments: str, cwd: Path | None = None) -> tuple[int, str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**home, "COLUMNS": "200"},
+        env={**home, "COLUMNS": str(columns)},
     )
     return done.returncode, done.stdout + done.stderr
 
 
 def test_help_has_a_line_per_command() -> None:
-    code, said = segmill("--help")
+    code, said = segmill("--help", columns=80)
     assert code == 0
     for command in COMMANDS:
         (line,) = [line for line in said.splitlines() if line.strip().startswith(f"{command} ")]
@@ -94,7 +97,7 @@ def test_status_of_a_new_workspace(workspace: Workspace) -> None:
 
 def test_init_makes_a_workspace_that_validates(street: Path, tmp_path: Path) -> None:
     code, said = segmill("init", "mine", "--data", str(street), cwd=tmp_path)
-    assert code == 0, said
+    assert code == 0 and "segmill validate, then segmill plan" in said, said
     assert segmill("init", "mine", "--data", str(street), cwd=tmp_path)[0] == 1
     code, said = segmill("validate", cwd=tmp_path / "mine")
     assert code == 0, said
