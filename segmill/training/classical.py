@@ -24,7 +24,7 @@ from segmill.models.classical import KernelMachine, SvmMember, SvmSpec, check_sv
 from segmill.models.features import FrozenBackbone, all_channels
 from segmill.models.members import write_curves
 from segmill.models.weights import Weights
-from segmill.training.launch import ran_out_of_memory
+from segmill.training.memory import ran_out_of_memory
 from segmill.training.pixels import (
     Channels,
     Draw,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from segmill.training.launch import ran_out_of_memory
+from segmill.training.memory import ran_out_of_memory
 from segmill.training.rehearsal import Rehearsal
 
 STEPS = 3

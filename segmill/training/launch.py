@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from segmill import progress
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError, InputError, SegmillError
+from segmill.training.memory import out_of_memory, ran_out_of_memory
+from segmill.training.settings import run_folder
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -44,14 +46,6 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 
-OUT_OF_MEMORY_SIGNS = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "killed by signal: killed",
-    "low on memory",
-)
 DEATHS = (
     "ActorDiedError",
     "ActorUnavailableError",
@@ -265,26 +259,6 @@ def check_resources(what: str, each: dict[str, float], times: int = 1) -> None:
                 f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has {has:g}; lower "
                 f"ray.workers or ray.{kind.lower()}s_per_worker, or add nodes"
             )
-
-
-def run_folder(args: dict[str, Any]) -> Path:
-    """Return where a member's checkpoints lie while it trains."""
-    return Path(args["run_dir"]) / f"{args['name']}-{args['inputs_hash']}"
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` is Python's, torch's or CUDA's way of saying so."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
-
-
-def out_of_memory(args: dict[str, Any]) -> InputError:
-    """Return the sentence for a member that needs more memory than there is."""
-    return InputError(
-        f"member {args['name']} ran out of memory; lower members.{args['name']}.batch_size "
-        f"(now {args['batch_size']}) or prepare.size_px (now {args['size']}), "
-        "or give it more workers with ray.workers"
-    )
 
 
 def _call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,9 +1,11 @@
-"""What a member's training needs to know, as plain values."""
+"""What a member's training needs to know, as plain values, and where it keeps what it has not finished."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +45,8 @@ class Settings:
     checkpointing: bool = False
     compile: str = "off"
     val_every: int = 1
+
+
+def run_folder(args: dict[str, Any]) -> Path:
+    """Return where a member's checkpoints lie while it trains."""
+    return Path(args["run_dir"]) / f"{args['name']}-{args['inputs_hash']}"

@@ -17,9 +17,8 @@ from segmill.models.members import MemberModule, MemberSpec
 from segmill.training.batch_size import LARGEST, SMALLEST, largest_batch
 from segmill.training.clock import Rank
 from segmill.training.compiling import Speeds, measure, remembered
-from segmill.training.launch import run_folder
 from segmill.training.rehearsal import Rehearsal
-from segmill.training.settings import Settings
+from segmill.training.settings import Settings, run_folder
 
 FILE = "settled.json"
 

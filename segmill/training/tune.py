@@ -25,8 +25,8 @@ from segmill.errors import InputError, SegmillError
 from segmill.training import checkpoint
 from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
-from segmill.training.launch import out_of_memory, ran_out_of_memory
 from segmill.training.loop import Step
+from segmill.training.memory import out_of_memory, ran_out_of_memory
 from segmill.training.proposals import Proposals
 from segmill.training.space import Dimension, settings_of, with_values
 from segmill.training.trials import (

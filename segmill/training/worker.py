@@ -23,10 +23,10 @@ from segmill.models.members import MemberModule, MemberSpec, build, save_member,
 from segmill.training import checkpoint
 from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
-from segmill.training.launch import out_of_memory, ran_out_of_memory, run_folder
 from segmill.training.loop import Step, make_objective, train_member
 from segmill.training.losses import class_weights
-from segmill.training.settings import Settings
+from segmill.training.memory import out_of_memory, ran_out_of_memory
+from segmill.training.settings import Settings, run_folder
 from segmill.training.settling import settle
 from segmill.training.targets import SignedDistances
 from segmill.training.warm_start import adopt, begin_with

@@ -21,6 +21,7 @@ from segmill.data.packing import pack
 from segmill.errors import InfrastructureError, InputError
 from segmill.params import TrainParams
 from segmill.training import launch
+from segmill.training.settings import run_folder
 
 ARGS = {"name": "a", "batch_size": 8, "size": None, "num_workers": 1}
 
@@ -50,26 +51,6 @@ def test_importing_it_is_light() -> None:
     heavy = "('torch', 'ray', 'numpy')"
     code = f"import sys, segmill.training.launch; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    ("error", "memory"),
-    [
-        (MemoryError(), True),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate"), True),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
-        (RuntimeError("shape mismatch"), False),
-        # Ray lists this among the causes of any death: it proves nothing.
-        (RuntimeError("(1) the process was killed by the OOM killer due to high memory usage"), False),
-    ],
-)
-def test_what_counts_as_out_of_memory(error: BaseException, memory: bool) -> None:
-    assert launch.ran_out_of_memory(error) is memory
-
-
-def test_out_of_memory_says_what_to_lower() -> None:
-    assert "lower members.a.batch_size (now 8) or prepare.size_px" in str(launch.out_of_memory(ARGS))
 
 
 def test_only_deaths_are_tried_again() -> None:
@@ -201,7 +182,7 @@ def test_a_killed_worker_is_replaced_and_the_member_is_the_same(ray_of_two: None
     assert losses[0] == losses[1] and len(losses[0]) == 6
     growing = Path(killed["curves_path"]).read_text().splitlines()
     assert len(growing) == 1 + 6 and growing[0].endswith(",images_s,seconds,seconds_left")
-    assert not launch.run_folder(killed).exists()
+    assert not run_folder(killed).exists()
     facts = progress.read(Path(killed["progress_path"]))
     assert facts is not None and (facts["member"], facts["epoch"], facts["epochs"]) == ("a", 6, 6)
     probs = Member.load(Path(killed["out_dir"])).predict_probs(np.zeros((1, 37, 51, 3), np.uint8))

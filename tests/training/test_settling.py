@@ -11,8 +11,7 @@ from segmill.data.packed import PackInfo
 from segmill.models.members import MemberSpec
 from segmill.training.clock import Rank
 from segmill.training.compiling import Speeds
-from segmill.training.launch import run_folder
-from segmill.training.settings import Settings
+from segmill.training.settings import Settings, run_folder
 from segmill.training.settling import FILE, settle
 from tests.training.conftest import SETTINGS, SIDE_PX, tiny_module
 
