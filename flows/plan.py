@@ -7,14 +7,14 @@ import platform
 from collections import Counter
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 from ruamel.yaml import YAML
 
 from flows.environment import ray_address
 from segmill import progress
-from segmill.data.manifest import manifest_info, read_manifest
+from segmill.data.manifest import SPLITS, manifest_info, read_manifest
 from segmill.errors import InputError
 from segmill.params import Params, set_params
 from segmill.training import launch
@@ -46,7 +46,7 @@ def plan(workspace: Workspace, params: Params, minutes: float, console: Console,
     facts = gather(workspace, params, console)
     proposals = propose(facts, minutes)
     values = YAML(typ="safe").load(workspace.params.read_text())
-    console.print(table(proposals, values))
+    console.print(listed(proposals, values))
     changed = [one for one in proposals if _at(values, one.key) != one.value]
     if accepted:
         for change in set_params(workspace.params, [f"{one.key}={say(one.value)}" for one in changed]):
@@ -61,8 +61,11 @@ def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
     """Return the facts: of train from the manifest, of the machine from a short measurement that is remembered."""
     rows = read_manifest(workspace.manifest)
     names = manifest_info(rows).class_names
-    train = [row for row in rows.select(["split", "group", "height", "width", "channels", "class_pixels"]).to_pylist()
-             if row["split"] == "train"]  # fmt: skip
+    columns = ["split", "group", "height", "width", "channels", "class_pixels"]
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for row in rows.select(columns).to_pylist():
+        splits[row["split"]].append(row)
+    train = splits["train"]
     if not train:
         raise InputError(
             "the train split is empty, so nothing can be planned; add data or lower split.val and split.test"
@@ -72,6 +75,7 @@ def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Facts(
         samples=len(train),
+        val_samples=len(splits["val"]),
         groups=len({row["group"] for row in train}),
         sizes=dict(Counter((row["height"], row["width"]) for row in train)),
         class_pixels={name: sum(count[place] for count in counts) for place, name in enumerate(names)},
@@ -101,17 +105,15 @@ def measured(workspace: Workspace, params: Params, num_classes: int, console: Co
     return {"candidates": candidates, "machine": machine}
 
 
-def table(proposals: list[Proposal], values: dict[str, Any]) -> Table:
-    """Return the table: key, what stands, what is proposed, why."""
-    shown = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 1, 0))
-    for title in ("key", "now", "proposed", "why"):
-        shown.add_column(title, overflow="fold")
+def listed(proposals: list[Proposal], values: dict[str, Any]) -> Group:
+    """Return the proposals one below another: key, what stands, what is proposed, and below that why."""
+    lines: list[RenderableType] = []
     for one in proposals:
         now = _at(values, one.key)
-        same = now == one.value
-        shown.add_row(one.key, escape(_brief(now)), "the same" if same else escape(_brief(one.value)), one.why,
-                      style="dim" if same else "")  # fmt: skip
-    return shown
+        change = Text.assemble((one.key, "bold"), "  ", _brief(now))
+        change.append(" stays" if now == one.value else f" -> {_brief(one.value)}")
+        lines += [change, Padding(Text(one.why, style="dim"), (0, 0, 1, 4))]
+    return Group(*lines)
 
 
 def _brief(value: Any) -> str:

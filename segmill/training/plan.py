@@ -17,6 +17,8 @@ LEAST_PASSES = 10
 # Of a sample's side is a random window's, where recipes move the scale anyway.
 WINDOW = 0.8
 KEEPS_SIZE = 0.9  # an image that would keep this share of its side is not resized: that would only blur it
+FORWARD_SHARE = 1 / 3  # of a training step's time: what a look at val costs per pixel
+LOOKS_SHARE, LEAST_LOOKS, MOST_LOOKS = 0.05, 5, 20  # of the time that may go to looks at val, and how many those are
 TRAINING_SHARE = 0.85  # of the time; checks, packing, ensemble and evaluation take the rest
 LEAST_STEPS = 20  # per epoch: with fewer, a batch is too large for the set
 LARGEST_BATCH = 8  # on a CPU a larger one is no quicker
@@ -50,7 +52,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of data and machine.
+    """What is known of data and machine; of the data, train where nothing else is said.
 
     ``sizes``: (height, width) in px to how many train samples have it. ``class_pixels``: of train, by class name, and
     ``class_samples`` in how many train samples it occurs. ``grey``: all images have one channel. ``gpu``: its name,
@@ -58,6 +60,7 @@ class Facts:
     """
 
     samples: int
+    val_samples: int
     groups: int
     sizes: dict[tuple[int, int], int]
     class_pixels: dict[str, int]
@@ -89,11 +92,12 @@ def propose(facts: Facts, minutes: float) -> list[Proposal]:
     augmentation = choose_augmentation(facts)
     windows = any(one.value == "driving" for one in augmentation)
     size, proposals = choose_size(facts, pace * seconds, PASSES[pretrained], windows=windows)
+    judged_px = math.prod(proposals[0].value or max(facts.sizes, key=facts.sizes.__getitem__))
     passes = pace * seconds / (size[0] * size[1] * facts.samples)
     return [
         Proposal("members", _as_params(members), _why_members(members, facts, minutes)),
         *proposals,
-        *choose_steps(facts, size, passes, minutes, members),
+        *choose_steps(facts, size, judged_px, passes, minutes, members),
         *choose_loss(facts),
         *augmentation,
     ]
@@ -161,9 +165,12 @@ def _how_to_resize(facts: Facts, scale: float) -> tuple[str, str]:
 
 
 def choose_steps(
-    facts: Facts, size: tuple[int, int], passes: float, minutes: float, members: Sequence[Candidate]
+    facts: Facts, size: tuple[int, int], judged_px: int, passes: float, minutes: float, members: Sequence[Candidate]
 ) -> list[Proposal]:
-    """Return the proposals for batch_size, max_minutes, epochs, warm-up and looks at val."""
+    """Return the proposals for batch_size, max_minutes, epochs, looks at val and the average of the weights.
+
+    ``judged_px``: pixels of a val sample at the scale it is judged at.
+    """
     if facts.gpu:
         batch: int | str = "auto"
         why = f"{facts.gpu} has {facts.gpu_memory_gib:.0f} GiB; the largest that fits is found before the first epoch"
@@ -179,6 +186,8 @@ def choose_steps(
     each = minutes * TRAINING_SHARE / math.ceil(len(members) / rooms)
     epochs = max(LEAST_PASSES, math.ceil(2 * passes))
     steps = round(passes * facts.samples / (LARGEST_BATCH if batch == "auto" else int(batch)))
+    look = facts.val_samples * FORWARD_SHARE * judged_px / (facts.samples * size[0] * size[1])
+    val_every = max(1, min(max(math.ceil(look / LOOKS_SHARE), round(passes / MOST_LOOKS)), int(passes / LEAST_LOOKS)))
     decay = next(decay for most, decay in EMA_BELOW if steps < most)
     where = "at the same time" if rooms > 1 else "after one another"
     return [
@@ -193,8 +202,8 @@ def choose_steps(
             f"an upper bound only: at the measured pace the time holds {passes:.0f} passes of {size[0]} x {size[1]} px",
         ),
         Proposal(
-            "train.val_every", max(1, round(epochs / 40)),
-            f"some twenty looks at val in {passes:.0f} passes choose the best weights, more would only cost time",
+            "train.val_every", val_every,
+            f"a look at val costs {100 * look:.0f} % of a pass; {passes / val_every:.0f} looks choose the best weights",
         ),
         Proposal(
             "train.ema", decay,

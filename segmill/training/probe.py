@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import torch
@@ -13,14 +14,14 @@ from segmill.models.weights import resolve
 from segmill.training.rehearsal import Rehearsal
 from segmill.training.settings import Settings
 
-WARM_UP, STEPS = 1, 3
-BATCH = 2
+WARM_UP, STEPS = 2, 5
+BATCH = 8  # a step of fewer images would be the optimizer's rather than the network's
 
 
 def measure(candidates: list[dict[str, Any]], *, num_classes: int, side_px: int = 256) -> list[dict[str, Any]]:
     """Return each candidate that can be built with ``weights`` (the first that can be reached) and ``pixels_s``.
 
-    A few training steps on made-up pixels of ``side_px`` x ``side_px``, after a warm-up step.
+    By the median of a few training steps on made-up pixels of ``side_px`` x ``side_px``, after a warm-up.
 
     Args:
         candidates: dicts of name, backbone, decoder, lr, ``settings`` (further keys of the member) and ``starts``:
@@ -69,4 +70,4 @@ def _pixels_s(candidate: dict[str, Any], num_classes: int, side_px: int) -> floa
     rehearsal = Rehearsal(module, settings, size_px=(side_px, side_px), channels=3, device=pick_device())
     for _ in range(WARM_UP):
         rehearsal.step(BATCH)
-    return STEPS * BATCH * side_px * side_px / sum(rehearsal.step(BATCH) for _ in range(STEPS))
+    return BATCH * side_px * side_px / statistics.median(rehearsal.step(BATCH) for _ in range(STEPS))

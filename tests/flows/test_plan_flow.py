@@ -48,9 +48,11 @@ def test_without_a_manifest_it_says_what_to_do(workspace: Workspace) -> None:
 def test_the_facts_are_those_of_train(checked: Workspace) -> None:
     from segmill.data.manifest import read_manifest
 
-    rows = [row for row in read_manifest(checked.manifest).to_pylist() if row["split"] == "train"]
+    every = read_manifest(checked.manifest).to_pylist()
+    rows = [row for row in every if row["split"] == "train"]
     facts = gather(checked, read_params(checked.params), quiet())
     assert facts.samples == len(rows) and facts.sizes == {(64, 64): len(rows)}
+    assert facts.val_samples == sum(row["split"] == "val" for row in every) > 0
     assert facts.groups == len({row["group"] for row in rows})
     assert sum(facts.class_pixels.values()) == sum(sum(row["class_pixels"]) for row in rows)
     assert facts.class_samples["sky"] == sum(row["class_pixels"][0] > 0 for row in rows)
@@ -63,13 +65,14 @@ def test_only_accept_writes_and_then_nothing_is_left_to_propose(checked: Workspa
     proposals = plan(checked, read_params(checked.params), 30, console, accepted=False)
     assert checked.params.read_text() == before
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "segmill plan --minutes 30 --accept" in said and "prepare.size_px" in said
+    assert "segmill plan --minutes 30 --accept" in said and "train.max_minutes  unset -> 25.5" in said
     plan(checked, read_params(checked.params), 30, quiet(), accepted=True)
     params = read_params(checked.params)
     assert [one.value for one in proposals if one.key == "train.max_minutes"] == [params.train.max_minutes]
     assert [list(one.value) for one in proposals if one.key == "members"] == [list(params.members)]
     again = quiet()
     plan(checked, params, 30, again, accepted=False)
+    assert f"train.max_minutes  {params.train.max_minutes:g} stays" in again.file.getvalue()  # type: ignore[attr-defined]
     assert "nothing was written" not in again.file.getvalue()  # type: ignore[attr-defined]
 
 

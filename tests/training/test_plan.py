@@ -19,6 +19,7 @@ SLOW = Candidate("slow", "resnet18", "unet", "timm", 0.002, 400_000)
 RANDOM = Candidate("random", "regnety_002", "fpn", "none", 0.002, 900_000)
 STREET = Facts(
     samples=367,
+    val_samples=101,
     groups=4,
     sizes={(360, 480): 367},
     class_pixels={"sky": 700_000, "road": 1_000_000, "pole": 3_000},
@@ -48,6 +49,9 @@ def test_a_street_set_on_two_cores_in_an_hour() -> None:
     assert found["train.window_px"].value == [192, 256]
     assert found["train.ema"].value == 0.99  # 36 passes of 45.9 steps
     assert found["train.batch_size"].value == 8  # 45 steps
+    # 101 x 224 x 288 px of val, forward alone, against 367 x 192 x 256 px: 0.12 of a pass, in three passes below 5 %
+    assert found["train.val_every"].value == 3
+    assert "a look at val costs 12 % of a pass" in found["train.val_every"].why
     assert found["train.max_minutes"].value == 51.0  # 0.85 of 60: three members at the same time on two cores
     assert found["train.class_weights"].value == "sqrt_inverse"
     assert "the rarest class, pole, has 0.18 % of train's pixels" in found["train.class_weights"].why
@@ -67,6 +71,7 @@ def test_little_time_takes_one_member_and_fewer_pixels() -> None:
     found = proposed(STREET, 3)
     assert list(found["members"].value) == ["quick"]
     assert found["members"].value["quick"]["decoder_width"] == 0.5
+    assert found["train.val_every"].value == 4  # 0.15 of a pass each, and five looks are the fewest
     height, width = found["prepare.size_px"].value
     assert height == 128, "not below what can still be seen"
     assert height * width < 224 * 288
