@@ -49,8 +49,8 @@ def plan(workspace: Workspace, params: Params, minutes: float, console: Console,
     console.print(listed(proposals, values))
     changed = [one for one in proposals if _at(values, one.key) != one.value]
     if accepted:
-        for change in set_params(workspace.params, [f"{one.key}={say(one.value)}" for one in changed]):
-            console.print(f"params.yaml: {change}", highlight=False, soft_wrap=True, markup=False)
+        set_params(workspace.params, [f"{one.key}={say(one.value)}" for one in changed])
+        console.print(f"written to params.yaml: {len(changed)} keys", highlight=False)
     elif changed:
         console.print("nothing was written; to write it: segmill plan "
                       f"--minutes {minutes:g} --accept", highlight=False, soft_wrap=True)  # fmt: skip

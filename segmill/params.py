@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from segmill.errors import InputError, near_miss
 
@@ -337,7 +338,8 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
             block = block.setdefault(parent, {}) if isinstance(block, dict) else {}
         if not isinstance(block, dict):
             raise InputError(f"--set {key}: {'.'.join(parents)} is a value, not a block of keys")
-        value = yaml.load(text)
+        in_flow = isinstance(block, CommentedMap) and bool(block.fa.flow_style())
+        value = _for_every_reader(yaml.load(text), key, in_flow=in_flow)
         if block.get(leaf) != value:
             changes.append(f"{key}: {block.get(leaf)} -> {value}")
         block[leaf] = value
@@ -350,6 +352,24 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
             yaml.dump(values, file)
         draft.replace(path)
     return changes
+
+
+def _for_every_reader(value: Any, key: str, *, in_flow: bool) -> Any:
+    """Return ``value``, which is for ``key``, so that it is written as the template does and every reader takes it.
+
+    Members, and each of them, have a line per key. In braces and brackets text with a colon in it is quoted: YAML 1.1,
+    which DVC reads, knows no other there.
+    """
+    if isinstance(value, str):
+        return SingleQuotedScalarString(value) if in_flow and ":" in value else value
+    if isinstance(value, CommentedMap):
+        if key == "members" or key.split(".")[:-1] == ["members"]:
+            value.fa.set_block_style()
+        for name, one in value.items():
+            value[name] = _for_every_reader(one, f"{key}.{name}", in_flow=bool(value.fa.flow_style()))
+    elif isinstance(value, CommentedSeq):
+        value[:] = [_for_every_reader(one, key, in_flow=True) for one in value]
+    return value
 
 
 def _yaml() -> YAML:

@@ -88,6 +88,26 @@ def test_a_value_in_block_style_gives_way_to_one_in_flow_style(file: Path) -> No
     assert "# height, width that training sees" in file.read_text()
 
 
+@pytest.mark.parametrize(
+    ("assignment", "lines"),
+    [
+        ("members={a: {backbone: resnet18, decoder: fpn, weights: package:one, lr: 0.1, loss: {ce: 1}}}",
+         ["members:", "  a:", "    weights: package:one", "    loss: {ce: 1}"]),
+        ("members.a={backbone: resnet18, decoder: fpn, weights: package:one, lr: 0.1}", ["    weights: package:one"]),
+        ("data={path: raw, remote: s3://bucket/a}", ["data: {path: raw, remote: 's3://bucket/a'}"]),
+        ("augment.recipe=[{transform: HorizontalFlip, p: 0.5, note: 'a:b'}]", ["note: 'a:b'"]),
+    ],
+)  # fmt: skip
+def test_what_is_set_is_read_alike_by_dvc(file: Path, assignment: str, lines: list[str]) -> None:
+    """Its reader is libyaml, which takes no plain text with a colon in braces."""
+    set_params(file, [assignment])
+    assert YAML(typ="safe").load(file.read_text()) == YAML().load(file.read_text())
+    written = file.read_text()
+    assert all(line in written for line in lines)
+    set_params(file, ["data.remote=s3://bucket/b"])
+    assert YAML(typ="safe").load(file.read_text())["data"]["remote"] == "s3://bucket/b"
+
+
 def test_a_member_may_hold_keys_of_train(values: dict[str, Any]) -> None:
     member = {"backbone": "resnet18", "decoder": "fpn", "weights": "none", "lr": 0.1, "epochs": 3, "ohem": 0.5}
     params = parse_params(values | {"members": {"a": member}}, "params.yaml")

@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
+from ruamel.yaml import YAML
 
 from flows.plan import CANDIDATES, gather, measured, plan
 from segmill import progress
@@ -31,7 +32,7 @@ def checked(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr("platform.node", lambda: "here")
     names = ("backbone", "decoder", "name", "lr", "settings")
     candidates = [
-        {**{key: one[key] for key in names}, "weights": "none", "pixels_s": 1e6 + place}
+        {**{key: one[key] for key in names}, "weights": one["starts"][0], "pixels_s": 1e6 + place}
         for place, one in enumerate(CANDIDATES)
     ]
     progress.report(
@@ -70,6 +71,7 @@ def test_only_accept_writes_and_then_nothing_is_left_to_propose(checked: Workspa
     params = read_params(checked.params)
     assert [one.value for one in proposals if one.key == "train.max_minutes"] == [params.train.max_minutes]
     assert [list(one.value) for one in proposals if one.key == "members"] == [list(params.members)]
+    assert list(YAML(typ="safe").load(checked.params.read_text())["members"]) == list(params.members), "as DVC reads it"
     again = quiet()
     plan(checked, params, 30, again, accepted=False)
     assert f"train.max_minutes  {params.train.max_minutes:g} stays" in again.file.getvalue()  # type: ignore[attr-defined]
