@@ -60,9 +60,11 @@ def test_all_faults_are_said_at_once(values: dict[str, Any]) -> None:
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("third", ["  epochs: 1: 2", "data: {path: raw, remote: s3://bucket}"])
+def test_broken_yaml_names_the_line(tmp_path: Path, third: str) -> None:
+    """Also what DVC alone could not read."""
     path = tmp_path / "params.yaml"
-    path.write_text("train:\n  seed: 0\n  epochs: 1: 2\n")
+    path.write_text(f"train:\n  seed: 0\n{third}\n")
     with pytest.raises(InputError, match=r"params.yaml is not YAML at line 3"):
         read_params(path)
 
