@@ -3,19 +3,22 @@
 Lightning: as the CamVid example of segmentation-models-pytorch trains, written anew from its description: FPN on
 ResNeXt-50, PNGs decoded by a dataset, albumentations, fp32, contiguous tensors, normalisation and Dice loss in a
 LightningModule, Adam, counts for the IoU at every step. segmill: its packed splits, loader, recipe and loop with
-params.yaml's defaults. The network, its start, the batch, the pixels of an image and the number of threads are the
-same; the two take turns, and the medians of the rounds are compared. Needs
-`pip install -c constraints.txt -e .[bench]`.
+params.yaml's defaults, and the allocator's settings that its workers start with. The network, its start, the batch, the
+pixels of an image and the number of threads are the same; the two take turns, each in a process of its own, and the
+medians of the rounds are compared. Needs `pip install -c constraints.txt -e .[bench]`.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import statistics
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,38 +42,53 @@ from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import pick_device
 from segmill.training.clock import Rank
+from segmill.training.launch import ALLOCATOR
 from segmill.training.loop import train_member
 from segmill.training.settings import Settings
 
 
 def main() -> None:
     options = _options()
-    torch.set_num_threads(options.threads)
-    warnings.filterwarnings("ignore")
-    for name in ("lightning", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _process(options, ALLOCATOR) as ours, _process(options, {}) as theirs:
         root = Path(folder)
         write_street(root / "raw", count=options.images, size=(360, 480), seed=0)
         validate_dataset(root / "raw", root / "manifest.parquet", val=0.1, test=0.1, seed=0)
         info = pack(root / "raw", root / "manifest.parquet", root / "packed", size=None)
         split = PackedSplit(root / "packed" / "train")
+        classes = info.num_classes
         rates: dict[str, list[float]] = {"segmill": [], "Lightning": []}
         for round_number in range(options.rounds + 1):
             measured = {
-                "segmill": _segmill(split, info.num_classes, options),
-                "Lightning": _lightning(root / "raw", split.ids, info.num_classes, options),
+                "segmill": ours.submit(_segmill, split, classes, options).result(),
+                "Lightning": theirs.submit(_lightning, root / "raw", split.ids, classes, options).result(),
             }
             if round_number:  # the first is to warm up
                 for name, rate in measured.items():
                     rates[name].append(rate)
                 print("  ".join(f"{name} {rate:5.2f} images/s" for name, rate in measured.items()), flush=True)
-    ours, theirs = (statistics.median(rates[name]) for name in ("segmill", "Lightning"))
+    mine, usual = (statistics.median(rates[name]) for name in ("segmill", "Lightning"))
     print(
         f"{options.backbone} + {options.decoder}, {options.side} x {options.side}, batch {options.batch_size}, "
-        f"{options.threads} threads, {pick_device()}: segmill {ours:.2f} images/s, Lightning {theirs:.2f} images/s, "
-        f"ratio {ours / theirs:.2f}"
+        f"{options.threads} threads, {pick_device()}: segmill {mine:.2f} images/s, Lightning {usual:.2f} images/s, "
+        f"ratio {mine / usual:.2f}"
     )
+
+
+def _process(options: argparse.Namespace, environment: dict[str, str]) -> ProcessPoolExecutor:
+    """Return a process that was started with ``environment``, for all rounds."""
+    pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (options.threads,))
+    os.environ.update(environment)
+    pool.submit(os.getpid).result()
+    for name in environment:
+        del os.environ[name]
+    return pool
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _segmill(split: PackedSplit, num_classes: int, options: argparse.Namespace) -> float:

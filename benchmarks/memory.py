@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 
 from segmill.params import NetworkParams, Params, read_params
+from segmill.training.launch import ALLOCATOR
 from segmill.workspace import template
 
 CLASSES = 11
@@ -39,7 +41,7 @@ def _in_a_process(name: str, checkpointing: bool, options: argparse.Namespace) -
             sys.executable, __file__, "--member", name, "--height", str(options.height), "--width", str(options.width),
             "--batch-size", str(options.batch_size), *(["--checkpointing"] if checkpointing else []),
         ],
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, env=os.environ | ALLOCATOR,
     )  # fmt: skip
     return [float(text) for text in said.stdout.split()]
 
