@@ -19,7 +19,7 @@ from segmill import progress
 from segmill.alongside import alongside
 from segmill.workspace import Workspace
 
-PLAIN_INTERVAL_S = 10.0
+PLAIN_INTERVAL_S = (10.0, 60.0)  # between two lines of a step: a twentieth of its time so far, within these
 LIVE_INTERVAL_S = 0.5
 BAR_WIDTH = 8
 MARKS = {
@@ -48,7 +48,8 @@ def member_line(facts: dict[str, Any]) -> str:
     """Say one member's progress: epoch, loss, val mIoU, images/s and time left."""
     if "epoch" not in facts:
         return str(facts["state"])
-    parts = [f"epoch {facts['epoch']}/{facts['epochs']}"]
+    # A time budget ends a training before its last epoch: that number would mislead.
+    parts = [f"epoch {facts['epoch']}" + (f"/{facts['epochs']}" if facts["epochs"] else "")]
     if facts.get("loss") is not None:
         parts.append(f"loss {facts['loss']:.3f}")
     if facts.get("val_miou") is not None:
@@ -131,7 +132,9 @@ def _plain(folder: Path, steps: list[str], console: Console, over: threading.Eve
                 spent = f" in {_spent(stage)}" if stage["state"] == "ran" and _spent(stage) else ""
                 why = f" ({stage['why']})" if stage.get("why") else ""
                 console.print(f"{step}: {stage['state']}{spent}{why}", highlight=False, soft_wrap=True)
-            if running and time.monotonic() - spoke.get(step, 0.0) >= PLAIN_INTERVAL_S:
+            least, most = PLAIN_INTERVAL_S
+            pause = min(most, max(least, (time.time() - stage.get("began", time.time())) / 20))
+            if running and time.monotonic() - spoke.get(step, 0.0) >= pause:
                 spoke[step] = time.monotonic()
                 console.print(f"{step}: {running_line(running)}", highlight=False, soft_wrap=True)
         if last:

@@ -203,7 +203,6 @@ def train_member(args: dict[str, Any]) -> dict[str, Any]:
         Path(args["progress_path"]),
         member=args["name"],
         state="starting",
-        epochs=args["epochs"],
         time=time.time(),
     )
     from ray.train import TrainingFailedError

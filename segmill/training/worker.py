@@ -194,7 +194,7 @@ class Reporter:
                 member=self._args["name"],
                 state="training",
                 epoch=step.epoch,
-                epochs=self._args["epochs"],
+                epochs=None if self._args["max_minutes"] else self._args["epochs"],
                 step=step.step,
                 steps=step.steps,
                 share_done=step.progress,

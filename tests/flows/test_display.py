@@ -25,6 +25,7 @@ def test_clock(seconds: float, said: str) -> None:
 def test_a_member_says_epoch_loss_val_miou_speed_and_time_left() -> None:
     assert member_line(TRAINING) == "epoch 3/10  loss 0.500  val mIoU 0.712  8.0 images/s  2m05s left"
     assert member_line({"state": "starting"}) == "starting"
+    assert member_line({**TRAINING, "epochs": None}).startswith("epoch 3  loss"), "a time budget ends it"
 
 
 def test_a_stage_says_how_many_samples_of_how_many() -> None:

@@ -17,7 +17,7 @@ from segmill.training.worker import Reporter, first_module, make_settings
 
 
 def test_progress_is_told_by_rank_0_twice_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    args = {"progress_path": str(tmp_path / "p.json"), "name": "a", "epochs": 3}
+    args = {"progress_path": str(tmp_path / "p.json"), "name": "a", "epochs": 3, "max_minutes": None}
     now = [100.0]
     monkeypatch.setattr("segmill.training.worker.time.monotonic", lambda: now[0])
     Reporter(args, Rank(1, 2)).step(Step(2, 1, 4, torch.tensor(0.5), 8.0, 9.0, 0.4))
@@ -42,6 +42,9 @@ def test_progress_is_told_by_rank_0_twice_a_second_at_most(tmp_path: Path, monke
         "images_s": 8.0,
         "seconds_left": 9.0,
     }
+    Reporter({**args, "max_minutes": 5}, Rank(0, 1)).step(Step(2, 1, 4, torch.tensor(0.5), 8.0, 9.0, 0.4))
+    budgeted = progress.read(tmp_path / "p.json")
+    assert budgeted is not None and budgeted["epochs"] is None, "the time ends it before"
 
 
 def test_an_encoder_of_random_weights_is_never_frozen(packed: PackInfo) -> None:
