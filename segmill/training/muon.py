@@ -16,29 +16,35 @@ ITERATIONS = 5
 
 
 class Muon(AdamW):
-    """Muon (Jordan et al. 2024) for parameters of two axes and more, AdamW for the others.
+    """Muon (Jordan et al. 2024) for parameters that are matrices, AdamW for the others.
 
-    A convolution's weights are a matrix, outputs x the rest. A step is the Nesterov momentum orthogonalised, times
-    0.2 x the root of its longer side, which gives it the size of AdamW's steps (Liu et al. 2025), so that both go by
-    one learning rate and one decay. torch's own Muon takes parameters of two axes only, and one at a time; here
-    matrices of one shape go together.
+    A convolution's weights are a matrix, outputs x the rest, but for a depthwise one's, whose filters share no input.
+    A step is the Nesterov momentum orthogonalised, times 0.2 x the root of its longer side, which gives it the size of
+    AdamW's steps (Liu et al. 2025), so that both go by one learning rate and one decay. torch's own Muon takes
+    parameters of two axes only, and one at a time; here matrices of one shape go together.
 
     Args:
-        groups: parameter groups, each of parameters with one axis or of parameters with more.
+        groups: parameter groups; each comes apart into its matrices and the others.
         lr: where a group has none.
         momentum: of the matrices.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float):
-        super().__init__(groups, lr=lr, fused=True)
+        apart = [
+            {**group, "params": parameters, "matrices": matrices}
+            for group in groups
+            for matrices in (True, False)
+            if (parameters := [one for one in group["params"] if _is_matrix(one) == matrices])
+        ]
+        super().__init__(apart, lr=lr, fused=True)
         self.momentum = momentum
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         every = self.param_groups
         for group in every:
-            if _is_of_matrices(group):
+            if group["matrices"]:
                 self._step_matrices(group)
-        self.param_groups = [group for group in every if not _is_of_matrices(group)]
+        self.param_groups = [group for group in every if not group["matrices"]]
         try:
             loss: float | None = super().step(closure)
         finally:
@@ -81,5 +87,5 @@ def orthogonalised(matrices_NRC: Tensor) -> Tensor:
     return result.contiguous()
 
 
-def _is_of_matrices(group: dict[str, Any]) -> bool:
-    return bool(group["params"][0].ndim > 1)
+def _is_matrix(parameter: Parameter) -> bool:
+    return parameter.ndim > 1 and parameter.shape[1] > 1

@@ -24,14 +24,18 @@ def test_singular_values_come_near_1(shape: tuple[int, ...]) -> None:
 
 
 def test_matrices_move_as_with_torchs_and_the_rest_as_with_adamw() -> None:
-    def both() -> tuple[Parameter, Parameter, Parameter]:
-        return weights(6, 20), weights(6, 20), weights(5)
+    def both() -> tuple[Parameter, ...]:
+        return weights(6, 20), weights(6, 20), weights(7, 1, 3, 3), weights(5)  # the third is a depthwise convolution's
 
     mine, theirs = both(), both()
-    groups = [{"params": [*mine[:2]], "weight_decay": 0.1}, {"params": [mine[2]], "weight_decay": 0.0}]
+    groups = [{"params": [*mine[:3]], "weight_decay": 0.1}, {"params": [mine[3]], "weight_decay": 0.0}]
     optimizers = [Muon(groups, lr=0.1, momentum=0.9)]
     how = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-    references = [TorchMuon(theirs[:2], **how), AdamW([theirs[2]], lr=0.1, weight_decay=0.0)]  # type: ignore[arg-type]
+    references = [
+        TorchMuon(theirs[:2], **how),  # type: ignore[arg-type]
+        AdamW([theirs[2]], lr=0.1, weight_decay=0.1),
+        AdamW([theirs[3]], lr=0.1, weight_decay=0.0),
+    ]
     for step in range(3):
         for some in (mine, theirs):
             for number, parameter in enumerate(some):
