@@ -112,8 +112,8 @@ class TrainParams(Block):
         None, description="Height and width of the random window of a sample that training sees; null is all of it."
     )
     accumulate: int = Field(1, ge=1, description="Passes whose gradients make one step.")
-    optimizer: Literal["adamw", "sgd", "muon"] = Field(
-        "adamw", description="adamw, sgd (with Nesterov's momentum) or muon."
+    optimizer: Literal["adamw", "nadam", "sgd", "muon"] = Field(
+        "adamw", description="adamw, nadam (AdamW with Nesterov's momentum), sgd (with it too) or muon."
     )
     momentum: Fraction = Field(0.9, description="Of sgd and muon.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled decay of what is no bias and no scale.")

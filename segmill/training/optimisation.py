@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, NAdam, Optimizer
 
 from segmill.models.members import MemberModule
 from segmill.training.losses import check_names
 from segmill.training.muon import Muon
 
-OPTIMIZERS = ("adamw", "sgd", "muon")
+OPTIMIZERS = ("adamw", "nadam", "sgd", "muon")
 
 
 def make_optimizer(
@@ -30,15 +30,16 @@ def make_optimizer(
     momentum: float = 0.9,
     further: Iterable[Parameter] = (),
 ) -> Optimizer:
-    """Return the optimizer of a member, fused; each of its groups knows its peak learning rate as ``peak_lr``.
+    """Return the optimizer of a member; each of its groups knows its peak learning rate as ``peak_lr``.
 
     ``stages`` are the encoder's parameters, shallow to deep.
 
-    ``adamw`` is AdamW (Loshchilov & Hutter 2019), ``sgd`` stochastic gradient descent with Nesterov's ``momentum``
-    (Sutskever et al. 2013), ``muon`` is muon.Muon, with ``momentum`` for its matrices. The decoder learns at ``lr``,
-    the deepest stage of the encoder at ``lr * encoder_lr_factor`` and each stage above at ``layer_decay`` times the
-    one below it (as BEiT, Bao et al. 2022, by layers). Biases and the scales of normalisation (tensors of one axis),
-    and what is ``further`` to be learned, are not decayed. InputError for an unknown ``kind``.
+    ``adamw`` is AdamW (Loshchilov & Hutter 2019), ``nadam`` the same with Nesterov's momentum, which grows with the
+    steps (Dozat 2016), ``sgd`` stochastic gradient descent with Nesterov's ``momentum`` (Sutskever et al. 2013),
+    ``muon`` is muon.Muon, with ``momentum`` for its matrices. The decoder learns at ``lr``, the deepest stage of the
+    encoder at ``lr * encoder_lr_factor`` and each stage above at ``layer_decay`` times the one below it (as BEiT, Bao
+    et al. 2022, by layers). Biases and the scales of normalisation (tensors of one axis), and what is ``further`` to
+    be learned, are not decayed. InputError for an unknown ``kind``.
     """
     check_names("optimizer", [kind], OPTIMIZERS)
     groups = parameter_groups(
@@ -50,6 +51,8 @@ def make_optimizer(
         group["peak_lr"] = group["lr"]
     if kind == "sgd":
         return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if kind == "nadam":
+        return NAdam(groups, lr=lr, decoupled_weight_decay=True, foreach=True)
     if kind == "muon":
         return Muon(groups, lr=lr, momentum=momentum)
     return AdamW(groups, lr=lr, fused=True)

@@ -92,6 +92,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "plain": {},
     "ema": {"ema": 0.9},
     "sgd": {"optimizer": "sgd", "momentum": 0.9, "schedule": "poly", "clip_norm": 0.5},
+    "nadam": {"optimizer": "nadam", "ema": 0.9},
     "muon": {"optimizer": "muon", "lr": 0.01},
     "onecycle": {"schedule": "onecycle", "layer_decay": 0.7, "encoder_lr_factor": 0.5},
     "accumulate": {"accumulate": 3, "ema": 0.9},

@@ -46,6 +46,17 @@ def test_each_stage_at_its_own_pace_and_what_is_further_learned_undecayed() -> N
     assert optimizer.param_groups[-1]["params"][0].shape == (2,)  # the decoder's comes last
 
 
+def test_nadams_decay_leaves_the_gradient_alone() -> None:
+    module = tiny_module()
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    optimizer = make(module, "nadam", lr=0.1, weight_decay=0.01)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter, was in zip(module.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter, was * (1 - 0.1 * 0.01 * (parameter.ndim > 1)))
+
+
 def test_sgd_is_nesterovs() -> None:
     module = tiny_module()
     optimizer = make(module, "sgd", lr=0.1, weight_decay=0.0, momentum=0.9)
@@ -60,8 +71,8 @@ def test_sgd_is_nesterovs() -> None:
 
 
 def test_unknown_optimizers_suggest_near_ones() -> None:
-    with pytest.raises(InputError, match=r"unknown optimizer adam; did you mean 'adamw'\?"):
-        make(tiny_module(), "adam", lr=0.1, weight_decay=0.0)
+    with pytest.raises(InputError, match=r"unknown optimizer adanw; did you mean 'adamw'\?"):
+        make(tiny_module(), "adanw", lr=0.1, weight_decay=0.0)
 
 
 def test_moving_average_by_hand() -> None:
