@@ -16,10 +16,9 @@ from flows.environment import ray_address
 from segmill import progress
 from segmill.data.manifest import SPLITS, manifest_info, read_manifest
 from segmill.errors import InputError
-from segmill.params import Params, set_params
+from segmill.params import Params, say, set_params
 from segmill.training import launch
 from segmill.training.plan import Candidate, Facts, Proposal, propose
-from segmill.training.space import say
 from segmill.workspace import Workspace
 
 # All light: in a given time the number of passes is worth more than a heavier decoder (docs/log.md). `starts` are tried

@@ -16,7 +16,7 @@ from flows.display import clock
 from segmill import progress, tracking
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
-from segmill.training.space import say
+from segmill.params import say
 from segmill.training.trials import Study, Trial, read_trials, run_seconds
 
 LIVE_INTERVAL_S = 1.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -341,7 +342,7 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
         in_flow = isinstance(block, CommentedMap) and bool(block.fa.flow_style())
         value = _for_every_reader(yaml.load(text), key, in_flow=in_flow)
         if block.get(leaf) != value:
-            changes.append(f"{key}: {block.get(leaf)} -> {value}")
+            changes.append(f"{key}: {say(block[leaf]) if leaf in block else 'not set'} -> {say(value)}")
         block[leaf] = value
         if isinstance(block, CommentedMap) and (comments := block.ca.items.get(leaf)):
             comments[3] = None  # what stood before a value in block style; ruamel would break the file over it
@@ -352,6 +353,19 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
             yaml.dump(values, file)
         draft.replace(path)
     return changes
+
+
+def say(value: Any) -> str:
+    """Write a value as ``--set`` reads it."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(say, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {say(item)}" for key, item in value.items()) + "}"
+    return str(value)
 
 
 def _for_every_reader(value: Any, key: str, *, in_flow: bool) -> Any:

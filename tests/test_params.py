@@ -72,6 +72,9 @@ def test_broken_yaml_names_the_line(tmp_path: Path, third: str) -> None:
 def test_set_changes_the_value_and_keeps_the_comments(file: Path) -> None:
     changes = set_params(file, ["members.lite0-unet.lr=0.01", "prepare.size_px=[64, 96]", "train.seed=0"])
     assert changes == ["members.lite0-unet.lr: 0.003 -> 0.01", "prepare.size_px: [192, 160] -> [64, 96]"]
+    assert set_params(file, ["ray.cpus_per_worker=2", "train.optimizer=sgd"]) == [
+        "ray.cpus_per_worker: null -> 2", "train.optimizer: not set -> sgd"
+    ]  # fmt: skip
     assert read_params(file).members["lite0-unet"].lr == 0.01
     assert read_params(file).prepare.size_px == (64, 96)
     assert "# from random weights, on purpose" in file.read_text()

@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 from segmill.errors import InputError
 from segmill.evaluation.report import LINES, THEMES
-from segmill.training.space import Dimension, assignments, say, value_at
+from segmill.params import say
+from segmill.training.space import Dimension, assignments, value_at
 from segmill.training.trials import (
     Comparison,
     Study,

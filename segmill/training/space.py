@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from segmill.errors import InputError, near_miss
-from segmill.params import Params, parse_params
+from segmill.params import Params, parse_params, say
 
 Value = float | int | str | bool | None | list[Any] | dict[str, Any]
 Values = dict[str, Any]  # of params.yaml, or of a trial: key -> value
@@ -69,19 +68,6 @@ class Dimension:
         if self.kind == "choice":
             return f"{self.key}={','.join(say(choice) for choice in self.choices)}"
         return f"{self.key}={say(self.tried[0])}..{say(self.tried[1])}{':log' if self.log else ''}"
-
-
-def say(value: Any) -> str:
-    """Write a value as ``--set`` and ``--search`` read it."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(say, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {say(item)}" for key, item in value.items()) + "}"
-    return str(value)
 
 
 def read_space(searches: Sequence[str], values: Values, member: str) -> list[Dimension]:
