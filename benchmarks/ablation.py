@@ -52,6 +52,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "deep supervision": {"deep_supervision": 0.4},
     "SGD with Nesterov momentum": {"optimizer": "sgd", "lr": 0.03},
+    "NAdam, decoupled decay": {"optimizer": "nadam"},
     "Muon": {"optimizer": "muon"},
     "random weights at the start": {"weights": "none"},
 }
