@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from segmill import progress
 from segmill.data.packed import PackedSplit, PackInfo
 from segmill.models.members import MemberModule, MemberSpec
 from segmill.training.batch_size import LARGEST, SMALLEST, largest_batch
@@ -76,14 +78,21 @@ def _find(
         channels = spec.in_channels
         return Rehearsal(module, settings, size_px=size_px, channels=channels, device=device, compiled=compiled)
 
+    def say(state: str) -> None:
+        if rank.index == 0:
+            path = Path(args["progress_path"])
+            progress.report(path, member=args["name"], state=state, time=time.time(), pid=os.getpid())
+
     batch_size = args["batch_size"]
     if batch_size == "auto":
+        say("looking for the largest batch that fits")
         share = args["gpus_per_worker"] if device.type == "cuda" else args["cpus_per_worker"] / (os.cpu_count() or 1)
         largest = max(SMALLEST, min(LARGEST, samples) // rank.count)
         own = largest_batch(make_rehearsal(False).step, device=device, share=min(1.0, share), largest=largest)
         batch_size = rank.count * min(_of_all_ranks(own, rank))
     if args["compile"] == "off":
         return {"batch_size": batch_size, "compile": "off"}
+    say("measuring whether torch.compile pays")
     own = batch_size // rank.count
     facts = {
         "spec": asdict(replace(spec, name="")),

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from flows.display import member_line
+from segmill import progress
 from segmill.data.packed import PackInfo
 from segmill.models.members import MemberSpec
 from segmill.training.clock import Rank
@@ -22,6 +24,7 @@ def arguments(root: Path, **own: Any) -> dict[str, Any]:
     return {
         "name": "tiny",
         "run_dir": str(root),
+        "progress_path": str(root / "progress.json"),
         "inputs_hash": "0",
         "batch_size": 4,
         "window_px": None,
@@ -51,6 +54,8 @@ def test_the_batch_size_found_stays_with_the_run_and_in_the_record(tmp_path: Pat
     assert first["batch_size"] == 64 and settings == SETTINGS  # tiny images fit any machine
     assert first["params"]["train"] == {"batch_size": 64, "seed": 3, "compile": "off"}
     assert args["params"]["train"]["batch_size"] == "auto"
+    said = progress.read(tmp_path / "progress.json")
+    assert said is not None and member_line(said) == "looking for the largest batch that fits"
     kept = run_folder(args) / FILE
     kept.write_text(json.dumps({"batch_size": 16, "compile": "off"}))
     again, _ = settled(args)
@@ -82,6 +87,8 @@ def test_compiling_is_chosen_by_what_was_measured(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("segmill.training.settling.measure", lambda *_: speeds)
     args, settings = settled(arguments(tmp_path, compile=wish))
+    said = progress.read(tmp_path / "progress.json")
+    assert said is not None and member_line(said) == "measuring whether torch.compile pays"
     assert args["compile"] == settings.compile == args["params"]["train"]["compile"] == chosen
     if not speeds.works:
         assert "member tiny is not compiled: torch.compile fails here (no C++ compiler)" in caplog.text
