@@ -3,6 +3,8 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file's tests share servers and models, so they stay together; files come in their order, the longest among the first.
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -27,10 +29,10 @@ demo: $(VENV)/.installed-demo ## retrain on the built-in brain atlas, from the d
 	@segmill demo --workspace .demo
 
 test: $(VENV)/.installed-dev ## the whole test suite, with real servers
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: seconds
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports
 	@ruff check . && ruff format --check . && mypy && lint-imports

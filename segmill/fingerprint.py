@@ -6,6 +6,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import grimp
@@ -39,20 +40,17 @@ def fingerprints(entries: Iterable[str]) -> dict[str, str]:
     """
     folders = package_folders()
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
-    modules = {name: ast.parse(_file(name, folders).read_bytes()) for name in graph.modules}
-    for name, tree in modules.items():
-        for target in _functions_named(tree) & modules.keys():
+    modules = {name: _parsed(_file(name, folders).read_bytes()) for name in graph.modules}
+    for name, (_, named) in modules.items():
+        for target in named & modules.keys():
             graph.add_import(importer=name, imported=target)
     for name in NOT_FOLLOWED:
         graph.remove_module(name)
-    hashes: dict[str, str] = {}
     texts = {}
     for entry in entries:
         reached = {entry} | graph.find_upstream_modules(entry)
         reached |= {".".join(name.split(".")[:depth]) for name in reached for depth in range(1, name.count(".") + 1)}
-        for name in reached - hashes.keys():
-            hashes[name] = _hash(modules[name])
-        lines = [f"{name} {hashes[name]}\n" for name in reached]
+        lines = [f"{name} {modules[name][0]}\n" for name in reached]
         for name in reached:
             lines += _data_lines(name, folders)
         texts[entry] = "".join(sorted(lines))
@@ -73,14 +71,15 @@ def _data_lines(module: str, folders: dict[str, Path]) -> list[str]:
     return [f"{module}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in data]
 
 
-def _functions_named(tree: ast.Module) -> set[str]:
-    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
-    return {text.partition(":")[0] for text in texts if _FUNCTION_NAME.fullmatch(text)}
-
-
-def _hash(tree: ast.Module) -> str:
+@cache
+def _parsed(source: bytes) -> tuple[str, frozenset[str]]:
+    """Return the hash of a module's syntax tree without docstrings, and the modules whose functions it names."""
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    texts = (node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    named = frozenset(text.partition(":")[0] for text in texts if _FUNCTION_NAME.fullmatch(text))
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), named

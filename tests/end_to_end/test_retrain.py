@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -60,20 +61,35 @@ def states(said: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w@-]+): (fresh|restored|ran|failed)\b", said, re.M))
 
 
-def brain_workspace(folder: Path, *members: str, epochs: int = 2) -> Workspace:
+@pytest.fixture(scope="module")
+def brain_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workspace]:
+    """Return what gives a new workspace around the atlas, in which Prefect's database is laid out already.
+
+    To lay it out takes ten seconds; `first` begins without.
+    """
+    folder = tmp_path_factory.mktemp("template")
     write_brain(folder / "atlas", every=4)
-    workspace = create(folder / "workspace", folder / "atlas")
-    yaml = YAML()
-    params = yaml.load(workspace.params)
-    params["train"] |= {"epochs": epochs, "val_every": 1}
-    chosen = {name: SMALL["members"][name] for name in members or SMALL["members"]}
-    yaml.dump({**params, **SMALL, "members": chosen}, workspace.params)
-    return workspace
+    template = create(folder / "workspace", folder / "atlas")
+    command = [str(BIN / "prefect"), "server", "database", "upgrade", "-y"]
+    subprocess.run(command, env={**os.environ, "PREFECT_HOME": str(template.prefect_home)}, check=True)
+
+    def copy(folder: Path, *members: str, epochs: int = 2) -> Workspace:
+        shutil.copytree(template.root, folder / "workspace", symlinks=True)
+        workspace = Workspace.open(folder / "workspace")
+        yaml = YAML()
+        params = yaml.load(workspace.params)
+        params["train"] |= {"epochs": epochs, "val_every": 1}
+        chosen = {name: SMALL["members"][name] for name in members or SMALL["members"]}
+        yaml.dump({**params, **SMALL, "members": chosen}, workspace.params)
+        return workspace
+
+    return copy
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
+def first(tmp_path_factory: pytest.TempPathFactory, brain_workspace: Callable[..., Workspace]) -> tuple[Workspace, str]:
     workspace = brain_workspace(tmp_path_factory.mktemp("first"))
+    shutil.rmtree(workspace.prefect_home)
     return workspace, run(workspace, "segmill", "retrain")
 
 
@@ -170,7 +186,9 @@ def test_the_second_run_and_dvc_have_nothing_to_do(first: tuple[Workspace, str])
     assert "nothing to do" in run(workspace, "segmill", "retrain")
 
 
-def test_dvc_repro_gives_the_same_bytes(first: tuple[Workspace, str], tmp_path: Path) -> None:
+def test_dvc_repro_gives_the_same_bytes(
+    first: tuple[Workspace, str], tmp_path: Path, brain_workspace: Callable[..., Workspace]
+) -> None:
     workspace, _ = first
     other = brain_workspace(tmp_path)
     run(other, "dvc", "add", "data/raw")
@@ -208,7 +226,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(small_disk: Path) -> None:
+def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(
+    small_disk: Path, brain_workspace: Callable[..., Workspace]
+) -> None:
     """On a real file system of 700 MiB, filled to the last byte while the member trains."""
     workspace = brain_workspace(small_disk, "fpn", epochs=20)
     filler = small_disk / "filler"
@@ -235,7 +255,9 @@ def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(small_disk: P
     assert (found["prepare"], found["finetune@fpn"], found["promote"]) == ("fresh", "ran", "ran")
 
 
-def test_weights_out_of_reach_stop_the_run_before_any_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_out_of_reach_stop_the_run_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brain_workspace: Callable[..., Workspace]
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     workspace = brain_workspace(tmp_path, "fpn")
@@ -245,7 +267,9 @@ def test_weights_out_of_reach_stop_the_run_before_any_training(tmp_path: Path, m
     assert not list(workspace.checkpoints.rglob("checkpoint_*"))
 
 
-def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
+    tmp_path: Path, brain_workspace: Callable[..., Workspace]
+) -> None:
     workspace = brain_workspace(tmp_path, "fpn", epochs=200)
     said = tmp_path / "said"
     with said.open("w") as out:
