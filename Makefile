@@ -31,7 +31,7 @@ demo: $(VENV)/.installed-demo ## retrain on the built-in brain atlas, from the d
 test: $(VENV)/.installed-dev ## the whole test suite, with real servers
 	@$(PYTEST)
 
-test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: seconds
+test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: minutes
 	@$(PYTEST) -m 'not slow'
 
 check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports

@@ -83,7 +83,7 @@ def decide(
     }
     interval = (
         f"The gain over the champion is {gain.estimate:+.4f} mIoU, with {confidence:.0%} confidence "
-        f"between {gain.low:+.4f} and {gain.high:+.4f} ({gain.groups} groups, {len(groups)} images)"
+        f"between {gain.low:+.4f} and {gain.high:+.4f} ({_count(gain.groups, 'group')}, {_count(len(groups), 'image')})"
     )
     if not reaches_floor:
         return Verdict("FAIL", [floor, f"{interval}."], facts)
@@ -104,3 +104,7 @@ def decide(
 def _number(value: float) -> float | None:
     """NaN is no JSON: say None."""
     return None if np.isnan(value) else value
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -52,6 +52,11 @@ def test_a_larger_mean_alone_is_inconclusive() -> None:
     assert "more test groups would tell" in verdict.reasons[-1]
 
 
+def test_the_interval_says_what_it_rests_on() -> None:
+    assert "(10 groups, 10 images)" in judge(BETTER, OLD).reasons[-1]
+    assert "(1 group, 10 images)" in judge(BETTER, OLD, ["g"] * 10).reasons[-1]
+
+
 def test_the_same_model_fails() -> None:
     assert judge(OLD, OLD).decision == "FAIL"
 
