@@ -18,6 +18,9 @@ from segmill.data.samples import write_street
 from segmill.workspace import Workspace
 
 switch_telemetry_off()
+# Where readline was imported, pytest-xdist's workers are born with a terminal's size, which Rich would keep.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
 STREET_PX = (64, 64)
 
 
