@@ -21,8 +21,8 @@ from typing import Any
 
 from camvid import MEMBERS, RECIPE, make_workspace, run_stage
 
-from segmill.data.layouts.camvid import CLASSES, VOID
-from segmill.data.packed import PackedSplit
+from segmill.data.ingest.formats.camvid import CLASSES, VOID
+from segmill.data.packing.packed import PackedSplit
 from segmill.params import parse_params, read_params, set_params
 from segmill.workspace import Workspace
 
@@ -104,8 +104,9 @@ def _run(workspace: Workspace, change: str, seed: int, epochs: int) -> tuple[str
     """Train one member on one thread."""
     import torch
 
-    from segmill.training import classical, worker
     from segmill.training.clock import Rank
+    from segmill.training.distributed import worker
+    from segmill.training.svm import fitting
     from tasks.finetune import fit_arguments, training_arguments
 
     torch.set_num_threads(1)
@@ -120,7 +121,7 @@ def _run(workspace: Workspace, change: str, seed: int, epochs: int) -> tuple[str
     out_dir.mkdir(parents=True, exist_ok=True)
     began = time.process_time()
     if change == SVM:
-        miou = classical.fit_member(fit_arguments(workspace, params, name, out_dir))["val_miou"]
+        miou = fitting.fit_member(fit_arguments(workspace, params, name, out_dir))["val_miou"]
         return change, seed, {"miou": miou, "cpu_s": time.process_time() - began}
     args = training_arguments(workspace, params, name, out_dir)
     trained = worker.train(

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from segmill.data.dataset import Batch
-from segmill.data.manifest import IGNORE_ID
-from segmill.data.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.loading.batches import Batch
+from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.schema.manifest import IGNORE_ID
 from segmill.models.depthwise import quicken_depthwise
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import autocast, autocast_dtype, pick_device

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from segmill.data.layouts.camvid import CLASSES, VOID
-from segmill.data.packed import PackedSplit
+from segmill.data.ingest.formats.camvid import CLASSES, VOID
+from segmill.data.packing.packed import PackedSplit
 from segmill.ensembling.predict import Ensemble
 from segmill.evaluation.scoring import score, summary
 from segmill.params import set_params
@@ -93,7 +93,7 @@ def make_workspace(root: Path, data: Path) -> Workspace:
 
 def run_stage(workspace: Workspace, name: str) -> None:
     """Run one stage of dvc.yaml in a process of its own."""
-    command = [sys.executable, "-m", "flows.cli", "stage", name, "--workspace", str(workspace.root)]
+    command = [sys.executable, "-m", "flows.commands.cli", "stage", name, "--workspace", str(workspace.root)]
     subprocess.run(command, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
 
 

@@ -28,12 +28,12 @@ import psutil
 from PIL import Image
 
 from segmill.alongside import alongside
-from segmill.data.checks import BadData, validate_dataset
-from segmill.data.intake import NewSample, write_set
-from segmill.data.labelled import INDEX_FILE
-from segmill.data.manifest import DatasetInfo, write_dataset_info
-from segmill.data.readers import encode_png, read_image
-from segmill.data.samples import STREET_CLASSES, draw_street
+from segmill.data.ingest.builtin import STREET_CLASSES, draw_street
+from segmill.data.ingest.intake import NewSample, write_set
+from segmill.data.schema.manifest import DatasetInfo, write_dataset_info
+from segmill.data.storage.images import encode_png, read_image
+from segmill.data.storage.labelled import INDEX_FILE
+from segmill.data.validation.checks import BadData, validate_dataset
 from segmill.errors import InputError
 
 GOOD = 60

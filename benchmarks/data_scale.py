@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from pipeline_overhead import memory_bytes
 
-from segmill.data.samples import write_street
+from segmill.data.ingest.builtin import write_street
 from segmill.workspace import Workspace
 
 LOOK_EVERY_S = 0.2

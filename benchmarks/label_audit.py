@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segmill.data.augmentation import Augmenter
-from segmill.data.checks import validate_dataset
-from segmill.data.dataset import TrainBatches
-from segmill.data.manifest import IGNORE_ID, read_dataset_info, write_dataset_info
-from segmill.data.packed import PackedSplit, PackInfo
-from segmill.data.packing import pack
-from segmill.data.readers import read_mask
-from segmill.data.samples import write_brain, write_street
+from segmill.data.ingest.builtin import write_brain, write_street
+from segmill.data.loading.augmentation import Augmenter
+from segmill.data.loading.batches import TrainBatches
+from segmill.data.packing.pack import pack
+from segmill.data.packing.packed import PackedSplit, PackInfo
+from segmill.data.schema.manifest import IGNORE_ID, read_dataset_info, write_dataset_info
+from segmill.data.storage.images import read_mask
+from segmill.data.validation.checks import validate_dataset
 from segmill.evaluation.audit import Source, audit
 from segmill.evaluation.audit_page import csv_text, page_text
 from segmill.evaluation.folds import deal_folds, train_groups, write_fold

@@ -7,9 +7,9 @@ is planted in some of them (in all, where the fault is one of all masks). Found:
 named with the right kind. False alarms: names under any kind that nothing was planted for, warnings too. Then sets
 with nothing planted: the samples `brain` and `street`, and canonical sets given with --clean.
 
-Of the kinds that segmill/data/faults.py names one is not planted: crashes_decoder, for no file is known that kills the
-decoders in use (a test kills the process instead). Of group_leak there is the form that can reach a set: a group that
-its official split cuts.
+Of the kinds that segmill/data/schema/issues.py names one is not planted: crashes_decoder, for no file is known that
+kills the decoders in use (a test kills the process instead). Of group_leak there is the form that can reach a set: a
+group that its official split cuts.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from segmill.data.checks import BadData, validate_dataset
-from segmill.data.examination import examine
-from segmill.data.faults import KINDS, Fault, read_faults
-from segmill.data.manifest import (
+from segmill.data.ingest.builtin import STREET_CLASSES, draw_street, write_brain, write_street
+from segmill.data.schema.issues import KINDS, Fault, read_faults
+from segmill.data.schema.manifest import (
     SAMPLES_FILE,
     ClassInfo,
     DatasetInfo,
@@ -40,8 +39,9 @@ from segmill.data.manifest import (
     read_samples,
     write_dataset_info,
 )
-from segmill.data.samples import STREET_CLASSES, draw_street, write_brain, write_street
-from segmill.data.splits import part_of_group
+from segmill.data.splitting.splits import part_of_group
+from segmill.data.validation.checks import BadData, validate_dataset
+from segmill.data.validation.examination import examine
 from segmill.errors import InputError
 
 SIZE = (96, 128)

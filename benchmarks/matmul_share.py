@@ -6,10 +6,10 @@ import argparse
 
 import torch
 
-from segmill.data.manifest import IGNORE_ID
+from segmill.data.schema.manifest import IGNORE_ID
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import autocast_dtype, pick_device
-from segmill.training.profile import KINDS, matmul_peak, measure_steps, random_batches
+from segmill.training.measure.profile import KINDS, matmul_peak, measure_steps, random_batches
 from segmill.training.settings import Settings
 
 CLASSES = 11

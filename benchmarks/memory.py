@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from segmill.params import NetworkParams, Params, read_params
-from segmill.training.launch import ALLOCATOR
+from segmill.training.distributed.launch import ALLOCATOR
 from segmill.workspace import template
 
 CLASSES = 11
@@ -50,11 +50,11 @@ def _train(params: Params, options: argparse.Namespace) -> tuple[float, float, f
     """Return GiB before the first step and at the peak, and seconds of a step."""
     import torch
 
-    from segmill.data.manifest import IGNORE_ID
+    from segmill.data.schema.manifest import IGNORE_ID
     from segmill.models.members import MemberSpec, build
     from segmill.models.precision import pick_device
-    from segmill.training.batch_size import peak_bytes
-    from segmill.training.rehearsal import Rehearsal
+    from segmill.training.measure.batch_size import peak_bytes
+    from segmill.training.measure.rehearsal import Rehearsal
     from segmill.training.settings import Settings
 
     member, train = params.members[options.member], params.training_of(options.member)

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segmill.data.augmentation import Augmenter, resolve_recipe
-from segmill.data.dataset import TrainBatches
-from segmill.data.leaks import find_leaks, image_hash
-from segmill.data.packed import PackedSplit, Sample, SplitWriter
-from segmill.data.readers import read_image, read_mask
+from segmill.data.loading.augmentation import Augmenter, resolve_recipe
+from segmill.data.loading.batches import TrainBatches
+from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.storage.images import read_image, read_mask
+from segmill.data.validation.leaks import find_leaks, image_hash
 from segmill.metrics.scores import miou
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import autocast_dtype, pick_device

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from segmill.data.augmentation import Augmenter, resolve_recipe
-from segmill.data.checks import validate_dataset
-from segmill.data.dataset import TrainBatches
-from segmill.data.manifest import IGNORE_ID
-from segmill.data.packed import PackedSplit
-from segmill.data.packing import pack
-from segmill.data.samples import write_street
+from segmill.data.ingest.builtin import write_street
+from segmill.data.loading.augmentation import Augmenter, resolve_recipe
+from segmill.data.loading.batches import TrainBatches
+from segmill.data.packing.pack import pack
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.schema.manifest import IGNORE_ID
+from segmill.data.validation.checks import validate_dataset
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import pick_device

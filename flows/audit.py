@@ -18,7 +18,7 @@ from segmill.errors import InputError, near_miss
 from segmill.evaluation.audit import Source
 from segmill.evaluation.folds import deal_folds, train_groups, write_fold
 from segmill.params import Params
-from segmill.training import launch
+from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 from tasks.finetune import training_arguments
 from tasks.stage import noted, recorded_md5, replacing

@@ -19,10 +19,10 @@ from flows.display import clock, showing
 from flows.environment import ray_address, tracking_uri
 from flows.summary import markdown, publish, run_scores
 from segmill import progress, tracking
-from segmill.data.versions import DataVersion
+from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.params import Params, read_params
-from segmill.training import launch
+from segmill.training.distributed import launch
 from segmill.workspace import Workspace, free_bytes
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check
 from tasks.promote import Judged, promote

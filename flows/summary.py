@@ -54,7 +54,7 @@ def run_table(scores: list[dict[str, Any]], width: int) -> Table:
 
 def dataset_table(manifest: Path) -> Table:
     """Return the table of a checked set: samples, groups and each class's share of the labelled pixels, per split."""
-    from segmill.data.manifest import SPLITS, manifest_info, read_manifest
+    from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
 
     rows = read_manifest(manifest)
     classes = manifest_info(rows).class_names

@@ -17,7 +17,7 @@ from segmill import progress, tracking
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
 from segmill.params import say
-from segmill.training.trials import Study, Trial, read_trials, run_seconds
+from segmill.tuning.trials import Study, Trial, read_trials, run_seconds
 
 LIVE_INTERVAL_S = 1.0
 PLAIN_INTERVAL_S = 30.0

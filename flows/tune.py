@@ -21,8 +21,8 @@ from flows.retrain import BEFORE_TRAINING, _step, artifacts_of_new, stage_steps,
 from flows.trials import logged, watched
 from segmill.errors import InputError, near_miss
 from segmill.params import Params, parse_params, read_params, set_params
-from segmill.training import launch
-from segmill.training.space import (
+from segmill.training.distributed import launch
+from segmill.tuning.space import (
     Dimension,
     combinations,
     default_searches,
@@ -33,7 +33,7 @@ from segmill.training.space import (
     value_at,
     with_values,
 )
-from segmill.training.trials import Study, Trial, Work, best_trial, read_trials
+from segmill.tuning.trials import Study, Trial, Work, best_trial, read_trials
 from segmill.workspace import Workspace
 from tasks.augment import augment
 from tasks.finetune import training_arguments, warm_start
@@ -167,7 +167,7 @@ def search_step(
     runs = 2 * repeats
     launch.wait(
         launch.on_ray(
-            "segmill.training.tune:search", work, space,
+            "segmill.tuning.search:search", work, space,
             trials=trials, minutes=minutes, present=present, repeats=runs, num_cpus=0,
         )
     )  # fmt: skip
@@ -181,7 +181,7 @@ def repeat_step(work: Work, present: dict[str, Any] | None, repeats: int) -> Non
         return
     wanted = [(present or {}, work.seed + further) for further in range(repeats + 1)]
     wanted += [(winner.values, work.seed + further) for further in range(1, repeats + 1)]
-    once = partial(launch.on_ray, "segmill.training.tune:train_once", work, num_cpus=work.cpus, num_gpus=work.gpus)
+    once = partial(launch.on_ray, "segmill.tuning.search:train_once", work, num_cpus=work.cpus, num_gpus=work.gpus)
     for reference in [once(chosen, seed) for chosen, seed in wanted]:
         launch.wait(reference)
 
@@ -225,7 +225,7 @@ def made_data(workspace: Workspace, params: Params, chosen: dict[str, Any]) -> d
 
     It lies in a workspace of its own inside the scratch folder, which shares data and manifest with the real one.
     """
-    from segmill.data.augmentation import read_policy
+    from segmill.data.loading.augmentation import read_policy
 
     text = json.dumps(
         [

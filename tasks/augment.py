@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from segmill import progress
-from segmill.data.augmentation import Policy, settle_own_policy, settle_policy
-from segmill.data.extras import make_extras
-from segmill.data.packed import PackedSplit, read_pack
-from segmill.data.parallel import map_ordered
+from segmill.data.loading.augmentation import Policy, settle_own_policy, settle_policy
+from segmill.data.loading.extras import make_extras
+from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.storage.parallel import map_ordered
 from segmill.params import Params
 from segmill.workspace import Workspace
 from tasks.stage import replacing

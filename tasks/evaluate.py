@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segmill.params import Params
-from segmill.training import launch
+from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 from tasks.stage import replacing
 

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segmill.data.augmentation import read_policy
-from segmill.data.versions import recorded_version
+from segmill.data.loading.augmentation import read_policy
+from segmill.data.versioning.versions import recorded_version
 from segmill.params import Params
 from segmill.promotion.champion import Start, champion_start
-from segmill.training import launch
+from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 from tasks.register import model_name
 from tasks.stage import recorded_md5, replacing
@@ -32,7 +32,7 @@ def finetune(workspace: Workspace, params: Params, name: str) -> None:
     with replacing(workspace.member(name)) as draft:
         if params.members[name].kind == "svm":
             fit = launch.on_ray(
-                "segmill.training.classical:fit_member",
+                "segmill.training.svm.fitting:fit_member",
                 fit_arguments(workspace, params, name, draft),
                 num_cpus=params.ray.cpus_per_worker or launch.even_share(len(params.members)),
                 num_gpus=params.ray.gpus_per_worker,

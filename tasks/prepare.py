@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from segmill import progress
-from segmill.data.packing import pack
+from segmill.data.packing.pack import pack
 from segmill.params import Params
 from segmill.workspace import Workspace
 from tasks.stage import replacing
 
 # The modules that make pixels: what was packed by other code of these is packed again.
-PIXELS = ("segmill.data.chunks", "segmill.data.readers", "segmill.data.resizing", "segmill.enhancement")
+PIXELS = (
+    "segmill.data.packing.shards",
+    "segmill.data.storage.images",
+    "segmill.data.packing.resizing",
+    "segmill.enhancement",
+)
 
 
 def prepare(workspace: Workspace, params: Params) -> None:

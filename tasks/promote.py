@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from segmill.data.packed import PackedSplit
+from segmill.data.packing.packed import PackedSplit
 from segmill.params import Params
 from segmill.promotion import gate, ledger, registry
-from segmill.training import launch
+from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 from tasks.register import Registered
 

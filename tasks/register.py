@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmill import tracking
-from segmill.data.manifest import read_dataset_info
-from segmill.data.repository import git_commit
-from segmill.data.versions import recorded_version
+from segmill.data.schema.manifest import read_dataset_info
+from segmill.data.versioning.repository import git_commit
+from segmill.data.versioning.versions import recorded_version
 from segmill.params import Params
 from segmill.promotion import registry
 from segmill.workspace import Workspace

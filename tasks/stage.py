@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segmill import progress
-from segmill.data.repository import repository
-from segmill.data.strange import refuse_strange_files
+from segmill.data.schema.special_files import refuse_strange_files
+from segmill.data.versioning.repository import repository
 from segmill.errors import InputError, near_miss
 from segmill.fingerprint import fingerprints, package_folders
 from segmill.params import Params, read_params

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from segmill import progress
-from segmill.data import journal
-from segmill.data.checks import validate_dataset
+from segmill.data.storage import journal
+from segmill.data.validation.checks import validate_dataset
 from segmill.params import Params
 from segmill.workspace import Workspace
 from tasks.stage import replacing

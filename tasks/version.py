@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segmill.data.versions import DataVersion, bring_data
+from segmill.data.versioning.versions import DataVersion, bring_data
 from segmill.params import Params
 from segmill.workspace import Workspace
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.environment import switch_telemetry_off
-from segmill.data.samples import write_street
+from segmill.data.ingest.builtin import write_street
 from segmill.workspace import Workspace
 
 switch_telemetry_off()
@@ -33,7 +33,9 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def _street_workspace(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Workspace:
-    from flows.start import create  # it makes a Rich console, which would keep what goes from the environment above
+    from flows.commands.start import (
+        create,  # it makes a Rich console, which would keep what goes from the environment above
+    )
 
     return create(tmp_path_factory.mktemp("template") / "workspace", street)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from segmill.data.checks import validate_dataset
-from segmill.data.packing import pack
+from segmill.data.packing.pack import pack
+from segmill.data.validation.checks import validate_dataset
 from segmill.ensembling.select import build_ensemble
 from segmill.models.members import MemberSpec, build, save_member
 from segmill.models.weights import Weights

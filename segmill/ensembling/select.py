@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.packed import PackedSplit, read_pack
+from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.ensembling.predict import FORMAT, Ensemble, PredictsProbs, batches
 from segmill.errors import InputError
 from segmill.metrics.counts import confusion_counts

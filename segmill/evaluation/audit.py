@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.manifest import DatasetInfo, manifest_info, read_manifest, row_part
-from segmill.data.readers import read_image, read_mask
+from segmill.data.schema.manifest import DatasetInfo, manifest_info, read_manifest, row_part
+from segmill.data.storage.images import read_image, read_mask
 from segmill.ensembling.predict import Ensemble, Image, PredictsProbs, Probs, batches
 from segmill.errors import InputError
 from segmill.metrics.counts import confusion_counts

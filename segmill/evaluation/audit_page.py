@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from segmill import progress
-from segmill.data.colour_masks import palette
-from segmill.data.manifest import DatasetInfo
+from segmill.data.schema.manifest import DatasetInfo
+from segmill.data.schema.mask_values import palette
 from segmill.evaluation.audit import Audited, Evidence, Region, Source, Suspect, audit
 from segmill.evaluation.report import errors, overlay
 

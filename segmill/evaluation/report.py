@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from segmill.data.colour_masks import palette
-from segmill.data.extras import Origin
-from segmill.data.packed import PackedSplit, PackInfo, read_pack
-from segmill.data.seen import TrainingView
+from segmill.data.loading.extras import Origin
+from segmill.data.loading.seen import TrainingView
+from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
+from segmill.data.schema.mask_values import palette
 from segmill.ensembling.predict import read_ensemble
 from segmill.evaluation.scoring import Scored, evaluate, read_counts
 from segmill.metrics import scores

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.packed import PackedSplit, read_pack
+from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.ensembling.predict import Ensemble, batches, mix
 from segmill.errors import InputError
 from segmill.metrics import scores

@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 from segmill.errors import InputError
 from segmill.evaluation.report import LINES, THEMES
 from segmill.params import say
-from segmill.training.space import Dimension, assignments, value_at
-from segmill.training.trials import (
+from segmill.tuning.space import Dimension, assignments, value_at
+from segmill.tuning.trials import (
     Comparison,
     Study,
     Trial,
@@ -135,7 +135,7 @@ def importances(trials: Sequence[Trial], space: Sequence[Dimension]) -> dict[str
     """
     import optuna
 
-    from segmill.training.proposals import distribution, encoded
+    from segmill.tuning.proposals import distribution, encoded
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {dimension.key: distribution(dimension) for dimension in space}

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from segmill.enhancement import check_images, enhance_all
 from segmill.errors import InputError
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD, encoder_name
-from segmill.models.checkpointing import set_checkpointing
-from segmill.models.classical import SvmMember, check_svm
+from segmill.models.gradient_checkpointing import set_checkpointing
 from segmill.models.networks import STRIDE_PX, Network, assemble
 from segmill.models.precision import autocast, autocast_dtype, pick_device
+from segmill.models.svm.member import SvmMember, check_svm
 from segmill.models.weights import Weights, load_into, resolve
 
 FORMAT = 1

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from segmill.errors import InputError
 from segmill.models.attention import check_attention, make_attention
+from segmill.models.auxiliary import HEADS, check_heads
 from segmill.models.backbones import is_plain_vit, own_side_px, size_options
 from segmill.models.context import check_context, make_context
 from segmill.models.decoders import (
@@ -25,7 +26,6 @@ from segmill.models.decoders import (
     stages,
     why_not,
 )
-from segmill.models.heads import HEADS, check_heads
 
 STRIDE_PX = 32
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segmill import tracking
-from segmill.data.packed import read_pack
+from segmill.data.packing.packed import read_pack
 from segmill.params import Params
 from segmill.promotion import registry
 from segmill.workspace import Workspace

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.packed import PackedSplit, read_pack
+from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.ensembling.predict import batches
 from segmill.errors import InputError, SegmillError
 from segmill.metrics.counts import confusion_counts

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from segmill.data.dataset import TrainBatches
+from segmill.data.loading.batches import TrainBatches
 from segmill.errors import SegmillError
 from segmill.training.clock import Rank
 

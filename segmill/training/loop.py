@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segmill.data.dataset import TrainBatches
-from segmill.data.packed import PackedSplit
+from segmill.data.loading.batches import TrainBatches
+from segmill.data.packing.packed import PackedSplit
 from segmill.metrics import scores
 from segmill.models.depthwise import quicken_depthwise
 from segmill.models.members import MemberModule

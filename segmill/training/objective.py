@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from segmill.models.members import MemberModule
 from segmill.models.precision import autocast
-from segmill.training.heads import HEADS, border_loss, distance_loss, presence_loss
+from segmill.training.auxiliary import HEADS, border_loss, distance_loss, presence_loss
 from segmill.training.losses import LOSSES, check_names, segmentation_loss
 
 

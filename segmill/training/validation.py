@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from segmill.data.dataset import EvalSamples
-from segmill.data.packed import PackedSplit
+from segmill.data.loading.batches import EvalSamples
+from segmill.data.packing.packed import PackedSplit
 from segmill.enhancement import enhance_all
 from segmill.models.members import MemberModule
 from segmill.models.precision import autocast

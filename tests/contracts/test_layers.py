@@ -18,7 +18,7 @@ def test_imports_run_downhill() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("module", ["flows.cli", "flows.status", "flows.retrain", "tasks.stage"])
+@pytest.mark.parametrize("module", ["flows.commands.cli", "flows.commands.status", "flows.retrain", "tasks.stage"])
 def test_the_flow_process_stays_light(module: str) -> None:
     check = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
@@ -26,7 +26,7 @@ def test_the_flow_process_stays_light(module: str) -> None:
 
 
 def test_the_command_itself_imports_neither_prefect_nor_dvc() -> None:
-    check = "import sys, flows.cli; print(*[name for name in ('prefect', 'dvc') if name in sys.modules])"
+    check = "import sys, flows.commands.cli; print(*[name for name in ('prefect', 'dvc') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmill.data.manifest import ClassInfo, DatasetInfo, write_dataset_info
+from segmill.data.schema.manifest import ClassInfo, DatasetInfo, write_dataset_info
 
 CLASSES = (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "thing", "#ff0000"))
 SetWriter = Callable[..., Path]

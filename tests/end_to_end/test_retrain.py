@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from flows.start import create
-from segmill.data.samples import write_brain
+from flows.commands.start import create
+from segmill.data.ingest.builtin import write_brain
 from segmill.workspace import Workspace
 
 pytestmark = pytest.mark.slow

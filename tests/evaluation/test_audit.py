@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmill.data.checks import validate_dataset
-from segmill.data.manifest import ClassInfo, DatasetInfo, write_dataset_info
-from segmill.data.packed import PackedSplit
-from segmill.data.packing import pack
+from segmill.data.packing.pack import pack
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.schema.manifest import ClassInfo, DatasetInfo, write_dataset_info
+from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InputError
 from segmill.evaluation import audit as audit_module
 from segmill.evaluation.audit import ClassNorms, Largest, Region, Source, audit, class_norms, find_regions, sample_score

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmill.data.augmentation import Augmenter, settle_policy
-from segmill.data.colour_masks import palette
-from segmill.data.extras import Origin, make_extras, read_origins
-from segmill.data.packed import PackedSplit, read_pack
+from segmill.data.loading.augmentation import Augmenter, settle_policy
+from segmill.data.loading.extras import Origin, make_extras, read_origins
+from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.schema.mask_values import palette
 from segmill.evaluation import report
 from segmill.evaluation.report import evaluate_and_report
 

@@ -1,8 +1,8 @@
 """Which searched key mattered, as the page of a tuning says it."""
 
 from segmill.evaluation.tuning_page import LEAST_TRIALS, importances
-from segmill.training.space import Dimension
-from segmill.training.trials import Trial
+from segmill.tuning.space import Dimension
+from segmill.tuning.trials import Trial
 
 SPACE = [
     Dimension("train.lr", "float", low=1e-4, high=1e-2, log=True),

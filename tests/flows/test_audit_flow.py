@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from flows.audit import audit, show
 from segmill.errors import InputError
 from segmill.params import read_params
-from segmill.training import launch
+from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 from tasks.stage import bring_up_to_date, stage_names
 

@@ -19,12 +19,12 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from flows.tune import accept, made_data, plain_params, present_values, refuse_other_than_network
-from segmill.data.augmentation import settle_policy
-from segmill.data.packed import read_pack
+from segmill.data.loading.augmentation import settle_policy
+from segmill.data.packing.packed import read_pack
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
-from segmill.training.space import Dimension
-from segmill.training.trials import Study, read_trials
+from segmill.tuning.space import Dimension
+from segmill.tuning.trials import Study, read_trials
 from segmill.workspace import Workspace
 from tasks.stage import run
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from segmill import tracking
-from segmill.data.packed import PackedSplit
+from segmill.data.packing.packed import PackedSplit
 from segmill.ensembling.predict import Ensemble
 from segmill.errors import InputError, SegmillError
 from segmill.metrics.counts import confusion_counts

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from segmill import tracking
-from segmill.data.augmentation import settle_policy
-from segmill.data.checks import validate_dataset
-from segmill.data.packed import read_pack
-from segmill.data.packing import pack
+from segmill.data.loading.augmentation import settle_policy
+from segmill.data.packing.pack import pack
+from segmill.data.packing.packed import read_pack
+from segmill.data.validation.checks import validate_dataset
 from segmill.params import read_params, set_params
 from segmill.promotion import registry
 from segmill.promotion.champion import Start, champion_start

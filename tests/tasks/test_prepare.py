@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import tasks.prepare
-from segmill.data.packed import PackedSplit
-from segmill.data.samples import write_street
+from segmill.data.ingest.builtin import write_street
+from segmill.data.packing.packed import PackedSplit
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace
 from tasks.stage import bring_up_to_date, watch_code

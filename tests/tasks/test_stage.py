@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tasks.prepare
-from segmill.data.packing import pack
+from segmill.data.packing.pack import pack
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace

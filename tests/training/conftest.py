@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segmill.data.augmentation import Augmenter
-from segmill.data.dataset import TrainBatches
-from segmill.data.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.loading.augmentation import Augmenter
+from segmill.data.loading.batches import TrainBatches
+from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
 from segmill.training.settings import Settings
 from segmill.training.targets import SignedDistances
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segmill.data.packed import PackedSplit
+from segmill.data.packing.packed import PackedSplit
 from segmill.training.clock import Rank
 from segmill.training.finite import CHECK_EVERY, LossWatch, MemberFailed
 from tests.training.conftest import batches

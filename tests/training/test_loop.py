@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from segmill.data.checks import validate_dataset
-from segmill.data.packed import PackedSplit
-from segmill.data.packing import pack
+from segmill.data.packing.pack import pack
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InputError
 from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts

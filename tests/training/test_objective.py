@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segmill.errors import InputError
-from segmill.training.heads import border_loss, presence_loss
+from segmill.training.auxiliary import border_loss, presence_loss
 from segmill.training.losses import segmentation_loss
 from segmill.training.objective import Learner, Objective
 from tests.training.conftest import tiny_module

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segmill.data.dataset import Batch
-from segmill.data.packed import PackedSplit
+from segmill.data.loading.batches import Batch
+from segmill.data.packing.packed import PackedSplit
 from segmill.training.prefetch import on_device
 from tests.training.conftest import batches
 

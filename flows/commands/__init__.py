@@ -1,0 +1,1 @@
+"""The `segmill` command: one module per group of commands, thin, heavy imports inside."""

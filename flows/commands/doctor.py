@@ -1,0 +1,97 @@
+"""What can be wrong before anything runs: the installation, the machine, the workspace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.environment import prepare_environment, ray_address, tracking_uri
+from segmill.data.versioning.versions import data_changed
+from segmill.errors import InputError, SegmillError
+from segmill.params import read_params
+from segmill.workspace import Workspace, free_bytes
+
+SHOWN = (
+    "segmill",
+    "prefect",
+    "dvc",
+    "ray",
+    "mlflow",
+    "torch",
+    "torchvision",
+    "timm",
+    "segmentation-models-pytorch",
+)
+LEAST_FREE_GIB = 5.0
+
+
+def examine(folder: Path, console: Console) -> bool:
+    """Print a line per check and return whether all of them passed."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", _python),
+        ("libraries", _libraries),
+        ("git", _git),
+        ("machine", _machine),
+        ("disk", lambda: _disk(folder)),
+        ("workspace", lambda: _workspace(folder)),
+    ]
+    well = True
+    for name, check in checks:
+        try:
+            console.print(f"[green]ok[/]    {name:10} {check()}", highlight=False, soft_wrap=True)
+        except SegmillError as error:
+            well = False
+            console.print(f"[bold red]mend[/]  {name:10} {error}", highlight=False, soft_wrap=True)
+    return well
+
+
+def _python() -> str:
+    return f"{sys.version.split()[0]} at {sys.executable}"
+
+
+def _libraries() -> str:
+    try:
+        return ", ".join(f"{name} {version(name)}" for name in SHOWN)
+    except PackageNotFoundError as error:
+        raise InputError(f"{error.name} is not installed; run `pip install -c constraints.txt -e .` again") from None
+
+
+def _git() -> str:
+    found = shutil.which("git")
+    if not found:
+        raise InputError("git is not installed; DVC keeps its records in git")
+    return found
+
+
+def _machine() -> str:
+    asked = "import torch; print(*map(torch.cuda.get_device_name, range(torch.cuda.device_count())), sep=', ')"
+    gpus = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout.strip()
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {gpus or 'no GPU'}"
+
+
+def _disk(folder: Path) -> str:
+    free_gib = free_bytes(folder.resolve()) / 2**30
+    if free_gib < LEAST_FREE_GIB:
+        raise InputError(f"{free_gib:.1f} GiB free where {folder.resolve()} lies; {LEAST_FREE_GIB:.0f} GiB are wanted")
+    return f"{free_gib:.0f} GiB free"
+
+
+def _workspace(folder: Path) -> str:
+    workspace = Workspace.open(folder)
+    params = read_params(workspace.params)
+    prepare_environment(workspace, params)
+    raw = workspace.root / params.data.path
+    if not raw.exists() and data_changed(workspace.root, params.data.path) == "never added":
+        raise InputError(f"there is no data at {raw}; put the labelled set there, see README for the layout")
+    return (
+        f"{len(params.members)} members, Ray {ray_address(params)}, MLflow {tracking_uri(workspace, params)}, "
+        f"Prefect {os.environ.get('PREFECT_API_URL', 'started for each run')}"
+    )

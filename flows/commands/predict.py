@@ -1,0 +1,65 @@
+"""Segmenting image files with a registered model: masks of class ids, and overlays to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flows.environment import tracking_uri
+from segmill.data.schema.manifest import read_dataset_info
+from segmill.data.schema.mask_values import palette
+from segmill.data.storage.images import read_deep_image
+from segmill.errors import InputError
+from segmill.params import Params
+from segmill.promotion import registry
+from segmill.promotion.registered import loaded
+from segmill.workspace import Workspace
+from tasks.register import model_name
+
+OVERLAY_SHARE = 0.5
+
+
+def predict(workspace: Workspace, params: Params, model: str, images: list[Path], folder: Path) -> Iterator[Path]:
+    """Write ``NAME.png`` (class ids) and ``NAME-overlay.png`` into ``folder`` for each image; yield each mask's path.
+
+    Args:
+        workspace: whose registry and class colours are used.
+        params: of the workspace.
+        model: an alias, such as ``champion``, or a version number.
+        images: files.
+        folder: made where it is missing.
+
+    Raises:
+        InputError: there is no such version, or an image can't be read.
+        SegmillError: the version does not load or fails to predict.
+    """
+    uri, name = tracking_uri(workspace, params), model_name(workspace, params)
+    if model.isdigit():
+        version = model
+    elif found := registry.aliased(uri, name, model):
+        version = found.version
+    else:
+        raise InputError(f"{name} has no version called {model}; `segmill status` shows what there is")
+    pixels = [_read(path) for path in images]
+    info = read_dataset_info(workspace.root / params.data.path)
+    colors = palette(info.colors)
+    folder.mkdir(parents=True, exist_ok=True)
+    with loaded(uri, name, version) as ask:
+        for path, image in zip(images, pixels, strict=True):
+            image_HWC = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+            (ids_HW,) = ask(image_HWC[None])
+            mask = folder / f"{path.stem}.png"
+            Image.fromarray(ids_HW).save(mask)
+            mixed = OVERLAY_SHARE * colors[ids_HW] + (1 - OVERLAY_SHARE) * image_HWC
+            Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{path.stem}-overlay.png")
+            yield mask
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return read_deep_image(path)
+    except InputError as fault:
+        raise InputError(f"{path}: {fault}") from None

@@ -1,0 +1,134 @@
+"""Where a member's training step spends its time, as a table or JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.environment import ray_address
+from segmill.data.schema.manifest import read_dataset_info
+from segmill.errors import InputError, near_miss
+from segmill.params import Params
+from segmill.training.distributed import launch
+from segmill.workspace import Workspace
+
+TITLES = {
+    "data": "waiting for data", "copy": "copy to the device", "forward": "forward", "loss": "loss",
+    "backward": "backward", "optimizer": "optimizer", "average": "average of the weights",
+}  # fmt: skip
+
+
+def profile(
+    workspace: Workspace, params: Params, name: str, console: Console, *, steps: int = 8, as_json: bool = False
+) -> None:
+    """Take ``steps`` training steps of the member ``name`` on Ray and print what they cost.
+
+    Before anything was prepared the pixels are random ones of prepare.size_px.
+
+    Raises:
+        InputError: there is no such network, or neither packed splits nor a size.
+    """
+    _check(params, name)
+    with launch.connect(ray_address(params)):
+        cpus = params.ray.cpus_per_worker or launch.even_share(len(params.members) * params.ray.workers)
+        gpus = params.ray.gpus_per_worker
+        made_up = None if (workspace.packed / "train").is_dir() else _made_up(workspace, params)
+        facts = launch.wait(
+            launch.on_ray(
+                "segmill.training.measure.profile:profile_member",
+                _arguments(workspace, params, name),
+                made_up=made_up,
+                threads=max(1, int(cpus)),
+                share=min(1.0, gpus or cpus / launch.whole_node()["num_cpus"]),
+                steps=steps,
+                num_cpus=cpus,
+                num_gpus=gpus,
+            )
+        )
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        show(facts, console)
+
+
+def show(facts: dict[str, Any], console: Console) -> None:
+    """Print what ``profile_member`` returned."""
+    height, width = facts["size_px"]
+    console.print(
+        f"{facts['member']}: {facts['images_s']:.1f} images/s, {facts['step_s']:.3f} s a step of {facts['batch_size']} "
+        f"images of {height} x {width} px, {facts['precision']}, {facts['device']}, {facts['threads']} threads",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if facts["made_up"]:
+        console.print("nothing is prepared yet: the pixels are random ones, and nothing was augmented", style="yellow")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("a step")
+    table.add_column("ms", justify="right")
+    table.add_column("share", justify="right")
+    for phase, seconds in facts["phases"].items():
+        table.add_row(TITLES[phase], f"{1000 * seconds:.1f}", f"{seconds / facts['step_s']:.0%}")
+    console.print(table)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("its operators")
+    table.add_column("share", justify="right")
+    for kind, share in sorted(facts["kinds"].items(), key=lambda entry: -entry[1]):
+        table.add_row(kind, f"{share:.0%}")
+    console.print(table)
+    console.print(
+        f"{facts['reached_flops'] / 1e9:.0f} of the {facts['peak_flops'] / 1e9:.0f} GFLOP/s that matrix products in "
+        f"{facts['precision']} reach here: {facts['share_of_peak']:.0%}; peak memory "
+        f"{facts['peak_memory_bytes'] / 2**30:.2f} GiB",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(facts["advice"], highlight=False, soft_wrap=True)
+
+
+def _check(params: Params, name: str) -> None:
+    names = list(params.members)
+    if name not in names:
+        raise InputError(f"there is no member '{name}'{near_miss(name, names)} (members: {', '.join(names)})")
+    if params.members[name].kind == "svm":
+        raise InputError(f"{name} is an svm: it is fitted once, without steps; name a network")
+
+
+def _arguments(workspace: Workspace, params: Params, name: str) -> dict[str, Any]:
+    policy = workspace.augmented / "recipe.json"
+    extra_dir = workspace.augmented / "extra"
+    return {
+        **params.members[name].model_dump(),
+        **params.training_of(name).model_dump(),
+        "name": name,
+        "packed_dir": str(workspace.packed),
+        "extra_dir": str(extra_dir) if extra_dir.is_dir() else None,
+        "recipe": json.loads(policy.read_text())["transforms"] if policy.is_file() else params.augment.recipe,
+        "size": params.prepare.size_px,
+        "gpus_per_worker": params.ray.gpus_per_worker,
+        "loader_workers": params.ray.loader_workers,
+    }
+
+
+def _made_up(workspace: Workspace, params: Params) -> dict[str, Any]:
+    """Return what PackInfo takes, for random pixels of the size and classes that the workspace names."""
+    if params.prepare.size_px is None:
+        raise InputError(
+            "nothing is prepared yet and prepare.size_px is null, so no size is known; run `segmill retrain` first or "
+            "set prepare.size_px"
+        )
+    info = read_dataset_info(workspace.root / Path(params.data.path))
+    return {
+        "name": info.name,
+        "class_names": info.class_names,
+        "colors": info.colors,
+        "ignore_id": info.ignore_id,
+        "size": params.prepare.size_px,
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "class_pixels": (1,) * info.num_classes,
+        "samples": {},
+        "grayscale": params.prepare.grayscale,
+        "clahe": params.prepare.clahe,
+    }

@@ -1,0 +1,250 @@
+"""How a workspace begins: around your own set, or around the built-in brain atlas."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from flows.commands.data import telling
+from segmill.data.versioning.repository import commit_files, create_repository
+from segmill.data.versioning.versions import bring_data, explained, record_data
+from segmill.errors import InputError
+from segmill.params import read_params, set_params
+from segmill.workspace import TEMPLATES, Workspace, template
+from tasks.stage import watch_code
+
+if TYPE_CHECKING:
+    from segmill.data.ingest.intake import NewSample
+
+# What lies in a workspace that is being made.
+MADE = {".git", ".gitignore", ".dvc", ".dvcignore", ".segmill", "params.yaml", "dvc.yaml", "data"}
+IGNORED = (
+    "/.segmill/",
+    "/.dvc-remote/",
+    "/mlartifacts/",
+    "/mlflow.db*",
+    "/ledger.db*",
+    "/predictions/",
+    "/audit/",
+    "/tuning/",
+)
+LARGEST_SIDE_PX = 512
+STREET_COUNT, STREET_PX = 200, (128, 128)
+LOOKED_AT = 1000  # images whose size decides prepare.size_px
+
+
+def create(
+    folder: Path,
+    data: Path,
+    *,
+    layout: str = "auto",
+    name: str | None = None,
+    group: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Workspace:
+    """Make a workspace at ``folder`` around a copy of the labelled set ``data``, and its first version.
+
+    Args:
+        folder: absent, empty, or what a killed attempt left, which is made afresh.
+        data: a set in any layout.
+        layout: one of ``segmill.data.ingest.formats.LAYOUTS``, or auto.
+        name: of the set; None leaves that to the layout.
+        group: a regular expression with (?P<group>...) on a sample's id; None leaves that to the layout.
+        say: takes lines for the user: what was recognised and why, and what to know of it.
+
+    Raises:
+        InputError: ``folder`` is a workspace already or holds something else, or ``data`` can't be read; BadData
+            lists every file that is wrong.
+    """
+    from segmill.data.ingest.formats import open_layout
+    from segmill.data.ingest.intake import write_set
+    from segmill.data.storage.labelled import PACK_ABOVE
+
+    if _is_workspace(folder):
+        raise InputError(f"{folder} is a workspace already; add to its data with `segmill data add` there")
+    _refuse_what_is_not_ours(folder)
+    found = open_layout(data, layout, name=name, group=group)
+    say(f"{data}: layout {found.layout} ({found.why}), {found.count:,} samples")
+    for note in found.notes:
+        say(note)
+    with _whole_or_nothing(folder):
+        _lay_down(folder)
+        params = read_params(folder / "params.yaml")
+        raw, split = folder / params.data.path, params.split
+        with telling(Console()) as told:
+            write_set(
+                raw, found.info, found.samples, val=split.val, test=split.test, seed=split.seed,
+                packed=found.count > PACK_ABOVE, facts=data if found.layout == "segmill" else None, told=told,
+            )  # fmt: skip
+        size = _usual_size(raw)
+        set_params(folder / "params.yaml", [f"prepare.size_px={size}"])
+        say(f"prepare.size_px is {size} (height, width), from the commonest image size; change it in params.yaml")
+        return _finish(folder, f"{data.resolve().name}, layout {found.layout}")
+
+
+def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
+    """Make the demo's workspace where there is none; with ``more``, let its data set grow.
+
+    Args:
+        folder: the workspace.
+        sample: ``brain``, slices of an atlas that nilearn ships, or ``street``, drawn scenes.
+        more: brain gets the training slices held back at first, street half as many scenes again.
+
+    Raises:
+        InputError: ``folder`` holds something else, or the atlas is not installed.
+    """
+    from segmill.data.ingest.builtin import write_brain, write_street
+
+    if not _is_workspace(folder):
+        raw = folder / "data" / "raw"
+        with _whole_or_nothing(folder):
+            _lay_down(folder)
+            if sample == "brain":
+                write_brain(raw)
+            else:
+                write_street(raw, count=STREET_COUNT, size=STREET_PX)
+                street = [f"prepare.size_px={list(STREET_PX)}", "augment.recipe=driving"]
+                set_params(folder / "params.yaml", street)
+            workspace = _finish(folder, f"the demo's sample {sample}")
+    else:
+        workspace = Workspace.open(folder)
+    if more:
+        _grow_demo(workspace)
+    return workspace
+
+
+def _grow_demo(workspace: Workspace) -> None:
+    """Take the rest of the demo's samples in, as a version of its own."""
+    from segmill.data.ingest.builtin import write_brain, write_street
+    from segmill.data.ingest.intake import change_set
+    from segmill.data.schema.manifest import read_dataset_info
+
+    params = read_params(workspace.params)
+    data, split = params.data, params.split
+    bring_data(workspace.root, data.path, data.remote)
+    raw = workspace.root / data.path
+    with tempfile.TemporaryDirectory(prefix="segmill-demo-") as drawn:
+        if read_dataset_info(raw).name == "brain":
+            write_brain(Path(drawn), every=1)
+            message = "the slices held back at first"
+        else:
+            write_street(Path(drawn), count=STREET_COUNT * 3 // 2, size=STREET_PX)
+            message = "half as many scenes again"
+        with explained(workspace.root, data.path, message):
+            change_set(raw, _samples(Path(drawn)), val=split.val, test=split.test, seed=split.seed)
+    bring_data(workspace.root, data.path, data.remote)
+
+
+def _samples(folder: Path) -> Iterator[NewSample]:
+    """Yield the samples of a built-in set, each with the split that the set gives it."""
+    from segmill.data.ingest.intake import NewSample
+    from segmill.data.schema.manifest import read_dataset_info
+    from segmill.data.storage.images import list_entries
+
+    info = read_dataset_info(folder)
+    split_of = {group: split for split, groups in info.splits.items() for group in groups}
+    for entry in list_entries(folder)[0]:
+        split = split_of[info.group_of(entry.id) or ""]
+        suffix = Path(entry.image.name).suffix
+        yield NewSample(entry.id, entry.image.read(folder), suffix, entry.mask.read(folder), split=split)
+
+
+def _is_workspace(folder: Path) -> bool:
+    return (folder / "params.yaml").exists() and not Workspace(folder).unfinished.exists()
+
+
+def _refuse_what_is_not_ours(folder: Path) -> None:
+    """Raise InputError where ``folder`` holds anything but what a killed attempt left: its marker, and MADE."""
+    space = Workspace(folder)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if space.unfinished.exists():
+        if strange := sorted(names - MADE):
+            what = f"a workspace that was not finished, and besides {strange[0]}; move that away and run again"
+            raise InputError(f"{folder} holds {what}")
+    elif folder.is_file() or (names and (names != {space.scratch.name} or any(space.scratch.iterdir()))):
+        raise InputError(f"{folder} holds something else already; name an empty or a new folder")
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Let the block make a workspace of ``folder``; where it fails, take away again what it made.
+
+    What a killed attempt left is cleared first. InputError where the folder holds anything else, or another process
+    is making a workspace of it.
+    """
+    _refuse_what_is_not_ours(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)  # the system frees it with the process, however that ends
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is making a workspace of {folder}; wait until it is done") from None
+        _refuse_what_is_not_ours(folder)
+        space = Workspace(folder)
+        space.scratch.mkdir(exist_ok=True)
+        space.unfinished.touch()
+        try:
+            _clear(space)
+            yield
+        except BaseException:
+            with suppress(OSError):
+                _clear(space)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        space.unfinished.unlink()
+    finally:
+        os.close(lock)
+
+
+def _clear(space: Workspace) -> None:
+    """Remove all but the marker, which goes last: killed meanwhile, the next attempt still knows what this is."""
+    for path in space.root.iterdir():
+        if path.is_dir() and path != space.scratch:
+            shutil.rmtree(path)
+        elif path != space.scratch:
+            path.unlink()
+
+
+def _lay_down(folder: Path) -> None:
+    create_repository(folder)
+    for name in TEMPLATES:
+        shutil.copyfile(template(name), folder / name)
+    (folder / ".gitignore").write_text("\n".join(IGNORED) + "\n")
+
+
+def _finish(folder: Path, message: str) -> Workspace:
+    """Put the set under DVC as the first version, and everything else into git."""
+    workspace = Workspace(folder.resolve())
+    watch_code(workspace)
+    path = read_params(workspace.params).data.path
+    with explained(workspace.root, path, message):
+        record_data(workspace.root, path, None)
+    commit_files(workspace.root, message)
+    return workspace
+
+
+def _usual_size(raw: Path) -> list[int]:
+    """Return the commonest image size, shrunk to ``LARGEST_SIDE_PX`` and rounded to whole strides of 32 px."""
+    from PIL import Image
+
+    from segmill.data.storage.images import list_entries
+
+    sizes: Counter[tuple[int, int]] = Counter()
+    entries, _ = list_entries(raw)
+    for entry in entries[:: len(entries) // LOOKED_AT + 1]:
+        with Image.open(BytesIO(entry.image.read(raw))) as image:
+            sizes[image.height, image.width] += 1
+    height, width = sizes.most_common(1)[0][0]
+    shrink = min(1.0, LARGEST_SIDE_PX / max(height, width))
+    return [max(32, round(side * shrink / 32) * 32) for side in (height, width)]

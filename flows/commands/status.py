@@ -1,0 +1,172 @@
+"""The state of a workspace: data version, what is stale and why, the last run, champion and challenger."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.environment import tracking_uri
+from flows.summary import run_table
+from segmill import progress
+from segmill.data.versioning.versions import data_changed, recorded_version
+from segmill.params import Params
+from segmill.workspace import Workspace
+from tasks.promote import earlier_judgement, ledger_url
+from tasks.register import Registered, model_name
+from tasks.stage import Outcome
+
+if TYPE_CHECKING:
+    from segmill.promotion.registry import Version
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a look at the workspace found; nothing was run."""
+
+    workspace: Workspace
+    data_version: str | None
+    data_why: str
+    stages: dict[str, Outcome]
+    last_run: dict[str, Any] | None
+    champion: dict[str, Any] | None
+    challenger: dict[str, Any] | None
+    judged: bool
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether a retrain has nothing to do: same data, every stage fresh, this very ensemble judged before."""
+        return not self.data_why and self.judged and all(stage.state == "fresh" for stage in self.stages.values())
+
+    def as_json(self) -> str:
+        """Return the machine-readable form."""
+        return json.dumps(
+            {
+                "workspace": str(self.workspace.root),
+                "data_version": self.data_version,
+                "data_changed": self.data_why or None,
+                "stages": {name: {"state": stage.state, "why": stage.why} for name, stage in self.stages.items()},
+                "up_to_date": self.up_to_date,
+                "last_run": self.last_run,
+                "champion": self.champion,
+                "challenger": self.challenger,
+            },
+            indent=2,
+        )
+
+
+def look(workspace: Workspace, params: Params, stages: dict[str, Outcome]) -> Status:
+    """Look at the rest of the workspace besides its stages. Starts no server and imports no torch."""
+    recorded = recorded_version(workspace.root, params.data.path)
+    standing = _standing(workspace, params) if recorded else _Standing(None, None, False)
+    return Status(
+        workspace=workspace,
+        data_version=recorded.md5 if recorded else None,
+        data_why=data_changed(workspace.root, params.data.path),
+        stages=stages,
+        last_run=progress.read(workspace.last_run),
+        champion=standing.champion,
+        challenger=standing.challenger,
+        judged=standing.judged,
+    )
+
+
+@dataclass(frozen=True)
+class _Standing:
+    champion: dict[str, Any] | None
+    challenger: dict[str, Any] | None
+    judged: bool
+
+
+def _standing(workspace: Workspace, params: Params) -> _Standing:
+    """Ask the registry which versions serve and challenge, and whether today's ensemble was judged already."""
+    uri = tracking_uri(workspace, params)
+    database = uri.removeprefix("sqlite:///")
+    if not (workspace.root / params.data.path).is_dir() or (database != uri and not Path(database).is_file()):
+        return _Standing(None, None, False)
+    from segmill.promotion import ledger, registry
+
+    name = model_name(workspace, params)
+    champion, challenger = (registry.aliased(uri, name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
+    decisions = {entry.version: entry.decision for entry in reversed(ledger.entries(ledger_url(workspace), name))}
+    judged = False
+    if (workspace.ensemble / "ensemble.json").is_file():
+        version = registry.find_version(uri, name, registry.ensemble_digest(workspace.ensemble))
+        serving = champion.version if champion else None
+        judged = version is not None and earlier_judgement(workspace, Registered(name, version), serving) is not None
+    return _Standing(_facts(name, champion, decisions), _facts(name, challenger, decisions), judged)
+
+
+def _facts(name: str, version: Version | None, decisions: dict[str, str | None]) -> dict[str, Any] | None:
+    if version is None:
+        return None
+    return {
+        "name": name,
+        "version": version.version,
+        "miou": float(version.tags["test_miou"]),
+        "data_version": version.tags["data_version"],
+        "verdict": decisions.get(version.version),
+        "run_id": version.run_id,
+    }
+
+
+def show(status: Status, console: Console) -> None:
+    """Print the state for a person."""
+    console.print(f"[bold]workspace[/]     {status.workspace.root}", highlight=False, soft_wrap=True)
+    version = status.data_version or "none yet"
+    console.print(
+        f"[bold]data version[/]  {version}{f'  ({status.data_why})' if status.data_why else ''}",
+        highlight=False,
+    )
+    for alias, model in (("champion", status.champion), ("challenger", status.challenger)):
+        console.print(f"[bold]{alias:13}[/] {model_line(model)}", highlight=False, soft_wrap=True)
+    stages = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    stages.add_column("stage")
+    stages.add_column("state")
+    stages.add_column("why")
+    for stage in status.stages.values():
+        stages.add_row(stage.stage, stage.state, stage.why, style="yellow" if stage.state == "stale" else "dim")
+    console.print()
+    console.print(stages)
+    console.print()
+    if status.last_run is None:
+        console.print("no run yet: `segmill retrain` makes the first")
+        return
+    last = status.last_run
+    console.print(f"[bold]last run[/] {last['finished']}, {last['outcome']}", highlight=False, soft_wrap=True)
+    if last.get("scores"):
+        console.print(run_table(last["scores"], console.width))
+
+
+def model_line(model: dict[str, Any] | None) -> str:
+    """Say one registered model in a line."""
+    if model is None:
+        return "none"
+    score = f", test mIoU {model['miou']:.4f}" if model.get("miou") is not None else ""
+    verdict = f", {model['verdict']}" if model.get("verdict") else ""
+    return f"{model['name']} version {model['version']}{score}{verdict}, data {str(model['data_version'])[:8]}"
+
+
+def show_history(workspace: Workspace, console: Console) -> None:
+    """Print the ledger, oldest first."""
+    from segmill.promotion import ledger
+
+    entries = ledger.entries(ledger_url(workspace))
+    if not entries:
+        console.print("no verdict yet: `segmill retrain` brings the first")
+        return
+    console.print(f"[bold]{entries[0].model}[/], the latest last")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("time (UTC)", "version", "action", "verdict", "champion before", "mIoU", "gain"):
+        table.add_column(heading, no_wrap=True)
+    for entry in reversed(entries):
+        gain, miou = entry.facts.get("gain"), entry.facts.get("challenger_miou")
+        table.add_row(
+            entry.time[:19], entry.version, entry.action, entry.decision or "-", entry.previous or "-",
+            "-" if miou is None else f"{miou:.4f}", "-" if gain is None else f"{gain:+.4f}",
+        )  # fmt: skip
+    console.print(table)

@@ -1,0 +1,152 @@
+"""What `segmill validate` does and prints: faults with what to do, the splits, and with --fix a repaired version."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from flows.summary import dataset_table
+from segmill import progress
+from segmill.alongside import alongside
+from segmill.data.schema.issues import Fault, read_faults
+from segmill.data.schema.special_files import strange_files
+from segmill.params import Params
+from segmill.workspace import Workspace
+from tasks.stage import bring_up_to_date, run
+from tasks.validate import faults_page
+
+if TYPE_CHECKING:
+    from segmill.data.ingest.intake import NewSample
+
+FIRST_FILES = 3
+LOOK_EVERY_S = 0.2
+
+
+def validate(workspace: Workspace, params: Params, console: Console, *, fix: bool) -> bool:
+    """Check the set, or look up what the last check of the same set found, and print it; True where nothing stops.
+
+    With ``fix``, first record the set as it is, then put a repaired mask in place of each that can be mended, and
+    record that as another version.
+    """
+    if fix:
+        repair(workspace, params, console)
+    sound, faults = _check(workspace, params, console)
+    if faults:
+        console.print(faults_table(faults, params.data.accept))
+        page = faults_page(workspace)
+        _list_files(page.with_name("faults.csv"), faults)
+        said = f"with pictures: {page}; all files: {page.with_name('faults.csv')}"
+        console.print(said, highlight=False, soft_wrap=True, style="dim")
+    if not sound and not fix and any(fault.repairable for fault in faults):
+        console.print("`segmill validate --fix` mends what says so, as a new version of the data", highlight=False)
+    if sound:
+        console.print(dataset_table(workspace.manifest))
+    return sound
+
+
+def repair(workspace: Workspace, params: Params, console: Console) -> None:
+    """Record the set as it is, mend what can be mended, record that: the masks as they were stay in their version."""
+    from segmill.data.ingest.intake import change_set
+    from segmill.data.ingest.repair import repaired_samples
+    from segmill.data.schema.special_files import refuse_strange_files
+    from segmill.data.validation.examination import examine
+    from segmill.data.versioning.versions import bring_data, explained
+
+    raw_dir, split = workspace.root / params.data.path, params.split
+    refuse_strange_files(raw_dir)
+    note = workspace.count("validate")
+    with _bar(note, console):
+        found = examine(raw_dir, told=progress.counter(note))
+    mendable = [fault for fault in found.faults if fault.repairable]
+    if not mendable:
+        console.print("nothing can be mended automatically", highlight=False)
+        return
+    before = bring_data(workspace.root, params.data.path, params.data.remote)
+    mended: Counter[str] = Counter()
+
+    def samples() -> Iterator[NewSample]:
+        for sample, kinds in repaired_samples(raw_dir, found):
+            mended.update(kinds)
+            yield sample
+
+    message = f"repaired {', '.join(f'{fault.kind} ({len(fault.files)})' for fault in mendable)}"
+    with explained(workspace.root, params.data.path, message):
+        change = change_set(raw_dir, samples(), val=split.val, test=split.test, seed=split.seed)
+    after = bring_data(workspace.root, params.data.path, params.data.remote)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(mended.items())) or "nothing"
+    said = f"mended {counts}: {change.replaced} new masks, version {after.md5[:8]}; the one before is {before.md5[:8]}"
+    console.print(said, highlight=False, soft_wrap=True)
+
+
+def faults_table(faults: Sequence[Fault], accept: Sequence[str]) -> Table:
+    """Return the table of faults: what stops first, then warnings, then what is accepted."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("fault", "", "files"):
+        table.add_column(heading, justify="right" if heading == "files" else "left", no_wrap=True)
+    for heading, ratio in (("first files", 2), ("what it is", 3), ("what to do", 3)):
+        table.add_column(heading, overflow="fold", ratio=ratio)
+    order = ("error", "warning", "accepted")
+    for fault in sorted(faults, key=lambda fault: order.index(_state(fault, accept))):
+        state = _state(fault, accept)
+        style = {"error": "red", "warning": "yellow", "accepted": "dim"}[state]
+        first = "\n".join(fault.files[:FIRST_FILES]) + ("\n..." if len(fault.files) > FIRST_FILES else "")
+        todo = f"{fault.fix} (--fix does)" if fault.repairable else fault.fix
+        row = (fault.kind, state, str(len(fault.files)), first, fault.what, todo)
+        table.add_row(*(Text(cell) for cell in row), style=style)
+    return table
+
+
+def _state(fault: Fault, accept: Sequence[str]) -> str:
+    return "accepted" if fault.kind in accept else fault.severity
+
+
+def _check(workspace: Workspace, params: Params, console: Console) -> tuple[bool, list[Fault]]:
+    from segmill.data.validation.checks import BadData
+
+    try:
+        with _bar(workspace.count("validate"), console):
+            if strange_files(workspace.root / params.data.path):
+                run(workspace, "validate")  # DVC must not open these, so it is not asked; this raises in any case
+            bring_up_to_date(workspace, "fingerprint")
+            outcome = bring_up_to_date(workspace, "validate")
+    except BadData as error:
+        lines = str(error).splitlines()
+        console.print(lines[0].removesuffix(":"), style="bold red", highlight=False, soft_wrap=True)
+        return False, error.faults
+    console.print(f"validate: {outcome.state} ({outcome.why})", highlight=False, soft_wrap=True)
+    return True, read_faults(workspace.manifest)
+
+
+@contextmanager
+def _bar(note: Path, console: Console) -> Iterator[None]:
+    """Show in a terminal how far the check is, as the file ``note`` says it."""
+    note.unlink(missing_ok=True)
+    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("checking", total=None)
+
+        def follow(over: Event) -> None:
+            while not over.wait(LOOK_EVERY_S):
+                if facts := progress.read(note):
+                    bar.update(task, completed=facts["done"], total=facts["total"])
+
+        with alongside(follow):
+            yield
+
+
+def _list_files(path: Path, faults: Sequence[Fault]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("kind", "severity", "file"))
+        rows.writerows((fault.kind, fault.severity, name) for fault in faults for name in fault.files)

@@ -1,0 +1,1 @@
+"""How new bytes come in: formats, intake, repair and the built-in sets."""

@@ -1,0 +1,67 @@
+"""segmill's own layout, loose or packed: it comes in as it is."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from segmill.data.ingest.formats.reading import Contents, FileError, Loaded, Row, SetFolder, Signs, signs
+from segmill.data.schema.manifest import INFO_FILE, DatasetInfo, read_dataset_info
+from segmill.data.splitting.splits import settled_splits
+from segmill.data.storage.images import list_entries
+from segmill.data.storage.labelled import INDEX_FILE, Entry, is_packed
+from segmill.errors import InputError
+
+LOOKS_FOR = "dataset.yaml, and images/ with masks/ (loose) or index.parquet with packs/ (packed)"
+
+
+def recognise(folder: SetFolder) -> Signs:
+    packed = folder.is_file(INDEX_FILE)
+    return signs(
+        (INFO_FILE, folder.is_file(INFO_FILE)),
+        (INDEX_FILE, True) if packed else ("images/", folder.is_dir("images")),
+        ("packs/", folder.is_dir("packs")) if packed else ("masks/", folder.is_dir("masks")),
+    )
+
+
+def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+    """List the samples; their bytes pass undecoded. Splits: dataset.yaml's, then those of splits.csv.
+
+    Groups travel with the samples where they come from samples.csv; where they follow from the ids, the rule does.
+    """
+    own = read_dataset_info(folder.root)
+    entries, findings = list_entries(folder.root)
+    split_of = settled_splits(folder.root, own)
+    by_column = isinstance(own.group, dict) and "column" in own.group
+    packed = is_packed(folder.root)
+    rows = []
+    for entry in entries:
+        group = own.group_of(entry.id)
+        split = split_of.get(group) if group is not None else None
+        rows.append(Row(entry.id, entry.image.name, entry.mask.name, group if by_column else None, split))
+    parts = {entry.id: entry for entry in entries} if packed else {}
+    return Contents(
+        classes=own.classes,
+        rows=rows,
+        load=lambda row: _load(folder, row, parts.get(row.id)),
+        ignore_id=own.ignore_id,
+        findings=findings,
+        license=own.license,
+        info=own,
+    )
+
+
+def _load(folder: SetFolder, row: Row, packed: Entry | None) -> Loaded:
+    suffix = PurePosixPath(row.image).suffix
+    if packed is None:
+        return Loaded(folder.content(row.image), suffix, folder.content(row.mask))
+    contents = []
+    for part in (packed.image, packed.mask):
+        try:
+            folder.resolve(part.file)
+            contents.append(part.read(folder.root))
+        except InputError as error:
+            raise FileError(part.name, error) from error
+        except OSError as error:
+            wrong = InputError(f"its pack can't be opened ({error.strerror}); bring the data version back with DVC")
+            raise FileError(part.file, wrong) from error
+    return Loaded(contents[0], suffix, contents[1])

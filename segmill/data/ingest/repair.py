@@ -1,0 +1,57 @@
+"""Repaired samples: the same image, and the mask without those of its faults that the mask doctor can mend."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from segmill.data.ingest.intake import NewSample
+from segmill.data.storage.images import encode_png, list_entries, read_image
+from segmill.data.validation.examination import Examination
+from segmill.data.validation.mask_faults import look_at_mask, orientation, repair_mask
+from segmill.errors import InputError
+
+
+class Repaired(NamedTuple):
+    """A sample with its mended mask, and the kinds of faults that it had."""
+
+    sample: NewSample
+    kinds: tuple[str, ...]
+
+
+def repaired_samples(raw_dir: Path, found: Examination) -> Iterator[Repaired]:
+    """Yield every sample of ``raw_dir`` that can be mended; one whose repair does not work out is left as it is.
+
+    Args:
+        raw_dir: the set as ``examine`` saw it. Nothing is written here.
+        found: what that saw.
+    """
+    kinds_of: dict[str, set[str]] = defaultdict(set)
+    for fault in found.faults:
+        if fault.repairable:
+            for file in fault.files:
+                kinds_of[file].add(fault.kind)
+    if not kinds_of:
+        return
+    for entry in list_entries(raw_dir)[0]:
+        kinds = kinds_of.get(entry.mask.name)
+        if not kinds:
+            continue
+        try:
+            image, mask = entry.image.read(raw_dir), entry.mask.read(raw_dir)
+            height, width = read_image(image).shape[:2]
+            ids = repair_mask(
+                look_at_mask(mask, found.info),
+                kinds,
+                info=found.info,
+                together=found.together,
+                size=(height, width),
+                orientation=orientation(image),
+            )
+        except InputError:  # its image can't be read, which is said of it already
+            continue
+        if ids is not None:
+            suffix = PurePosixPath(entry.image.name).suffix
+            yield Repaired(NewSample(entry.id, image, suffix, encode_png(ids)), tuple(sorted(kinds)))

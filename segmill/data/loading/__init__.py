@@ -1,0 +1,1 @@
+"""What training reads: augmented batches, extra samples, and exactly what training saw."""

@@ -1,0 +1,1 @@
+"""Packed splits: every sample decoded once into memory-mapped shards."""

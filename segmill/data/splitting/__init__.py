@@ -1,0 +1,1 @@
+"""Which split each group is assigned to."""

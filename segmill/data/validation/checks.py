@@ -1,0 +1,205 @@
+"""Examines a set, deals its groups and looks for leaks: says all that is wrong at once, or writes the manifest."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmill.data.schema.issues import Fault, check_accepted, fault, faults_as_metadata, stopping
+from segmill.data.schema.manifest import SPLITS, DatasetInfo, row_part, write_manifest
+from segmill.data.splitting.splits import assign_splits, read_frozen
+from segmill.data.storage.images import Finding, list_entries, read_image
+from segmill.data.validation.examination import examine
+from segmill.data.validation.leaks import Pair, find_leaks
+from segmill.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+PRINTED = 50
+
+
+class BadData(InputError):
+    """Files that can't be used. The message prints the first PRINTED lines; ``findings`` holds them all: a Fault for
+    each kind where a set was checked, a Finding for each file where samples were on their way in; ``faults`` has those
+    besides that would not have stopped it."""
+
+    def __init__(self, raw_dir: Path, findings: Sequence[Finding | Fault], faults: Sequence[Fault] = ()) -> None:
+        self.findings = list(findings)
+        self.faults = list(faults)
+        lines = [f"  {finding}" for finding in findings[:PRINTED]]
+        if len(findings) > PRINTED:
+            lines.append(f"  and {len(findings) - PRINTED} more")
+        count = sum(len(finding.files) if isinstance(finding, Fault) else 1 for finding in findings)
+        problems = "1 problem" if count == 1 else f"{count} problems"
+        super().__init__("\n".join([f"{problems} in {raw_dir}:", *lines]))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a valid set holds. ``samples`` and ``groups`` per split; ``class_pixels`` per class name, whole set;
+    ``faults``: warnings, and errors that were accepted."""
+
+    samples: dict[str, int]
+    groups: dict[str, int]
+    class_pixels: dict[str, int]
+    ignored_pixels: int
+    faults: list[Fault]
+
+
+def validate_dataset(
+    raw_dir: Path,
+    out_path: Path,
+    *,
+    val: float,
+    test: float,
+    seed: int,
+    accept: Sequence[str] = (),
+    jobs: int = 0,
+    page: Path | None = None,
+    told: Callable[[int, int], None] = lambda done, of: None,
+) -> Summary:
+    """Check every sample under ``raw_dir``, deal the groups to splits and write the manifest to ``out_path``.
+
+    Args:
+        raw_dir: the labelled set.
+        out_path: a Parquet file; ``faults.read_faults`` finds the warnings in it.
+        val, test, seed: deal the groups that neither dataset.yaml nor splits.csv assigns.
+        accept: kinds of faults that do not stop; samples that can't be used for such an error are left out.
+        jobs: processes, 0: by the size of the set.
+        page: where a page with all faults goes, also when the set is refused; None: nowhere.
+        told: hears how many samples are done, of how many.
+
+    Raises:
+        BadData: an error that is not accepted. Nothing is written then but the page.
+        InputError: of dataset.yaml, a missing folder, an empty set or an empty split, an unknown kind in ``accept``.
+    """
+    check_accepted(accept)
+    found = examine(raw_dir, jobs=jobs, told=told)
+    info, faults = found.info, list(found.faults)
+    pairs: list[Pair] = []
+    samples = len(found.table)
+    if samples:
+        groups = found.table["group"].to_pylist()
+        official = _without_broken(info.splits, groups, faults)
+        split_of = assign_splits(groups, val=val, test=test, seed=seed, official=official, frozen=read_frozen(raw_dir))
+        table = _with_splits(found.table, [split_of[group] for group in groups])
+        leaks = find_leaks(
+            ids=table["id"].to_pylist(),
+            files=table["image"].to_pylist(),
+            groups=groups,
+            splits=table["split"].to_pylist(),
+            mask_sha256=table["mask_sha256"].to_pylist(),
+            hashes=found.hashes,
+            read=functools.partial(_image_of_row, raw_dir, table),
+        )
+        pairs = leaks.pairs
+        if not (found.together.shift or found.together.binary):  # then the ids are not the classes they seem
+            faults += _uneven_classes(info, table)
+        faults += leaks.faults
+    faults.sort(key=lambda fault: (fault.severity, fault.kind, fault.files))
+    if page:
+        _write_page(page, raw_dir, info, samples, faults, pairs, accept)
+    if stops := stopping(faults, accept):
+        raise BadData(raw_dir, stops, faults)
+    if not samples:
+        raise InputError(f"{raw_dir} holds no samples; put images into images/ and masks of the same stem into masks/")
+    _refuse_empty_split(raw_dir, split_of)
+    schema = table.schema
+    write_manifest(out_path, table.replace_schema_metadata({**schema.metadata, **faults_as_metadata(faults)}))
+    return _summarise(info, table, split_of, faults)
+
+
+def _uneven_classes(info: DatasetInfo, table: pyarrow.Table) -> Iterator[Fault]:
+    present = {split: pixels > 0 for split, pixels in _pixels_per_split(info, table).items()}
+    for c, name in enumerate(info.class_names):
+        splits = [split for split in SPLITS if present[split][c]]
+        without = [split for split in SPLITS if split not in splits]
+        if len(splits) == 1:
+            yield fault("class_in_one_split", [f"class '{name}'"], f"{splits[0]}, not {' or '.join(without)}")
+        elif len(splits) == 2:
+            yield fault("class_missing_in_split", [f"class '{name}'"], without[0])
+
+
+def _without_broken(
+    official: Mapping[str, Sequence[str]], groups: Sequence[str], faults: Sequence[Fault]
+) -> Mapping[str, Sequence[str]]:
+    """Leave out the groups that no usable sample has, where samples are broken: that is said already."""
+    if not any(fault.severity == "error" for fault in faults):
+        return official
+    usable = set(groups)
+    return {split: [group for group in members if group in usable] for split, members in official.items()}
+
+
+def _pixels_per_split(info: DatasetInfo, table: pyarrow.Table) -> dict[str, NDArray[np.int64]]:
+    counts = table["class_pixels"].combine_chunks().flatten().to_numpy().reshape(-1, info.num_classes)
+    splits = np.asarray(table["split"].to_pylist())
+    return {split: counts[splits == split].sum(0, dtype=np.int64) for split in SPLITS}
+
+
+def _with_splits(table: pyarrow.Table, splits: list[str]) -> pyarrow.Table:
+    import pyarrow as pa
+
+    place = table.schema.get_field_index("group") + 1
+    splits = [sys.intern(split) for split in splits]
+    return table.add_column(place, pa.field("split", pa.string()), pa.array(splits, pa.string()))
+
+
+def _image_of_row(raw_dir: Path, table: pyarrow.Table, row: int) -> NDArray[np.uint8]:
+    (facts,) = table.slice(row, 1).select(["image", "image_file", "image_offset", "image_bytes"]).to_pylist()
+    return read_image(row_part(facts, "image").read(raw_dir))
+
+
+def _write_page(
+    page: Path,
+    raw_dir: Path,
+    info: DatasetInfo,
+    samples: int,
+    faults: Sequence[Fault],
+    pairs: Sequence[Pair],
+    accept: Sequence[str],
+) -> None:
+    from segmill.data.validation.checks_page import set_picture, write_checks_page
+
+    wanted = {file for fault in faults for file in fault.files} | {file for pair in pairs for file in pair.files}
+    entries = list_entries(raw_dir)[0] if wanted else []
+    parts = {part.name: part for entry in entries for part in (entry.image, entry.mask) if part.name in wanted}
+    write_checks_page(
+        page,
+        name=info.name,
+        samples=samples,
+        faults=faults,
+        pairs=pairs,
+        accept=accept,
+        picture=lambda name: set_picture(raw_dir, parts[name], info) if name in parts else None,
+    )
+
+
+def _refuse_empty_split(raw_dir: Path, split_of: Mapping[str, str]) -> None:
+    groups = Counter(split_of.values())
+    empty = [split for split in SPLITS if not groups[split]]
+    if empty:
+        raise InputError(
+            f"{raw_dir}: no group falls into {' and '.join(empty)} ({len(split_of)} groups in all); "
+            "name some under splits in dataset.yaml, raise split.val or split.test, or change split.seed"
+        )
+
+
+def _summarise(info: DatasetInfo, table: pyarrow.Table, split_of: Mapping[str, str], faults: list[Fault]) -> Summary:
+    samples, groups = Counter(table["split"].to_pylist()), Counter(split_of.values())
+    totals = sum(_pixels_per_split(info, table).values(), np.zeros(info.num_classes, np.int64))
+    return Summary(
+        samples={split: samples[split] for split in SPLITS},
+        groups={split: groups[split] for split in SPLITS},
+        class_pixels={name: int(n) for name, n in zip(info.class_names, totals, strict=True)},
+        ignored_pixels=int(table["ignored_pixels"].to_numpy().sum()),
+        faults=faults,
+    )

@@ -1,0 +1,1 @@
+"""Versions of the labelled set in DVC and git, and their history."""

@@ -1,0 +1,1 @@
+"""The classical member: features of each pixel and an SVM on them."""

@@ -1,0 +1,1 @@
+"""The Ray side of training: launch a member, and what one rank does."""

@@ -1,0 +1,296 @@
+"""Where a training step's time goes, and how near it comes to the machine's matrix multiplication."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
+from torch.utils.flop_counter import FlopCounterMode
+
+from segmill.data.loading.augmentation import resolve_recipe
+from segmill.data.loading.batches import Batch
+from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
+from segmill.models.depthwise import quicken_depthwise
+from segmill.models.members import MemberModule
+from segmill.models.precision import autocast, autocast_dtype, pick_device
+from segmill.training.checkpoint import Training
+from segmill.training.clock import Rank
+from segmill.training.distributed.worker import first_module, make_batches, make_settings
+from segmill.training.loop import begin
+from segmill.training.losses import class_weights
+from segmill.training.measure.batch_size import largest_batch, peak_bytes
+from segmill.training.measure.rehearsal import Rehearsal
+from segmill.training.settings import Settings
+
+PHASES = ("data", "copy", "forward", "loss", "backward", "optimizer", "average")
+KINDS = (
+    "dense convolution", "depthwise convolution", "normalisation", "activation", "interpolation", "matmul",
+    "copying", "other",
+)  # fmt: skip
+# Parts of the names of PyTorch's operators, looked for in this order.
+PARTS = {
+    "normalisation": ("_norm",),
+    "interpolation": ("upsample", "grid_sampler"),
+    "activation": (
+        "relu", "hardtanh", "threshold", "clamp", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh",
+    ),
+    "matmul": ("::mm", "::addmm", "::bmm", "::baddbmm", "::linear", "scaled_dot_product", "_attention"),
+    "copying": ("::copy_", "::cat", "::fill_", "::zero_", "::_to_copy", "::clone"),
+}  # fmt: skip
+WARM_UP = 2
+PROFILED = 2
+MATRIX = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+
+
+def profile_member(
+    args: dict[str, Any],
+    *,
+    made_up: dict[str, Any] | None,
+    threads: int,
+    share: float,
+    steps: int,
+) -> dict[str, Any]:
+    """Take ``steps`` training steps of a member, not compiled, and return plain facts of what they cost.
+
+    Args:
+        args: as launch.train_member takes them, without what only a run has; ``recipe`` may be a preset's name.
+        made_up: what PackInfo takes, for random pixels where nothing is packed; else None.
+        threads: of PyTorch, as the member's worker has them.
+        share: of the memory, for batch_size auto.
+
+    Returns:
+        member, device, threads, precision, batch_size, size_px, made_up (bool), steps, step_s, images_s;
+        phases: seconds of each of PHASES, the median; kinds: the share of each of KINDS in the operators' time;
+        step_flop (a multiply-add is 2, what the network needs however it is computed), reached_flops and
+        peak_flops per second, share_of_peak; peak_memory_bytes, of the process or on the GPU; advice.
+    """
+    torch.set_num_threads(threads)
+    device = pick_device("auto" if args["gpus_per_worker"] else "cpu")
+    packed = PackInfo(**made_up) if made_up else read_pack(Path(args["packed_dir"]))
+    torch.manual_seed(args["seed"])
+    module, spec, _ = first_module(args | {"weights": "none", "start_folder": None}, packed)
+    settings = make_settings(args, packed, pretrained=False)
+    size_px = args["window_px"] or packed.size or PackedSplit(Path(args["packed_dir"]) / "train").sizes()[0]
+    if args["batch_size"] == "auto":
+        rehearsal = Rehearsal(module, settings, size_px=size_px, channels=spec.in_channels, device=device)
+        args = args | {"batch_size": largest_batch(rehearsal.step, device=device, share=share)}
+    if made_up:
+        batches = random_batches(args["batch_size"], size_px, spec.in_channels, packed.num_classes)
+    else:
+        recipe = resolve_recipe(args["recipe"]) if isinstance(args["recipe"], str) else args["recipe"]
+        loader = make_batches(args | {"recipe": recipe}, packed, settings, rank=Rank(), device=device)
+        batches = (batch for epoch in count() for batch in loader.epoch(epoch))
+    dtype = autocast_dtype(settings.precision, device)
+    weights = class_weights(args["class_weights"], packed.class_pixels, device)
+    costs = measure_steps(module, settings, batches, device=device, dtype=dtype, class_weights=weights, steps=steps)
+    peak_flops = matmul_peak(dtype, device)
+    step_s = sum(costs["phases"].values())
+    facts = {
+        "member": args["name"],
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": threads,
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "batch_size": args["batch_size"],
+        "size_px": list(size_px),
+        "made_up": made_up is not None,
+        "steps": steps,
+        "step_s": step_s,
+        "images_s": args["batch_size"] / step_s,
+        **costs,
+        "reached_flops": costs["step_flop"] / step_s,
+        "peak_flops": peak_flops,
+        "share_of_peak": costs["step_flop"] / step_s / peak_flops,
+    }
+    return {**facts, "advice": advice(facts)}
+
+
+def measure_steps(
+    module: MemberModule,
+    settings: Settings,
+    batches: Iterator[Batch],
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    class_weights: Tensor | None,
+    steps: int,
+) -> dict[str, Any]:
+    """Train ``module`` a few steps and return step_flop, phases, kinds and peak_memory_bytes."""
+    module = module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    stages = module.encoder_stages()
+    training = begin(module, stages, settings, class_weights, device, dtype)
+    # Counted before anything is computed twice or another way.
+    counted = {torch.ops.aten.convolution_backward: flop_of_convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
+        _step(training, settings, iter([next(batches)]), device, dtype)
+    quicken_depthwise(module)
+    module.set_checkpointing(settings.checkpointing)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = [_step(training, settings, batches, device, dtype) for _ in range(WARM_UP + steps)][WARM_UP:]
+    peak_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    ahead = list(islice(batches, PROFILED))
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
+        for batch in ahead:
+            _step(training, settings, iter([batch]), device, dtype)
+    on_device = device.type == "cuda"
+    operators = [
+        (event.key, event.input_shapes, event.self_device_time_total if on_device else event.self_cpu_time_total)
+        for event in profiler.key_averages(group_by_input_shape=True)
+    ]
+    return {
+        "step_flop": counter.get_total_flops(),
+        "phases": {phase: statistics.median(one[phase] for one in seconds) for phase in PHASES},
+        "kinds": shares_of_kinds(operators),
+        "peak_memory_bytes": peak_memory,
+    }
+
+
+def _step(
+    training: Training,
+    settings: Settings,
+    batches: Iterator[Batch],
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> dict[str, float]:
+    """Take one step as the loop does, waiting for the device between its phases; return the seconds of each."""
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+
+    def over(phase: str) -> None:
+        nonlocal began
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        seconds[phase] = now - began
+        began = now
+
+    batch = next(batches)
+    over("data")
+    image_BHWC, mask_BHW, distance_BKHW = (part if part is None else part.to(device) for part in batch)
+    over("copy")
+    assert image_BHWC is not None
+    assert mask_BHW is not None
+    with autocast(dtype, device):
+        outputs = training.module(image_BHWC)
+    over("forward")
+    loss = training.objective(outputs, mask_BHW, distance_BKHW)
+    over("loss")
+    training.scaler.scale(loss).backward()
+    over("backward")
+    if settings.clip_norm:
+        training.scaler.unscale_(training.optimizer)
+        nn.utils.clip_grad_norm_(training.module.parameters(), settings.clip_norm)
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    training.optimizer.zero_grad(set_to_none=True)
+    over("optimizer")
+    if training.average:
+        training.average.update(training.module)
+    over("average")
+    return seconds
+
+
+def flop_of_convolution_backward(
+    grad: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    output_mask: Sequence[bool],
+    **further: Any,
+) -> int:
+    """Return the FLOP of a convolution's gradients, each as many as the convolution's own.
+
+    PyTorch 2.14's own formula counts the weight's gradient of a grouped convolution as if it had one group.
+    """
+    images, _, *places = x if transposed else grad
+    return 2 * images * math.prod(places) * math.prod(weight) * sum(output_mask[:2])
+
+
+def random_batches(batch_size: int, size_px: tuple[int, int], channels: int, num_classes: int) -> Iterator[Batch]:
+    """Yield the same batch of random pixels for ever, its distances 0."""
+    height, width = size_px
+    image_BHWC = torch.randint(256, (batch_size, height, width, channels), dtype=torch.uint8)
+    mask_BHW = torch.randint(num_classes, (batch_size, height, width), dtype=torch.uint8)
+    batch = Batch(image_BHWC, mask_BHW, torch.zeros(batch_size, num_classes, height, width, dtype=torch.float16))
+    while True:
+        yield batch
+
+
+def shares_of_kinds(operators: Sequence[tuple[str, Sequence[Sequence[int]], float]]) -> dict[str, float]:
+    """Return each kind's share of the time of (name, shapes of the inputs, own time) of operators."""
+    times: defaultdict[str, float] = defaultdict(float)
+    for name, shapes, own_time in operators:
+        times[kind_of(name, shapes)] += own_time
+    total = sum(times.values()) or 1.0
+    return {kind: times[kind] / total for kind in KINDS}
+
+
+def kind_of(name: str, shapes: Sequence[Sequence[int]]) -> str:
+    """Return which of KINDS a PyTorch operator is, by its name and the shapes of its inputs."""
+    if "conv" in name:
+        place = 2 if "backward" in name else 1
+        weight = shapes[place] if len(shapes) > place else ()
+        return "depthwise convolution" if len(weight) > 2 and weight[1] == 1 < weight[0] else "dense convolution"
+    return next((kind for kind, parts in PARTS.items() if any(part in name for part in parts)), "other")
+
+
+def matmul_peak(dtype: torch.dtype | None, device: torch.device) -> float:
+    """Return the FLOP per second of the quickest square matrix product of this process."""
+    best = 0.0
+    for side in MATRIX[device.type]:
+        left, right = (torch.randn(side, side, device=device).to(dtype or torch.float32) for _ in range(2))
+        for _ in range(6):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            began = time.perf_counter()
+            left @ right
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+def advice(facts: Mapping[str, Any]) -> str:
+    """Return what bounds the step, and what to do about it, in a sentence."""
+    of_step = {phase: seconds / facts["step_s"] for phase, seconds in facts["phases"].items()}
+    kinds = facts["kinds"]
+    if of_step["data"] > 0.1:
+        return f"{of_step['data']:.0%} of a step waits for data: set ray.loader_workers, or a lighter augment.recipe"
+    if of_step["optimizer"] + of_step["average"] > 0.15:
+        return (
+            f"{of_step['optimizer'] + of_step['average']:.0%} of a step moves weights, whatever the batch: a larger "
+            "train.batch_size or train.accumulate spreads that over more images"
+        )
+    if of_step["loss"] > 0.2:
+        return f"{of_step['loss']:.0%} of a step is the loss at full size: fewer terms in train.loss make it lighter"
+    if facts["share_of_peak"] > 0.5:
+        return (
+            f"it reaches {facts['share_of_peak']:.0%} of what matrix products reach here: only less work (a smaller "
+            "prepare.size_px, backbone or decoder), a shorter number format or more cores make it quicker"
+        )
+    bound, share = max(((kind, kinds[kind]) for kind in KINDS if kind != "other"), key=lambda entry: entry[1])
+    if bound == "dense convolution":
+        return (
+            f"dense convolutions take {share:.0%} of the operators' time, at {facts['share_of_peak']:.0%} of the "
+            "peak over the whole step; what lies between them moves memory: train.compile: auto may join some of it"
+        )
+    return (
+        f"{bound} takes {share:.0%} of the operators' time and few multiply-adds: it is bound by memory, not by "
+        "arithmetic; a backbone or decoder with less of it, or train.compile: auto, makes it quicker"
+    )

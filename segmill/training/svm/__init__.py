@@ -1,0 +1,1 @@
+"""Fitting the classical member: sampled pixels, an SVM and its calibration."""

@@ -1,0 +1,1 @@
+"""Searching good settings: the plan for a data set and machine, search spaces, trials and the search."""

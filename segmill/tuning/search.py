@@ -1,0 +1,299 @@
+"""The search itself: Ray Tune runs the trials, Optuna's TPE proposes them, ASHA stops those that fall behind.
+
+Ray Train is not used here: each trial is one process that runs the straight loop. Neither Tune's nor Optuna's own way
+to resume is used either: Tuner.restore goes on with an unchanged budget from a snapshot that may miss the last finished
+trial, Optuna's storage knows nothing of ASHA's rungs. What every trial did lies in its file (trials.py); a search that
+begins tells it all to a new Optuna study and a new ASHA, and goes on with what was open.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.stopper import Stopper
+
+from segmill import progress
+from segmill.errors import InputError, SegmillError
+from segmill.training import checkpoint
+from segmill.training.checkpoint import Training
+from segmill.training.clock import Rank
+from segmill.training.distributed.worker import train
+from segmill.training.loop import Step
+from segmill.training.memory import out_of_memory, ran_out_of_memory
+from segmill.tuning.proposals import Proposals
+from segmill.tuning.space import Dimension, settings_of, with_values
+from segmill.tuning.trials import (
+    Spending,
+    Study,
+    Trial,
+    Work,
+    decide,
+    read_trials,
+    reserve_seconds,
+    trial_key,
+)
+
+# A trial is stopped where it is in the lower half of all that came so far: at a quarter and at half of its training.
+GRACE_PERCENT = 25
+REDUCTION = 2
+LEAST_RIVALS = 3  # that came as far: fewer say nothing of which half a trial is in
+LOOK_EVERY_S = 2.0
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+}
+
+
+def search(
+    work: Work,
+    space: Sequence[Dimension],
+    *,
+    trials: int | None,
+    minutes: float | None,
+    present: dict[str, Any] | None,
+    repeats: int,
+) -> None:
+    """Run trials until ``trials`` are made or ``minutes`` spent, by this and all earlier searches of the study.
+
+    Args:
+        work, space: what is trained, and over which values.
+        trials: most trials; None has no limit.
+        minutes: time for the search and, of it, for ``repeats`` whole trainings afterwards (half of it at most).
+        present: the values of params.yaml as it stands, which are the first trial; None where the space lacks them.
+        repeats: whole trainings that follow.
+
+    Each trial's file says how it went; one that fails (its loss is not finite, it runs out of memory) ends alone.
+    """
+    os.environ.update(TUNE_ENVIRONMENT)
+    study = Study(work.folder)
+    before = [trial for trial in read_trials(study) if trial.values and trial.seed == work.seed]
+    over = [trial for trial in before if trial.state != "open"]
+    at_once = _at_once(work)
+    spending = Spending(study)
+    proposals = Proposals(
+        space, over, seed=work.seed, most=None if trials is None else trials - len(over),
+        first=[trial.values for trial in before if trial.state == "open"] or ([present] if present else []),
+    )  # fmt: skip
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_trial, work=work), tune.PlacementGroupFactory([{"CPU": work.cpus, "GPU": work.gpus}])
+        ),
+        tune_config=tune.TuneConfig(
+            metric="miou",
+            mode="max",
+            search_alg=proposals,
+            scheduler=Rungs(study, work.seed, over),
+            num_samples=-1,
+            max_concurrent_trials=at_once,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=str(work.folder / "ray"),
+            stop=Budget(study, spending, minutes, repeats, at_once),
+            callbacks=[Deaths(study, work.seed)],
+            verbose=0,
+        ),
+    )
+    shutil.rmtree(work.folder / "ray", ignore_errors=True)
+    try:
+        tuner.fit()
+    finally:
+        spending.end()
+        shutil.rmtree(work.folder / "ray", ignore_errors=True)
+
+
+def train_once(work: Work, values: dict[str, Any], seed: int) -> None:
+    """Train one setting to its end, without anyone to stop it, and note it as a trial; nothing where that was done.
+
+    Raises SegmillError where it fails, with what training said.
+    """
+    _run(work, values, seed, lambda result: None)
+
+
+class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
+    """ASHA that knows the trials of earlier searches, and notes whom it stops.
+
+    Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020.
+    """
+
+    def __init__(self, study: Study, seed: int, over: Sequence[Trial]) -> None:
+        super().__init__("percent", "miou", "max", max_t=100, grace_period=GRACE_PERCENT, reduction_factor=REDUCTION)
+        self._folder, self._seed = study.folder, seed
+        self._came: dict[int, set[str]] = {percent: set() for percent in (GRACE_PERCENT, GRACE_PERCENT * REDUCTION)}
+        for trial in over:
+            earlier = SimpleNamespace(trial_id=trial.key)
+            super().on_trial_add(None, earlier)
+            for result in results(trial.rows):
+                self._rivals(trial.key, result["percent"])
+                super().on_trial_result(None, earlier, result)
+            self.on_trial_remove(None, earlier)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Metric and mode are settled already."""
+        return True
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Say whether the trial goes on."""
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        rivals = self._rivals(trial.trial_id, result["percent"])
+        if action == TrialScheduler.STOP and result["percent"] < 100:
+            if rivals < LEAST_RIVALS:
+                return str(TrialScheduler.CONTINUE)
+            study, key = Study(self._folder), trial_key(trial.config["values"], self._seed)
+            why = f"behind the other half of the trials at {result['percent']:.0f} % of the training"
+            decide(study, key, "stopped", why)
+            shutil.rmtree(study.checkpoint(key), ignore_errors=True)
+        return action
+
+    def _rivals(self, trial_id: str, percent: float) -> int:
+        """Note how far a trial came; return how many others came to the same rung."""
+        passed = [came for rung, came in self._came.items() if percent >= rung]
+        for came in passed:
+            came.add(trial_id)
+        return len(passed[-1]) - 1 if passed else 0
+
+
+class Deaths(tune.Callback):  # type: ignore[misc]
+    """Notes trials whose process died before it could say why."""
+
+    def __init__(self, study: Study, seed: int) -> None:
+        self._study, self._seed = study, seed
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        key = trial_key(trial.config["values"], self._seed)
+        if not (progress.read(self._study.trial(key)) or {}).get("failed"):
+            decide(self._study, key, "failed", "its process died, perhaps for want of memory")
+
+
+class Budget(Stopper):  # type: ignore[misc]
+    """Ends the search when its minutes are spent, but for what the repeats will take."""
+
+    def __init__(self, study: Study, spending: Spending, minutes: float | None, repeats: int, at_once: int) -> None:
+        self._study, self._spending, self._repeats, self._at_once = study, spending, repeats, at_once
+        self._budget_s = None if minutes is None else 60 * minutes
+        self._looked_at = 0.0
+        self._reserve_s = 0.0
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        self._spending.note()
+        if self._budget_s is None:
+            return False
+        if time.monotonic() - self._looked_at > LOOK_EVERY_S:
+            self._looked_at = time.monotonic()
+            reserve_s = reserve_seconds(read_trials(self._study), self._repeats, self._at_once)
+            self._reserve_s = min(reserve_s, self._budget_s / 2)
+        return self._spending.seconds > self._budget_s - self._reserve_s
+
+
+def results(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a trial reports to Ray Tune: one entry per look at val."""
+    return [{"miou": row["best"], "percent": 100 * row["share"]} for row in rows if row["val_miou"] is not None]
+
+
+def _trial(config: dict[str, Any], work: Work) -> None:
+    """Be one trial of Ray Tune."""
+    _run(work, config["values"], work.seed, tune.report)
+
+
+def _run(work: Work, values: dict[str, Any], seed: int, say: Callable[[dict[str, Any]], None]) -> None:
+    """Train with ``values``, from where an earlier search left it; its file tells after every epoch.
+
+    ``say`` hears of each look at val, those of the earlier search too, and may end the process.
+    """
+    study = Study(work.folder)
+    key = trial_key(values, seed)
+    path, kept = study.trial(key), study.checkpoint(key)
+    known = progress.read(path)
+    if known and known["over"]:
+        return
+    went_on = known is not None and (kept / checkpoint.FILE).is_file()
+    facts: dict[str, Any] = {
+        "values": values, "seed": seed, "began": known["began"] if known else time.time(),
+        "rows": known["rows"] if known and went_on else [], "over": False, "failed": "",
+    }  # fmt: skip
+    progress.report(path, **facts)
+    kept.mkdir(parents=True, exist_ok=True)
+    share = 0.0
+
+    def on_step(step: Step) -> None:
+        nonlocal share
+        share = step.progress
+
+    def on_epoch(training: Training) -> None:
+        row = training.curves[-1]
+        facts["over"] = training.over or training.epochs_done >= arguments["epochs"]
+        facts["rows"] = [earlier for earlier in facts["rows"] if earlier["epoch"] < row["epoch"]]
+        facts["rows"].append(
+            {
+                **{name: row[name] for name in ("epoch", "loss", "val_miou", "lr")},
+                "share": 1.0 if facts["over"] else share,
+                "best": training.best_miou if training.best_epoch else None,
+                "seconds": round(training.seconds, 2),
+            }
+        )
+        progress.report(path, **facts)
+        if facts["over"]:
+            shutil.rmtree(kept, ignore_errors=True)
+        else:
+            checkpoint.save(training, kept)
+        for result in results(facts["rows"][-1:]):
+            say(result)
+
+    arguments = trial_arguments(work, values, seed)
+    for result in results(facts["rows"]):
+        say(result)
+    try:
+        train(
+            arguments,
+            rank=Rank(),
+            device=torch.device("cuda" if arguments["gpus_per_worker"] > 0 else "cpu"),
+            resume_from=kept if went_on else None,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+    except (SegmillError, MemoryError, RuntimeError) as error:
+        sentence = out_of_memory(arguments) if ran_out_of_memory(error) else error
+        progress.report(path, **{**facts, "failed": str(sentence)})
+        shutil.rmtree(kept, ignore_errors=True)
+        if isinstance(sentence, SegmillError):
+            raise sentence from None
+        raise
+
+
+def trial_arguments(work: Work, values: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Return the training's arguments with a trial's values: what they say wins over the member's own."""
+    settings = settings_of(with_values(work.values, work.member, values), work.member)
+    data = next(made for when, made in work.data if all(values.get(key) == value for key, value in when.items()))
+    place = {"run_dir": str(work.folder / "settled"), "inputs_hash": trial_key(values, seed)}
+    arguments = {**work.arguments, **settings, **data, **place, "seed": seed}
+    if work.epochs is not None:
+        arguments |= {"epochs": work.epochs, "max_minutes": None}
+    return arguments
+
+
+def _at_once(work: Work) -> int:
+    """Return how many trials the cluster holds at a time; InputError where it is none."""
+    import ray
+
+    total = ray.cluster_resources()
+    rooms = [total.get("CPU", 0) / work.cpus] + ([total.get("GPU", 0) / work.gpus] if work.gpus else [])
+    if int(min(rooms)) < 1:
+        raise InputError(
+            f"a trial of {work.member} asks for {work.cpus:g} CPU and {work.gpus:g} GPU and the Ray cluster has "
+            f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}; lower ray.cpus_per_worker or ray.gpus_per_worker"
+        )
+    return int(min(rooms))

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segmill.data.packing import packed
+from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter, read_pack
+from segmill.errors import InputError
+
+
+def test_the_writer_cuts_shards_and_names_them_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "MOST_SAMPLES", 2)
+    ragged(tmp_path / "old", "pq", 5)
+    for _ in range(2):  # what was there before is replaced
+        split = PackedSplit(ragged(tmp_path / "old", "cba", 1))
+        assert len(list((tmp_path / "old").glob("*.bin"))) == 2
+    assert split.ids == ["a", "b", "c"]  # in order of id, however they came
+    assert [split.shape(index) for index in range(3)] == [(2, 3), (2, 2), (2, 1)]
+    assert [int(split.image(index)[0, 0, 0]) for index in range(3)] == [3, 2, 1]
+    again = ragged(tmp_path / "new", "cba", 1)
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()
+    }
+
+
+def test_many_shards_take_few_file_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "OPEN_SHARDS", 3)
+    monkeypatch.setattr(packed, "MOST_SAMPLES", 1)
+    split = PackedSplit(ragged(tmp_path / "split", "abcdefgh", 1))
+    views = [split.image(index) for index in range(8)]
+    assert [int(view[0, 0, 0]) for view in views] == list(range(1, 9))  # views outlive their map's turn
+    opened = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    del views
+    left = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    assert (len(opened), len(left)) == (8, 3)
+
+
+def test_a_hundred_thousand_samples_open_at_once_and_pickle_small(tmp_path: Path) -> None:
+    count, each, side = 100_000, 500, 64
+    keys = [f"{shard:032d}" for shard in range(count // each)]
+    for key in keys:
+        with (tmp_path / f"{key}.bin").open("wb") as file:
+            file.truncate(each * side * side * 4)  # a hole: no byte on the disk
+    number = np.arange(count)
+    packed.write_index(
+        tmp_path,
+        {
+            "id": [f"drive{n // 100:04d}/{n:06d}" for n in range(count)],
+            "group": [f"drive{n // 100:04d}" for n in range(count)],
+            "shard": [keys[n // each] for n in range(count)],
+            "offset": number % each * side * side * 4,
+            "height": np.full(count, side),
+            "width": np.full(count, side),
+        },
+    )
+    began = time.perf_counter()
+    split = PackedSplit(tmp_path)
+    assert split.sizes() == [(side, side)]
+    assert time.perf_counter() - began < 1
+    assert len(pickle.dumps(split)) < 1000
+    assert (len(split), len(split.groups), split.groups[-1]) == (count, count, "drive0999")
+    assert split.image(count - 1).shape == (side, side, 3)
+
+
+def ragged(folder: Path, names: str, start: int) -> Path:
+    with SplitWriter(folder) as writer:
+        for value, name in enumerate(names, start):
+            image = np.full((2, value, 3), value, np.uint8)
+            writer.add(Sample(name, f"g{name}", image, image[:, :, 0]))
+    return folder
+
+
+def test_ragged_samples_and_further_folders(tmp_path: Path) -> None:
+    folders = [
+        ragged(tmp_path / "one", "ab", 1),
+        ragged(tmp_path / "none", "", 0),
+        ragged(tmp_path / "two", "c", 3),
+    ]
+    split = PackedSplit(*folders)
+    assert (split.ids, split.groups) == (["a", "b", "c"], ["ga", "gb", "gc"])
+    for index, value in enumerate((1, 2, 3)):
+        assert split.image(index).shape == (2, value, 3)
+        assert (split.image(index) == value).all()
+        assert (split.mask(index) == value).all()
+    again = pickle.dumps(split)
+    assert len(again) < 2000
+    np.testing.assert_array_equal(pickle.loads(again).image(2), split.image(2))
+
+
+def test_the_writer_refuses_what_does_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not go with mask"), SplitWriter(tmp_path) as writer:
+        writer.add(Sample("a", "a", np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3), np.uint8)))
+    assert not (tmp_path / "index.parquet").exists()
+
+
+def test_cut_short_or_missing_files_are_refused(tmp_path: Path) -> None:
+    folder = ragged(tmp_path / "split", "ab", 1)
+    (shard,) = folder.glob("*.bin")
+    shard.write_bytes(b"\0" * 23)
+    with pytest.raises(InputError, match=r"\.bin is missing or cut short \(24 bytes expected\)"):
+        PackedSplit(folder)
+    shard.unlink()
+    with pytest.raises(InputError, match="is missing or cut short"):
+        PackedSplit(folder)
+    with pytest.raises(InputError, match="is no packed split"):
+        PackedSplit(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no packed splits"):
+        read_pack(tmp_path / "nowhere")

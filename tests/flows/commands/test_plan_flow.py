@@ -1,0 +1,110 @@
+"""`segmill plan` on a checked set: what is read, what is shown, and that only --accept writes."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from flows.commands.plan import CANDIDATES, gather, measured, plan
+from segmill import progress
+from segmill.errors import InputError
+from segmill.params import read_params
+from segmill.training.distributed import launch
+from segmill.training.measure.probe import measure
+from segmill.workspace import Workspace
+from tasks.stage import run
+
+MACHINE = {"gpu": None, "gpu_memory_gib": 0.0, "quick_bf16": True}
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=160)
+
+
+@pytest.fixture
+def checked(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A checked set on a machine whose speed is remembered."""
+    for name in ("fingerprint", "validate"):
+        run(workspace, name)
+    monkeypatch.setattr("platform.node", lambda: "here")
+    names = ("backbone", "decoder", "name", "lr", "settings")
+    candidates = [
+        {**{key: one[key] for key in names}, "weights": one["starts"][0], "pixels_s": 1e6 + place}
+        for place, one in enumerate(CANDIDATES)
+    ]
+    progress.report(
+        workspace.scratch / "speed" / "here.json", asked=list(CANDIDATES), candidates=candidates, machine=MACHINE
+    )
+    return workspace
+
+
+def test_without_a_manifest_it_says_what_to_do(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match="run `segmill validate` first"):
+        plan(workspace, read_params(workspace.params), 60, quiet(), accepted=False)
+
+
+def test_the_facts_are_those_of_train(checked: Workspace) -> None:
+    from segmill.data.schema.manifest import read_manifest
+
+    every = read_manifest(checked.manifest).to_pylist()
+    rows = [row for row in every if row["split"] == "train"]
+    facts = gather(checked, read_params(checked.params), quiet())
+    assert facts.samples == len(rows) and facts.sizes == {(64, 64): len(rows)}
+    assert facts.val_samples == sum(row["split"] == "val" for row in every) > 0
+    assert facts.groups == len({row["group"] for row in rows})
+    assert sum(facts.class_pixels.values()) == sum(sum(row["class_pixels"]) for row in rows)
+    assert facts.class_samples["sky"] == sum(row["class_pixels"][0] > 0 for row in rows)
+    assert len(facts.candidates) == len(CANDIDATES)
+
+
+def test_only_accept_writes_and_then_nothing_is_left_to_propose(checked: Workspace) -> None:
+    before = checked.params.read_text()
+    console = quiet()
+    proposals = plan(checked, read_params(checked.params), 30, console, accepted=False)
+    assert checked.params.read_text() == before
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "segmill plan --minutes 30 --accept" in said and "train.max_minutes  unset -> 25.5" in said
+    plan(checked, read_params(checked.params), 30, quiet(), accepted=True)
+    params = read_params(checked.params)
+    assert [one.value for one in proposals if one.key == "train.max_minutes"] == [params.train.max_minutes]
+    assert [list(one.value) for one in proposals if one.key == "members"] == [list(params.members)]
+    assert list(YAML(typ="safe").load(checked.params.read_text())["members"]) == list(params.members), "as DVC reads it"
+    again = quiet()
+    plan(checked, params, 30, again, accepted=False)
+    assert f"train.max_minutes  {params.train.max_minutes:g} stays" in again.file.getvalue()  # type: ignore[attr-defined]
+    assert "nothing was written" not in again.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_candidates_that_can_not_be_built_are_left_out_and_weights_out_of_reach_become_none() -> None:
+    small = {
+        "backbone": "mobilenetv3_small_050",
+        "lr": 0.001,
+        "settings": {},
+        "starts": ["package:there-is-none", "none"],
+    }
+    found = measure(
+        [{**small, "name": "a", "decoder": "fpn"}, {**small, "name": "b", "decoder": "nosuch"}],
+        num_classes=3, side_px=64,
+    )  # fmt: skip
+    assert [(one["name"], one["weights"]) for one in found] == [("a", "none")]
+    assert found[0]["pixels_s"] > 0
+
+
+@pytest.mark.slow
+def test_the_machine_is_measured_once_for_the_same_candidates(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.node", lambda: "here")
+    monkeypatch.setattr("flows.commands.plan.CANDIDATES", ({**CANDIDATES[0], "starts": ["none"]},))
+    with launch.connect("local", num_cpus=1):
+        found = measured(workspace, read_params(workspace.params), 4, quiet())
+    assert [one["weights"] for one in found["candidates"]] == ["none"]
+    assert set(found["machine"]) == set(MACHINE)
+    assert measured(workspace, read_params(workspace.params), 4, quiet()) == found, "without Ray this time"
+    monkeypatch.setattr("flows.commands.plan.CANDIDATES", ({**CANDIDATES[0], "name": "other", "starts": ["none"]},))
+    with launch.connect("local", num_cpus=1):
+        again = measured(workspace, read_params(workspace.params), 4, quiet())
+    assert [one["name"] for one in again["candidates"]] == ["other"], "other candidates are measured"

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from flows.commands.profile import profile, show
+from segmill.errors import InputError
+from segmill.params import read_params, set_params
+from segmill.workspace import Workspace
+from tasks.stage import run
+
+
+def test_what_cannot_be_profiled_is_a_sentence(workspace: Workspace) -> None:
+    set_params(workspace.params, ["members.shades={kind: svm}", "prepare.size_px=null"])
+    params, console = read_params(workspace.params), Console(quiet=True)
+    with pytest.raises(InputError, match=r"there is no member 'lite0-unit'; did you mean 'lite0-unet'\?"):
+        profile(workspace, params, "lite0-unit", console)
+    with pytest.raises(InputError, match="shades is an svm: it is fitted once, without steps; name a network"):
+        profile(workspace, params, "shades", console)
+
+
+def test_the_module_is_light() -> None:
+    code = (
+        "import sys, flows.commands.profile; print([name for name in ('torch', 'ray', 'cv2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_a_member_is_profiled_before_and_after_prepare(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_params(workspace.params, ["prepare.size_px=null", "train.batch_size=4"])
+    name = "resnet18-linknet"
+    from segmill.training.distributed import launch
+
+    with launch.connect("local", 1):
+        with pytest.raises(InputError, match=r"nothing is prepared yet and prepare\.size_px is null"):
+            profile(workspace, read_params(workspace.params), name, Console(quiet=True))
+        set_params(workspace.params, ["prepare.size_px=[64, 96]"])
+        profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["made_up"] and facts["size_px"] == [64, 96] and facts["batch_size"] == 4
+        for stage in ("fingerprint", "validate", "prepare"):
+            run(workspace, stage)
+        profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
+        facts = json.loads(capsys.readouterr().out)
+    assert not facts["made_up"] and facts["images_s"] > 0 and facts["step_flop"] > 1e9
+    assert sum(facts["kinds"].values()) == pytest.approx(1)
+    console = Console(width=120)
+    show(facts | {"made_up": True}, console)
+    said = capsys.readouterr().out
+    assert "resnet18-linknet:" in said and "waiting for data" in said and facts["advice"] in said
+    assert "nothing is prepared yet" in said

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flows.commands.start import create, create_demo
+from segmill.data.storage.images import list_entries
+from segmill.data.validation.checks import BadData
+from segmill.data.versioning.history import log_path, read_log
+from segmill.data.versioning.repository import git_commit
+from segmill.data.versioning.versions import data_changed, recorded_version
+from segmill.errors import InputError
+from segmill.params import read_params
+from segmill.workspace import Workspace
+
+
+def images(root: Path) -> set[str]:
+    return {path.name for path in (root / "data" / "raw" / "images").rglob("*.png")}
+
+
+def messages(root: Path) -> list[str]:
+    return [entry.message for entry in read_log(log_path(root / "data" / "raw"))]
+
+
+@pytest.mark.slow
+def test_the_demo_is_a_workspace_with_a_commit_of_its_own_and_grows(tmp_path: Path) -> None:
+    workspace = create_demo(tmp_path / "demo", sample="brain", more=False)
+    assert len(git_commit(workspace.root)) == 40
+    assert len(read_params(workspace.params).members) == 3
+    first = images(workspace.root)
+    assert images(create_demo(tmp_path / "demo", sample="brain", more=False).root) == first
+    grown = images(create_demo(tmp_path / "demo", sample="brain", more=True).root)
+    assert (len(first), len(grown)) == (65, 100)
+    assert first < grown
+    create_demo(tmp_path / "demo", sample="brain", more=True)
+    assert messages(workspace.root) == ["the demo's sample brain", "the slices held back at first"]
+    assert read_log(log_path(workspace.root / "data" / "raw"))[-1].added == 35
+
+
+@pytest.mark.slow
+def test_the_street_demo_has_its_own_size_and_recipe_and_grows(tmp_path: Path) -> None:
+    workspace = create_demo(tmp_path / "demo", sample="street", more=False)
+    params = read_params(workspace.params)
+    assert (params.prepare.size_px, params.augment.recipe) == ((128, 128), "driving")
+    first = images(workspace.root)
+    assert len(first) == 200
+    grown = images(create_demo(tmp_path / "demo", sample="brain", more=True).root)  # it stays what it is
+    assert len(grown) == 300 and first < grown
+    assert messages(workspace.root)[1:] == ["half as many scenes again"]
+
+
+def test_what_lies_in_the_folder_is_never_touched(tmp_path: Path, street: Path) -> None:
+    (tmp_path / "letters.txt").write_text("mine")
+    for make in (lambda: create_demo(tmp_path, sample="brain", more=False), lambda: create(tmp_path, street)):
+        with pytest.raises(InputError, match="holds something else already"):
+            make()
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+def test_a_set_of_ones_own_becomes_the_first_version(tmp_path: Path, street: Path) -> None:
+    said: list[str] = []
+    workspace = create(tmp_path / "mine", street, say=said.append)
+    raw = workspace.root / "data" / "raw"
+    assert said[0].startswith(f"{street}: layout segmill (") and said[0].endswith(", 80 samples")
+    assert "prepare.size_px is [64, 64]" in said[-1]
+    assert read_params(workspace.params).prepare.size_px == (64, 64)
+    for entry in list_entries(street)[0]:
+        for part in (entry.image, entry.mask):
+            assert part.read(raw) == part.read(street)
+    assert (raw / "dataset.yaml").read_bytes() == (street / "dataset.yaml").read_bytes()
+    assert recorded_version(workspace.root, "data/raw") is not None
+    assert data_changed(workspace.root, "data/raw") == ""
+    assert messages(workspace.root) == [f"{street.name}, layout segmill"]
+    assert not git_commit(workspace.root).endswith("-dirty")
+    with pytest.raises(InputError, match="is a workspace already"):
+        create(tmp_path / "mine", street)
+
+
+def test_a_set_in_another_layout_is_recognised(tmp_path: Path, street: Path) -> None:
+    source = tmp_path / "VOC"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (source / folder).mkdir(parents=True)
+    names = [f"street_s000{n}_f00" for n in range(6)]
+    for name in names:
+        Image.open(street / "images" / f"{name}.png").save(source / "JPEGImages" / f"{name}.jpg")
+        shutil.copyfile(street / "masks" / f"{name}.png", source / "SegmentationClass" / f"{name}.png")
+    for split, chosen in (("train", names[:4]), ("val", names[4:])):
+        (source / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(chosen) + "\n")
+    said: list[str] = []
+    workspace = create(tmp_path / "mine", source, say=said.append)
+    assert "layout voc" in said[0]
+    raw = workspace.root / "data" / "raw"
+    assert [Path(entry.image.name).name for entry in list_entries(raw)[0]] == [f"{name}.jpg" for name in names]
+    assert messages(workspace.root) == ["VOC, layout voc"]
+
+
+def test_a_set_with_bad_files_leaves_nothing_behind(tmp_path: Path, street: Path) -> None:
+    shutil.copytree(street, tmp_path / "bad")
+    (tmp_path / "bad" / "masks" / "street_s0000_f00.png").unlink()
+    (tmp_path / "bad" / "images" / "street_s0000_f01.png").unlink()
+    with pytest.raises(BadData, match="2 problems") as error:
+        create(tmp_path / "mine", tmp_path / "bad")
+    assert len(error.value.findings) == 2
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_group_rule_of_ones_own_deals_the_splits_anew(tmp_path: Path, street: Path) -> None:
+    from segmill.data.schema.manifest import read_dataset_info
+    from segmill.data.splitting.splits import read_frozen
+
+    workspace = create(tmp_path / "mine", street, group=r"_s(?P<group>\d+)_", name="mine")
+    raw = workspace.root / "data" / "raw"
+    assert (read_dataset_info(raw).name, read_dataset_info(raw).group) == ("mine", r"_s(?P<group>\d+)_")
+    assert set(read_frozen(raw)) == {f"{n:04d}" for n in range(8)}
+
+
+KILLED = """
+import os, signal, sys
+from importlib import import_module
+from pathlib import Path
+from flows.commands.start import create, create_demo
+folder, data, module, name, calls = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])
+holder, _, last = name.rpartition(".")
+holder = getattr(import_module(module), holder) if holder else import_module(module)
+really = getattr(holder, last)
+def killing(*arguments, **options):
+    global calls
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls -= 1
+    return really(*arguments, **options)
+setattr(holder, last, killing)
+create_demo(folder, sample="street", more=False) if data == "street" else create(folder, Path(data))
+"""
+
+
+def kill(folder: Path, data: object, module: str, name: str, calls: int) -> None:
+    """Make a workspace in a process that kills itself at the call of a function, after so many calls of it."""
+    command = [sys.executable, "-c", KILLED, str(folder), str(data), module, name, str(calls)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "calls"),
+    [
+        ("flows.commands.start", "_lay_down", 0),
+        ("shutil", "copyfile", 1),
+        ("segmill.data.ingest.intake", "_LooseWriter.add", 30),
+        ("segmill.data.versioning.history", "append_log", 0),
+        ("flows.commands.start", "commit_files", 0),
+    ],
+    ids=["with nothing", "with half the templates", "among samples", "behind dvc add", "before the commit"],
+)
+def test_a_workspace_that_was_killed_in_the_making_is_made_by_the_next_try(
+    tmp_path: Path, street: Path, module: str, name: str, calls: int
+) -> None:
+    kill(tmp_path / "mine", street, module, name, calls)
+    with pytest.raises(InputError, match="is a workspace that was not finished; run the `segmill init`"):
+        Workspace.open(tmp_path / "mine")
+    workspace = create(tmp_path / "mine", street)
+    raw = workspace.root / "data" / "raw"
+    assert {p.relative_to(raw): p.read_bytes() for p in raw.rglob("*.png")} == {
+        p.relative_to(street): p.read_bytes() for p in street.rglob("*.png")
+    }
+    assert data_changed(workspace.root, "data/raw") == ""
+    assert messages(workspace.root) == [f"{street.name}, layout segmill"]
+    assert not git_commit(workspace.root).endswith("-dirty")
+    assert Workspace.open(workspace.root) == workspace
+    assert sorted(path.name for path in raw.parent.iterdir()) == [
+        ".gitattributes", ".gitignore", "history.jsonl", "raw", "raw.dvc",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_demo_that_was_killed_in_the_making_is_made_by_the_next_try(tmp_path: Path) -> None:
+    kill(tmp_path / "demo", "street", "flows.commands.start", "commit_files", 0)
+    workspace = create_demo(tmp_path / "demo", sample="street", more=False)
+    assert len(images(workspace.root)) == 200
+    assert messages(workspace.root) == ["the demo's sample street"]
+
+
+def test_what_was_put_into_an_unfinished_workspace_is_not_lost(tmp_path: Path, street: Path) -> None:
+    begun = Workspace(tmp_path / "mine")
+    begun.scratch.mkdir(parents=True)
+    begun.unfinished.touch()
+    (begun.root / "params.yaml").write_text("half")
+    (begun.root / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"not finished, and besides notes\.txt; move that away and run again"):
+        create(begun.root, street)
+    assert (begun.root / "notes.txt").read_text() == "mine"
+
+
+def test_two_processes_do_not_make_one_workspace(tmp_path: Path, street: Path) -> None:
+    lock = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is making a workspace of"):
+            create(tmp_path, street)
+    finally:
+        os.close(lock)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segmill import progress
+from segmill.data.packing.pack import pack
+from segmill.data.validation.checks import validate_dataset
+from segmill.errors import InfrastructureError, InputError
+from segmill.params import TrainParams
+from segmill.training.distributed import launch
+from segmill.training.settings import run_folder
+
+ARGS = {"name": "a", "batch_size": 8, "size": None, "num_workers": 1}
+
+
+# Functions that Ray runs by name.
+def answer(number: int, *, plus: int) -> int:
+    return number + plus
+
+
+def allocator() -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in launch.ALLOCATOR}
+
+
+def fail(kind: str) -> None:
+    raise {
+        "ours": InputError("mend this"),
+        "memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        "bug": KeyError("lost"),
+    }[kind]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_importing_it_is_light() -> None:
+    heavy = "('torch', 'ray', 'numpy')"
+    code = f"import sys, segmill.training.distributed.launch; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_only_deaths_are_tried_again() -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.train import WorkerGroupError
+
+    def failed(error: Exception) -> WorkerGroupError:
+        return WorkerGroupError("text", {0: error})
+
+    with pytest.raises(InputError, match="mend this"):
+        launch._raise_if_final(ARGS, failed(InputError("mend this")), restarts_left=2)
+    with pytest.raises(InputError, match="ran out of memory"):
+        launch._raise_if_final(ARGS, failed(RuntimeError("CUDA out of memory")), restarts_left=2)
+    with pytest.raises(RuntimeError, match="member a failed"):
+        launch._raise_if_final(ARGS, failed(KeyError("bug")), restarts_left=2)
+    launch._raise_if_final(ARGS, failed(ActorDiedError()), restarts_left=1)
+    with pytest.raises(InfrastructureError, match="lost its worker 3 times"):
+        launch._raise_if_final(ARGS, failed(ActorDiedError()), restarts_left=0)
+
+
+@pytest.fixture(scope="module")
+def ray_of_two() -> Iterator[None]:
+    with launch.connect("local", 2):
+        yield
+
+
+def test_no_cluster_at_the_address() -> None:
+    # Stands before the tests that are connected: inside a connection, connect does nothing.
+    with pytest.raises(InfrastructureError, match="no Ray cluster at"), launch.connect("nowhere"):
+        pass
+
+
+def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
+    with pytest.raises(InfrastructureError, match=r"^Ray did not start on this machine \("), launch.connect("local", 1):
+        pass
+
+
+@pytest.mark.slow
+def test_a_function_by_name(ray_of_two: None) -> None:
+    assert launch.wait(launch.on_ray("tests.training.test_launch:answer", 1, plus=2)) == 3
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_started_here_keep_what_they_free(ray_of_two: None) -> None:
+    assert launch.wait(launch.on_ray("tests.training.test_launch:allocator")) == launch.ALLOCATOR
+
+
+@pytest.mark.slow
+def test_errors_come_out_as_sentences(ray_of_two: None) -> None:
+    with pytest.raises(InputError, match=r"^mend this$"):
+        launch.wait(launch.on_ray("tests.training.test_launch:fail", "ours"))
+    with pytest.raises(InputError, match="the work ran out of memory"):
+        launch.wait(launch.on_ray("tests.training.test_launch:fail", "memory"))
+    with pytest.raises(KeyError, match="lost"):
+        launch.wait(launch.on_ray("tests.training.test_launch:fail", "bug"))
+    with pytest.raises(InfrastructureError, match="Ray lost the work"):
+        launch.wait(launch.on_ray("tests.training.test_launch:die"))
+
+
+@pytest.mark.slow
+def test_more_than_the_cluster_has_is_refused_at_once(ray_of_two: None) -> None:
+    with pytest.raises(InfrastructureError, match="asks for 1 x 3 CPU and the Ray cluster has 2"):
+        launch.on_ray("tests.training.test_launch:answer", num_cpus=3)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
+    root = tmp_path_factory.mktemp("launch")
+    validate_dataset(street, root / "manifest.parquet", val=0.25, test=0.25, seed=0)
+    pack(street, root / "manifest.parquet", root / "packed", size=None)
+    return root / "packed"
+
+
+def arguments(root: Path, packed: Path, **own: Any) -> dict[str, Any]:
+    return {
+        "name": "a",
+        "backbone": "mobilenetv3_small_050",
+        "decoder": "fpn",
+        "weights": "none",
+        "lr": 1e-3,
+        "decoder_width": 1.0,
+        "attention": "none",
+        "context": "none",
+        "heads": {},
+        "head_weights": "fixed",
+        "keep_heads": False,
+        "deep_supervision": 0.0,
+        **TrainParams().model_dump(),
+        "epochs": 6,
+        "seed": 3,
+        "precision": "fp32",
+        "recipe": [{"HorizontalFlip": {"p": 0.5}}],
+        "size": [64, 64],
+        "start_folder": None,
+        "start_source": None,
+        "failure_path": str(root / "failed.npz"),
+        "packed_dir": str(packed),
+        "extra_dir": None,
+        "out_dir": str(root / "member"),
+        "run_dir": str(root / "runs"),
+        "progress_path": str(root / "progress.json"),
+        "curves_path": str(root / "curves.csv"),
+        "data_version": "v1",
+        "params": {"lr": 1e-3},
+        "num_workers": 1,
+        "cpus_per_worker": 1,
+        "gpus_per_worker": 0,
+        "loader_workers": 0,
+        "inputs_hash": "0123",
+        **own,
+    }
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_member_is_the_same(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
+    from segmill.models.members import Member
+
+    calm, killed = (arguments(tmp_path / name, packed) for name in ("calm", "killed"))
+    with ThreadPoolExecutor(2) as threads:
+        trainings = [threads.submit(launch.train_member, args) for args in (calm, killed)]
+        victim = _worker_pid(killed, epoch=3)
+        os.kill(victim, signal.SIGKILL)
+        metrics = [training.result() for training in trainings]
+    assert metrics[0] == metrics[1]
+    weights = [(Path(args["out_dir"]) / "weights.safetensors").read_bytes() for args in (calm, killed)]
+    assert weights[0] == weights[1]
+    losses = [_losses(Path(args["out_dir"]) / "curves.csv") for args in (calm, killed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    growing = Path(killed["curves_path"]).read_text().splitlines()
+    assert len(growing) == 1 + 6 and growing[0].endswith(",images_s,seconds,seconds_left")
+    assert not run_folder(killed).exists()
+    facts = progress.read(Path(killed["progress_path"]))
+    assert facts is not None and (facts["member"], facts["epoch"], facts["epochs"]) == ("a", 6, 6)
+    probs = Member.load(Path(killed["out_dir"])).predict_probs(np.zeros((1, 37, 51, 3), np.uint8))
+    assert probs.shape == (1, 5, 37, 51)
+
+
+@pytest.mark.slow
+def test_two_ranks_write_one_member(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
+    everything = {
+        "heads": {"presence": 0.1, "boundary": 0.4, "distance": 0.2},
+        "head_weights": "learned",
+        "deep_supervision": 0.4,
+        "context": "gru",
+    }
+    args = arguments(tmp_path, packed, num_workers=2, epochs=2, **everything)
+    metrics = launch.train_member(args)
+    assert metrics["epochs"] == 2
+    assert json.loads((tmp_path / "member" / "metrics.json").read_text()) == metrics
+
+
+@pytest.mark.slow
+def test_what_the_worker_refuses_comes_out_as_one_sentence(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^member a: weights file:/no.pth: there is no file"):
+        launch.train_member(arguments(tmp_path, packed, weights="file:/no.pth"))
+    with pytest.raises(InputError, match=r"^member a ran out of memory; lower members.a.batch_size \(now 8\)"):
+        launch.train_member(arguments(tmp_path, packed, size=[2_000_000, 2_000_000]))
+    with pytest.raises(InputError, match=r"a batch of 1 leaves one image to each of 1 workers; raise train.batch_size"):
+        launch.train_member(arguments(tmp_path, packed, decoder="deeplabv3plus", batch_size=1))
+    with pytest.raises(InfrastructureError, match="member a asks for 3 x 1 CPU"):
+        launch.train_member(arguments(tmp_path, packed, num_workers=3))
+
+
+def _losses(curves: Path) -> list[str]:
+    with curves.open(newline="") as file:
+        return [row["loss"] for row in csv.DictReader(file)]
+
+
+def _worker_pid(args: dict[str, Any], epoch: int) -> int:
+    """Wait until the member's worker is in ``epoch``, and return its process id."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        facts = progress.read(Path(args["progress_path"])) or {}
+        if facts.get("epoch", 0) >= epoch:
+            return int(facts["pid"])
+        time.sleep(0.02)
+    raise AssertionError("the worker never got there")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["auto", "fp16"])
+def test_a_member_trained_on_the_gpu_predicts_on_the_cpu(packed: Path, tmp_path: Path, precision: str) -> None:
+    from segmill.models.members import Member
+
+    with launch.connect("local"):
+        metrics = launch.train_member(arguments(tmp_path, packed, gpus_per_worker=1, precision=precision, epochs=20))
+    assert metrics["val_miou"] > 0.2
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    own, there = (Member.load(tmp_path / "member", device).predict_probs(images) for device in ("cpu", "cuda"))
+    assert np.abs(own - there).max() < 0.05

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from segmill.training.measure.compiling import Speeds, cache_folder, measure, remembered
+from segmill.training.measure.rehearsal import Rehearsal
+from tests.training.conftest import SETTINGS, SIDE_PX, tiny_module
+
+CPU = torch.device("cpu")
+
+
+def rehearsal(compiled: bool = False) -> Rehearsal:
+    return Rehearsal(tiny_module(), SETTINGS, size_px=(SIDE_PX, SIDE_PX), channels=3, device=CPU, compiled=compiled)
+
+
+@pytest.mark.parametrize(("steps", "pays"), [(199, False), (200, False), (201, True), (10_000, True)])
+def test_compiling_pays_from_the_step_that_makes_up_for_it(steps: int, pays: bool) -> None:
+    assert Speeds(eager_s=1.0, compiled_s=0.5, compiling_s=100.0).pays(steps) is pays
+
+
+def test_what_is_slower_or_fails_never_pays() -> None:
+    assert not Speeds(eager_s=1.0, compiled_s=1.1).pays(10**9)
+    failed = Speeds(eager_s=1.0, reason="no C++ compiler")
+    assert not failed.pays(10**9) and not failed.works
+    assert failed.say(10) == "not compiled: torch.compile fails here (no C++ compiler)"
+    assert Speeds(1.0, 0.5, 100.0).say(300).startswith("compiled: a step takes 1.000 s, compiled 0.500 s after 100 s")
+
+
+def test_a_member_is_measured_once_per_machine(tmp_path: Path) -> None:
+    calls = []
+
+    def first() -> Speeds:
+        calls.append(1)
+        return Speeds(2.0, 1.0, 30.0)
+
+    assert remembered({"batch": 4}, first, tmp_path / "new") == Speeds(2.0, 1.0, 30.0)
+    assert remembered({"batch": 4}, first, tmp_path / "new") == Speeds(2.0, 1.0, 30.0)
+    assert len(calls) == 1
+    remembered({"batch": 8}, first, tmp_path / "new")
+    assert len(calls) == 2
+    for file in (tmp_path / "new").iterdir():
+        file.write_text("half")
+    assert remembered({"batch": 4}, first, tmp_path / "new") == Speeds(2.0, 1.0, 30.0)
+
+
+def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "segmill" / "compiling"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "segmill" / "compiling"
+
+
+def test_a_machine_that_cannot_compile_says_so() -> None:
+    class Uncompilable:
+        def __init__(self, compiled: bool) -> None:
+            self.compiled = compiled
+
+        def step(self, batch_size: int) -> float:
+            if self.compiled:
+                raise RuntimeError(
+                    "backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler found\nmore"
+                )
+            return 2.0
+
+    speeds = measure(Uncompilable, 2)  # type: ignore[arg-type]
+    assert speeds == Speeds(2.0, reason="InvalidCxxCompiler: No working C++ compiler found")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        measure(lambda compiled: (_ for _ in ()).throw(RuntimeError("out of memory")), 2)
+
+
+@pytest.mark.slow
+def test_compiled_steps_learn_the_same() -> None:
+    seconds = measure(rehearsal, 2)
+    assert seconds.works and seconds.compiled_s is not None and seconds.compiling_s > seconds.compiled_s > 0
+    states = []
+    for compiled in (False, True):
+        one = Rehearsal(
+            tiny_module(plain=True), replace(SETTINGS, optimizer="sgd"), size_px=(SIDE_PX, SIDE_PX), channels=3,
+            device=CPU, compiled=compiled,
+        )  # fmt: skip
+        for seed in range(2):
+            torch.manual_seed(seed)
+            one.step(2)
+        states.append(one._training.module.state_dict())
+    assert states[0].keys() == states[1].keys() == tiny_module(plain=True).state_dict().keys()
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_a_rehearsal_leaves_the_network_as_it_was() -> None:
+    module = tiny_module()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    tried = Rehearsal(module, SETTINGS, size_px=(SIDE_PX, SIDE_PX), channels=3, device=CPU)
+    assert tried.step(3) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert not all(parameter.grad is not None for parameter in module.parameters())
+    moved = tried._training.module.state_dict()
+    assert any(not torch.equal(moved[name], tensor) for name, tensor in before.items())
