@@ -26,12 +26,12 @@ from segmill.data.packing.packed import PackedSplit
 from segmill.params import parse_params, read_params, set_params
 from segmill.workspace import Workspace
 
-SIZE = ["prepare.size_px=[180, 240]", "train.window_px=[144, 192]", "train.max_minutes=null", "ray.cpus_per_worker=1"]
+SIZE = ["prepare.size_px=[180, 240]", "train.crop_size=[144, 192]", "train.max_minutes=null", "ray.cpus_per_worker=1"]
 BASE = "base"
 # What is changed of the base member: keys of train and of the member.
 CHANGES: dict[str, dict[str, Any]] = {
     BASE: {},
-    "no moving average (EMA)": {"ema": 0.0},
+    "no moving average (EMA)": {"ema_decay": 0.0},
     "loss: cross-entropy alone": {"loss": {"ce": 1}},
     "loss: cross-entropy + Lovász": {"loss": {"ce": 1, "lovasz": 1}},
     "loss: focal + Dice": {"loss": {"focal": 1, "dice": 1}},
@@ -43,11 +43,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "attention: CBAM": {"attention": "cbam"},
     "context: non-local": {"context": "nonlocal"},
     "recurrent context: GRU": {"context": "gru"},
-    "head: presence": {"heads": {"presence": 0.2}},
-    "head: boundary": {"heads": {"boundary": 0.2}},
-    "head: distance": {"heads": {"distance": 0.2}},
+    "head: presence": {"aux_heads": {"presence": 0.2}},
+    "head: boundary": {"aux_heads": {"boundary": 0.2}},
+    "head: distance": {"aux_heads": {"distance": 0.2}},
     "three heads, weights learned": {
-        "heads": {"presence": 0.2, "boundary": 0.2, "distance": 0.2},
+        "aux_heads": {"presence": 0.2, "boundary": 0.2, "distance": 0.2},
         "head_weights": "learned",
     },
     "deep supervision": {"deep_supervision": 0.4},
@@ -141,7 +141,7 @@ def _together(workspace: Workspace, seed: int) -> dict[str, float]:
 
     members = {name: load_member(workspace.members / f"{name}-{seed}") for name in ("member", "svm")}
     val = PackedSplit(workspace.packed / "val")
-    evidence = gather_evidence(members, val, num_classes=len(CLASSES), ignore_id=VOID, flips=False)
+    evidence = gather_evidence(members, val, num_classes=len(CLASSES), ignore_id=VOID, tta_hflip=False)
     weights = choose_weights(evidence)
     return {"miou": evidence.miou(weights), "svm_weight": float(weights[1])}
 

@@ -38,9 +38,9 @@ MEMBERS = {
     for size in ("lite0", "lite1", "lite2")
 }
 RECIPE = [
-    "prepare.size_px=null", "augment.recipe=driving", "train.window_px=[288, 384]", "train.batch_size=8",
+    "prepare.size_px=null", "augment.recipe=driving", "train.crop_size=[288, 384]", "train.batch_size=8",
     "data.accept=[exact_duplicate]", "train.epochs=1000", "train.val_every=4",
-    "train.class_weights=sqrt_inverse", "train.ema=0.99",
+    "train.class_weights=sqrt_inverse", "train.ema_decay=0.99",
 ]  # fmt: skip
 
 
@@ -64,10 +64,10 @@ def main() -> None:
                 f"{time.perf_counter() - began:.0f} s with the starts of processes",
                 flush=True,
             )
-        for flips in (False, True):
-            set_params(workspace.params, [f"ensemble.flips={json.dumps(flips)}"])
+        for tta_hflip in (False, True):
+            set_params(workspace.params, [f"ensemble.tta_hflip={json.dumps(tta_hflip)}"])
             run_stage(workspace, "ensemble")
-            _say(workspace, options.members, flips)
+            _say(workspace, options.members, tta_hflip)
 
 
 def make_workspace(root: Path, data: Path) -> Workspace:
@@ -97,13 +97,13 @@ def run_stage(workspace: Workspace, name: str) -> None:
     subprocess.run(command, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
 
 
-def _say(workspace: Workspace, names: list[str], flips: bool) -> None:
+def _say(workspace: Workspace, names: list[str], tta_hflip: bool) -> None:
     val = PackedSplit(workspace.packed / "val")
     classes = [name for name, _ in CLASSES]
     ensemble = Ensemble.load(workspace.ensemble, idle=True)
     scored = score(ensemble, val, len(classes), VOID)
     rows = {**{name: scored.members[name] for name in names}, "ensemble": scored.ensemble}
-    print(f"{'val, with flips' if flips else 'val':>16}  mIoU  " + " ".join(f"{name[:8]:>8}" for name in classes))
+    print(f"{'val, with flips' if tta_hflip else 'val':>16}  mIoU  " + " ".join(f"{name[:8]:>8}" for name in classes))
     for name, counts in rows.items():
         found = summary(counts, classes)
         ious = " ".join(f"{found['iou'][one]:8.3f}" for one in classes)

@@ -182,7 +182,7 @@ def _train(fold: Path, info: PackInfo, options: argparse.Namespace) -> None:
         member="audit",
         epochs=options.epochs,
         lr=options.lr,
-        ema=0.9,
+        ema_decay=0.9,
         val_every=options.epochs,
         seed=options.seed,
         num_classes=info.num_classes,

@@ -96,7 +96,7 @@ def _segmill(split: PackedSplit, num_classes: int, options: argparse.Namespace) 
     module = build(MemberSpec("speed", options.backbone, options.decoder, num_classes))
     augmenter = Augmenter(resolve_recipe("driving"), size, 0, ignore_id=IGNORE_ID)
     batches = TrainBatches(split, augmenter, batch_size=options.batch_size, seed=0, pin_memory=device.type == "cuda")
-    settings = Settings(member="speed", epochs=1, lr=2e-4, ema=0.9, num_classes=num_classes, ignore_id=IGNORE_ID)
+    settings = Settings(member="speed", epochs=1, lr=2e-4, ema_decay=0.9, num_classes=num_classes, ignore_id=IGNORE_ID)
     seconds: list[float] = []
     began = time.perf_counter()
     train_member(

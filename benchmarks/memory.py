@@ -35,11 +35,11 @@ def main() -> None:
         )
 
 
-def _in_a_process(name: str, checkpointing: bool, options: argparse.Namespace) -> list[float]:
+def _in_a_process(name: str, gradient_checkpointing: bool, options: argparse.Namespace) -> list[float]:
     said = subprocess.run(
         [
             sys.executable, __file__, "--member", name, "--height", str(options.height), "--width", str(options.width),
-            "--batch-size", str(options.batch_size), *(["--checkpointing"] if checkpointing else []),
+            "--batch-size", str(options.batch_size), *(["--gradient-checkpointing"] if gradient_checkpointing else []),
         ],
         capture_output=True, text=True, check=True, env=os.environ | ALLOCATOR,
     )  # fmt: skip
@@ -61,8 +61,8 @@ def _train(params: Params, options: argparse.Namespace) -> tuple[float, float, f
     assert isinstance(member, NetworkParams)
     module = build(MemberSpec(options.member, member.backbone, member.decoder, CLASSES))
     settings = Settings(
-        member=options.member, epochs=train.epochs, lr=member.lr, ema=train.ema, loss=dict(train.loss),
-        num_classes=CLASSES, ignore_id=IGNORE_ID, checkpointing=options.checkpointing,
+        member=options.member, epochs=train.epochs, lr=member.lr, ema_decay=train.ema_decay, loss=dict(train.loss),
+        num_classes=CLASSES, ignore_id=IGNORE_ID, gradient_checkpointing=options.gradient_checkpointing,
     )  # fmt: skip
     device = pick_device()
     size_px = (options.height, options.width)
@@ -80,7 +80,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=448, help="pixels")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--member", help="measure this one here; all in turn where left out")
-    parser.add_argument("--checkpointing", action="store_true", help="of the one member")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="of the one member")
     return parser.parse_args()
 
 

@@ -79,7 +79,7 @@ def audit(
                     workspace.manifest,
                     folder.resolve(),
                     top=top,
-                    crop_px=params.prepare.crop_px,
+                    border_crop_px=params.prepare.border_crop_px,
                     progress_path=workspace.count(STEP),
                     **launch.whole_node(),
                 )

@@ -66,7 +66,7 @@ class PrepareParams(Block):
         "tile cuts larger images into overlapping pieces at their own scale.",
     )
     overlap_px: int = Field(32, ge=0, description="Overlap of neighbouring tiles.")
-    crop_px: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = Field(
+    border_crop_px: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = Field(
         (0, 0, 0, 0),
         description="Pixels that training never sees: cut off at top, bottom, left, right, before resizing.",
     )
@@ -93,7 +93,7 @@ class AugmentParams(Block):
     copy_paste: float = Field(
         0.0, ge=0, le=10, description="Extra samples with objects of rare classes pasted in, as a share of train."
     )
-    balance: float = Field(
+    oversample: float = Field(
         0.0, ge=0, le=10, description="Extra samples drawn in favour of rare classes, as a share of train."
     )
     rare_below: Fraction = Field(0.02, description="A class is rare below this share of train's labelled pixels.")
@@ -109,10 +109,10 @@ class TrainParams(Block):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         8, description="Samples per pass, all workers together; auto finds the largest that fits the memory."
     )
-    window_px: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] | None = Field(
+    crop_size: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] | None = Field(
         None, description="Height and width of the random window of a sample that training sees; null is all of it."
     )
-    accumulate: int = Field(1, ge=1, description="Passes whose gradients make one step.")
+    grad_accum_steps: int = Field(1, ge=1, description="Passes whose gradients make one step.")
     optimizer: Literal["adamw", "nadam", "sgd", "muon"] = Field(
         "adamw", description="adamw, nadam (AdamW with Nesterov's momentum), sgd (with it too) or muon."
     )
@@ -142,13 +142,15 @@ class TrainParams(Block):
         description="Weights of ce and focal: none; one over (the root of) a class's pixel share; effective number.",
     )
     ohem: float = Field(1.0, gt=0, le=1, description="Share of the pixels, the hardest, that ce and focal count.")
-    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average that is kept; 0 is off.")
-    clip_norm: float = Field(0.0, ge=0, description="Longest gradient of a step; 0 is off.")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="Decay of the weights' moving average that is kept; 0 is off."
+    )
+    max_grad_norm: float = Field(0.0, ge=0, description="Gradients with a larger norm are scaled down to it; 0 is off.")
     freeze_epochs: NonNegative = Field(0, description="Epochs in which the encoder stands still at the start.")
     unfreeze_epochs: NonNegative = Field(
         0, description="Epochs after that over which its stages are let go, the deepest first."
     )
-    early_stop: NonNegative = Field(
+    early_stopping_patience: NonNegative = Field(
         0, description="Looks at val without a new best after which training ends; 0 is off."
     )
     warm_start: bool = Field(
@@ -158,7 +160,9 @@ class TrainParams(Block):
         "auto",
         description="Autocast type; auto takes bf16 where the processor is quick at it, else fp16 on a GPU.",
     )
-    checkpointing: bool = Field(False, description="Compute the encoder twice rather than keep its activations.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute the encoder twice rather than keep its activations."
+    )
     compile: Literal["off", "auto", "on"] = Field(
         "off", description="torch.compile; auto measures once per machine whether it pays."
     )
@@ -183,7 +187,7 @@ class NetworkParams(Block):
         "none",
         description="What looks over the whole image at the deepest feature; gru and lstm sweep rows and columns.",
     )
-    heads: dict[HeadName, Annotated[float, Field(gt=0)]] = Field(
+    aux_heads: dict[HeadName, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Further tasks, presence, boundary and distance, each with the weight of its loss."
     )
     head_weights: Literal["fixed", "learned"] = Field(
@@ -232,7 +236,7 @@ MemberParams = Annotated[
 
 
 class EnsembleParams(Block):
-    flips: bool = Field(False, description="Average each prediction with that of the mirrored image.")
+    tta_hflip: bool = Field(False, description="Average each prediction with that of the mirrored image.")
 
 
 class EvaluateParams(Block):

@@ -32,7 +32,7 @@ def augment(workspace: Workspace, params: Params) -> None:
             workspace.packed,
             draft / "extra",
             copy_paste=block.copy_paste,
-            balance=block.balance,
+            oversample=block.oversample,
             rare_below=block.rare_below,
             seed=block.seed,
             mirror=policy.mirrors,

@@ -18,7 +18,7 @@ def ensemble(workspace: Workspace, params: Params) -> None:
                 members,
                 workspace.packed,
                 draft,
-                flips=params.ensemble.flips,
+                tta_hflip=params.ensemble.tta_hflip,
                 **launch.whole_node(),
             )
         )

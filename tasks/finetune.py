@@ -154,7 +154,7 @@ def _inputs_hash(workspace: Workspace, params: Params, name: str, start: Start |
 def _to_check(params: Params) -> list[dict[str, Any]]:
     keys = {
         "network": (
-            "backbone", "decoder", "weights", "decoder_width", "attention", "context", "heads", "deep_supervision",
+            "backbone", "decoder", "weights", "decoder_width", "attention", "context", "aux_heads", "deep_supervision",
         ),
         "svm": ("features", "backbone", "weights"),
     }  # fmt: skip

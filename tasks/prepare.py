@@ -29,7 +29,7 @@ def prepare(workspace: Workspace, params: Params) -> None:
             size=how.size_px,
             resize=how.resize,
             overlap_px=how.overlap_px,
-            crop_px=how.crop_px,
+            border_crop_px=how.border_crop_px,
             grayscale=how.grayscale,
             clahe=how.clahe,
             store_dir=workspace.chunks,

@@ -39,5 +39,5 @@ def judging(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
                 curves=CURVES,
             )
         folders = {name: root / "members" / name for name in MEMBERS}
-        build_ensemble(folders, root / "packed", root / "ensemble", flips=False, device="cpu")
+        build_ensemble(folders, root / "packed", root / "ensemble", tta_hflip=False, device="cpu")
     return root

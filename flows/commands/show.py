@@ -8,6 +8,7 @@ from typing import Any
 
 from segmill.errors import InputError, near_miss
 from segmill.params import Params
+from segmill.renamed_keys import with_new_names
 from segmill.workspace import Workspace
 
 
@@ -39,8 +40,8 @@ def show(workspace: Workspace, params: Params, sample: str, epoch: int, member: 
     from segmill.data.loading.seen import TrainingView
     from segmill.evaluation.report import draw_beside, say_origin
 
-    seed, window_px = train["seed"], train["window_px"]
-    view = TrainingView(workspace.packed, workspace.augmented, seed=seed, batch_size=batch_size, window_px=window_px)
+    seed, crop_size = train["seed"], train["crop_size"]
+    view = TrainingView(workspace.packed, workspace.augmented, seed=seed, batch_size=batch_size, crop_size=crop_size)
     index = view.index(sample)
     picture.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -61,8 +62,7 @@ def _settings(workspace: Workspace, params: Params, name: str) -> dict[str, Any]
         raise InputError(f"{name} is an svm: it learns from pixels of the packed samples, not from augmented images")
     record = workspace.member(name) / "member.json"
     if record.is_file():
-        trained: dict[str, Any] = json.loads(record.read_text())["params"]["train"]
-        return trained
+        return with_new_names("train", json.loads(record.read_text())["params"]["train"])
     return params.training_of(name).model_dump()
 
 

@@ -34,7 +34,7 @@ class Ensemble:
     Attributes:
         members: name to member, in the ensemble's order.
         weights: name to weight, each 0 or more, together 1.
-        flips: whether each prediction is averaged with that of the mirrored image.
+        tta_hflip: whether each prediction is averaged with that of the mirrored image.
         facts: the content of ``ensemble.json``: classes, ignore id, data version and scores on val.
     """
 
@@ -43,12 +43,12 @@ class Ensemble:
         members: Mapping[str, PredictsProbs],
         weights: Mapping[str, float],
         *,
-        flips: bool,
+        tta_hflip: bool,
         facts: dict[str, Any],
     ) -> None:
         self.members = dict(members)
         self.weights = dict(weights)
-        self.flips = flips
+        self.tta_hflip = tta_hflip
         self.facts = facts
 
     @classmethod
@@ -71,12 +71,12 @@ class Ensemble:
             for name, weight in facts["weights"].items()
             if weight > 0 or idle
         }
-        return cls(members, facts["weights"], flips=facts["flips"], facts=facts)
+        return cls(members, facts["weights"], tta_hflip=facts["flips"], facts=facts)
 
     def member_probs(self, image_BHWC: Image) -> Iterator[tuple[str, Probs]]:
         """Yield each loaded member's name and probs_BKHW float32, one member at a time."""
         for name, member in self.members.items():
-            yield name, flipped_probs(member, image_BHWC) if self.flips else member.predict_probs(image_BHWC)
+            yield name, flipped_probs(member, image_BHWC) if self.tta_hflip else member.predict_probs(image_BHWC)
 
     def predict_probs(self, image_BHWC: Image) -> Probs:
         """Return the weighted mean probs_BKHW float32, at the image's own size; sums to 1 over K.

@@ -56,7 +56,7 @@ class Evidence:
 
 
 def gather_evidence(
-    members: Mapping[str, PredictsProbs], split: PackedSplit, *, num_classes: int, ignore_id: int, flips: bool
+    members: Mapping[str, PredictsProbs], split: PackedSplit, *, num_classes: int, ignore_id: int, tta_hflip: bool
 ) -> Evidence:
     """Ask every member about every image of a split, one batch in memory at a time.
 
@@ -69,7 +69,7 @@ def gather_evidence(
     if not len(split):
         raise InputError("The val split is empty, so nothing can choose the weights; raise split.val.")
     pixels_per_image = max(1, MAX_VALUES // (len(members) * num_classes * len(split)))
-    everyone = Ensemble(members, dict.fromkeys(members, 1.0), flips=flips, facts={})
+    everyone = Ensemble(members, dict.fromkeys(members, 1.0), tta_hflip=tta_hflip, facts={})
     agreed_KK = np.zeros((num_classes, num_classes), np.int64)
     truths, probs = [], []
     index = 0
@@ -127,7 +127,7 @@ def build_ensemble(
     packed_dir: Path | str,
     out_dir: Path | str,
     *,
-    flips: bool,
+    tta_hflip: bool,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Choose weights on val and write the ensemble folder: ensemble.json and members/NAME/.
@@ -136,7 +136,7 @@ def build_ensemble(
         member_folders: name to member folder, in the order the ensemble keeps.
         packed_dir: packed splits; val is read.
         out_dir: a temporary folder that the caller renames when everything is in it.
-        flips: whether predictions are averaged with those of mirrored images; decides the weights too.
+        tta_hflip: whether predictions are averaged with those of mirrored images; decides the weights too.
         device: as for ``load_member``.
 
     Returns:
@@ -155,7 +155,7 @@ def build_ensemble(
         PackedSplit(packed_dir / "val"),
         num_classes=info.num_classes,
         ignore_id=info.ignore_id,
-        flips=flips,
+        tta_hflip=tta_hflip,
     )
     weights = choose_weights(evidence)
     alone = np.eye(len(members))
@@ -168,7 +168,7 @@ def build_ensemble(
         ],
         "ignore_id": info.ignore_id,
         "weights": {name: round(float(weight), 6) for name, weight in zip(members, weights, strict=True)},
-        "flips": flips,
+        "flips": tta_hflip,
         "val": {
             "members": {name: evidence.miou(one) for name, one in zip(members, alone, strict=True)},
             "ensemble": evidence.miou(weights),

@@ -137,7 +137,7 @@ def audit(
     manifest_path: Path,
     *,
     draw: int,
-    crop_px: tuple[int, int, int, int] = (0, 0, 0, 0),
+    border_crop_px: tuple[int, int, int, int] = (0, 0, 0, 0),
     device: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Audited:
@@ -150,7 +150,7 @@ def audit(
         raw_dir: the labelled set.
         manifest_path: its manifest.
         draw: suspects whose pixels are kept to be drawn.
-        crop_px: top, bottom, left, right that training never saw; not looked at here either.
+        border_crop_px: top, bottom, left, right that training never saw; not looked at here either.
         device: as for ``load_member``.
         progress: called with samples done and samples in all.
 
@@ -168,11 +168,11 @@ def audit(
     total = sum(rows.num_rows for _, rows in chosen)
     for source, rows in chosen:
         model = _load(source.model, info, device)
-        some = _predicted(model, _spread(rows), raw_dir, crop_px, info)
+        some = _predicted(model, _spread(rows), raw_dir, border_crop_px, info)
         pairs = ((probs, label) for _, _, label, probs in some)
         norms = class_norms(pairs, info.num_classes, info.ignore_id)
         unknown_K |= norms.confidence_K < UNKNOWN_BELOW
-        for row, image, label, probs in _predicted(model, rows, raw_dir, crop_px, info):
+        for row, image, label, probs in _predicted(model, rows, raw_dir, border_crop_px, info):
             regions, flagged = find_regions(probs, label, norms, info.ignore_id)
             if (score := sample_score(regions)) >= LEAST_SCORE:
                 names = {name: row[name] for name in ("id", "split", "group", "image", "mask")}
@@ -360,7 +360,11 @@ def _load(folder: Path, info: DatasetInfo, device: str) -> PredictsProbs:
 
 
 def _predicted(
-    model: PredictsProbs, rows: pyarrow.Table, raw_dir: Path, crop_px: tuple[int, int, int, int], info: DatasetInfo
+    model: PredictsProbs,
+    rows: pyarrow.Table,
+    raw_dir: Path,
+    border_crop_px: tuple[int, int, int, int],
+    info: DatasetInfo,
 ) -> Iterator[tuple[dict[str, Any], Image, Mask, Probs]]:
     """Yield each row with its image HWC, its label HW and what the model makes of it, probs_KHW."""
     waiting: deque[tuple[dict[str, Any], Mask]] = deque()
@@ -368,7 +372,9 @@ def _predicted(
     def images() -> Iterator[Image]:
         with ThreadPoolExecutor(READ_AT_ONCE) as threads:
             for batch in rows.to_batches(max_chunksize=READ_AT_ONCE):
-                read = threads.map(lambda row: (row, *_read(raw_dir, row, crop_px, info.ignore_id)), batch.to_pylist())
+                read = threads.map(
+                    lambda row: (row, *_read(raw_dir, row, border_crop_px, info.ignore_id)), batch.to_pylist()
+                )
                 for row, image, label in read:
                     waiting.append((row, label))
                     yield image
@@ -379,9 +385,11 @@ def _predicted(
             yield row, image_HWC, label_HW, probs_KHW
 
 
-def _read(raw_dir: Path, row: dict[str, Any], crop_px: tuple[int, int, int, int], ignore_id: int) -> tuple[Image, Mask]:
+def _read(
+    raw_dir: Path, row: dict[str, Any], border_crop_px: tuple[int, int, int, int], ignore_id: int
+) -> tuple[Image, Mask]:
     image, label = read_image(row_part(row, "image").read(raw_dir)), read_mask(row_part(row, "mask").read(raw_dir))
-    top, bottom, left, right = crop_px
+    top, bottom, left, right = border_crop_px
     height, width = label.shape
     seen = np.zeros(label.shape, bool)
     seen[top : height - bottom, left : width - right] = True

@@ -41,14 +41,14 @@ def audit_and_report(
     out_dir: Path,
     *,
     top: int,
-    crop_px: tuple[int, int, int, int] = (0, 0, 0, 0),
+    border_crop_px: tuple[int, int, int, int] = (0, 0, 0, 0),
     progress_path: Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Audit, write ``index.html`` and ``audit.csv`` into ``out_dir``, and return what a terminal shows of it.
 
     Args:
-        sources, raw_dir, manifest_path, crop_px, device: as for ``audit``.
+        sources, raw_dir, manifest_path, border_crop_px, device: as for ``audit``.
         out_dir: made where it is missing; files of these two names are replaced, others stay.
         top: samples drawn on the page. The list holds all that were kept.
         progress_path: a JSON file that says how far it is.
@@ -62,7 +62,9 @@ def audit_and_report(
         InputError: as for ``audit``.
     """
     count = progress.counter(progress_path) if progress_path else lambda done, total: None
-    found = audit(sources, raw_dir, manifest_path, draw=top, crop_px=crop_px, device=device, progress=count)
+    found = audit(
+        sources, raw_dir, manifest_path, draw=top, border_crop_px=border_crop_px, device=device, progress=count
+    )
     out_dir.mkdir(parents=True, exist_ok=True)
     page, table = out_dir / "index.html", out_dir / "audit.csv"
     _replace(table, csv_text(found))

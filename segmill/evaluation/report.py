@@ -21,6 +21,7 @@ from segmill.ensembling.predict import read_ensemble
 from segmill.evaluation.scoring import Scored, evaluate, read_counts
 from segmill.metrics import scores
 from segmill.metrics.intervals import Gain, gain_interval
+from segmill.renamed_keys import with_new_names
 
 # Pictures wider than this are shrunk for the page.
 KINDS = ("image", "truth", "prediction", "errors")
@@ -80,7 +81,7 @@ def write_report(out_dir: Path, ensemble_dir: Path, packed_dir: Path, augmented_
         name=info.name,
         metrics=metrics,
         members=members,
-        flips=read_ensemble(ensemble_dir)["flips"],
+        tta_hflip=read_ensemble(ensemble_dir)["flips"],
         data_version=_data_versions(members),
         classes=_class_rows(info, scored),
         versus=_versus_best_member(scored),
@@ -227,9 +228,9 @@ def _draw_training(
     name = next((name for name, facts in members.items() if facts["kind"] == "network"), None)
     if name is None:
         return None
-    train = members[name]["params"]["train"]
+    train = with_new_names("train", members[name]["params"]["train"])
     epochs = json.loads((ensemble_dir / "members" / name / "metrics.json").read_text())["epochs"]
-    facts = {key: train.get(key) for key in ("seed", "batch_size", "window_px")}
+    facts: dict[str, Any] = {key: train.get(key) for key in ("seed", "batch_size", "crop_size")}
     view = TrainingView(packed_dir, augmented_dir, **facts)
     shown = sorted({0, epochs // 2, epochs - 1})
     evenly = np.linspace(0, view.originals - 1, min(TRAINING_SAMPLES, view.originals)).round().astype(int).tolist()

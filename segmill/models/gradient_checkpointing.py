@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def set_checkpointing(encoder: nn.Module, on: bool) -> None:
+def set_gradient_checkpointing(encoder: nn.Module, on: bool) -> None:
     """Let each block of ``encoder`` keep its input only and compute the rest again for the gradients; or stop that.
 
     Gradients, dropout and normalisation statistics are those without it, bit for bit: random numbers repeat, and

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segmill.enhancement import check_images, enhance_all
 from segmill.errors import InputError
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD, encoder_name
-from segmill.models.gradient_checkpointing import set_checkpointing
+from segmill.models.gradient_checkpointing import set_gradient_checkpointing
 from segmill.models.networks import STRIDE_PX, Network, assemble
 from segmill.models.precision import autocast, autocast_dtype, pick_device
 from segmill.models.svm.member import SvmMember, check_svm
@@ -131,9 +131,9 @@ class MemberModule(nn.Module):
                 image_BHWC = torch.cat([image_BHWC, edge.repeat_interleave(wanted - side, dim=axis)], dim=axis)
         return image_BHWC
 
-    def set_checkpointing(self, on: bool) -> None:
+    def set_gradient_checkpointing(self, on: bool) -> None:
         """Let training compute the encoder twice rather than keep its activations, with the same results; or not."""
-        set_checkpointing(self.encoder, on)
+        set_gradient_checkpointing(self.encoder, on)
 
     def encoder_stages(self) -> list[list[nn.Parameter]]:
         """Return the encoder's parameters by stage, shallow to deep, each in one of them.
@@ -320,7 +320,7 @@ class Member:
         """
         if not self.spec.heads:
             raise InputError(
-                f"member {self.spec.name} was saved without heads; train it with heads and keep_heads: true"
+                f"member {self.spec.name} was saved without heads; train it with aux_heads and keep_heads: true"
             )
         check_images(image_BHWC, self.spec.in_channels)
         with torch.inference_mode():
@@ -363,7 +363,7 @@ def check_members(members: list[dict[str, Any]]) -> None:
 
     Args:
         members: dicts of name and ``kind``. A ``network``: backbone, decoder, weights, decoder_width, attention,
-            context, heads (names), deep_supervision (on where above 0). An ``svm``: features, backbone, weights.
+            context, aux_heads (names), deep_supervision (on where above 0). An ``svm``: features, backbone, weights.
 
     Raises:
         InputError: a line for every member that can't be built or whose weights can't be reached or don't fit.
@@ -390,7 +390,7 @@ def _check_member(member: dict[str, Any]) -> None:
         decoder_width=member["decoder_width"],
         attention=member["attention"],
         context=member["context"],
-        heads=tuple(member["heads"]),
+        heads=tuple(member["aux_heads"]),
         deep_supervision=member["deep_supervision"] > 0,
     )
     load_into(build(spec).encoder, resolve(member["weights"], member["backbone"]))

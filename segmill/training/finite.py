@@ -69,7 +69,7 @@ class LossWatch:
         raise MemberFailed(
             f"member {self._member}: the loss is {said} at epoch {self._epoch + 1}, step {step + 1} "
             f"(learning rate {self._rates[step]:.3g}){kept}; lower members.{self._member}.lr, lengthen "
-            "train.warmup_epochs or set train.clip_norm to 1"
+            "train.warmup_epochs or set train.max_grad_norm to 1"
         )
 
     def _keep(self, step: int, path: Path) -> None:

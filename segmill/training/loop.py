@@ -64,8 +64,8 @@ def train_member(
 ) -> Training:
     """Train ``module`` and return the final state, with the best weights by val mIoU in it.
 
-    It ends after ``epochs``, after the step that uses up ``max_minutes``, or where ``early_stop`` looks at val
-    brought no new best, whichever comes first, and always with a look at val.
+    It ends after ``epochs``, after the step that uses up ``max_minutes``, or after ``early_stopping_patience``
+    validation runs without a new best, whichever comes first, and always with a validation run.
 
     Args:
         module: the same random or pretrained weights on every rank; moved to ``device``.
@@ -86,7 +86,7 @@ def train_member(
     module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     quicken_depthwise(module)
     stages = module.encoder_stages()
-    module.set_checkpointing(settings.checkpointing)
+    module.set_gradient_checkpointing(settings.gradient_checkpointing)
     training = begin(module, stages, settings, class_weights, device, dtype)
     if resume_from:
         checkpoint.load(training, resume_from)
@@ -116,7 +116,7 @@ def train_member(
         )
         if freeze(module.encoder, stages, free) or ranked is None:
             ranked = None  # the former one lets go of the gradients before the next takes hold of them
-            ranked = on_all_ranks(learner, rank, settings.accumulate)
+            ranked = on_all_ranks(learner, rank, settings.grad_accum_steps)
         losses = LossWatch(settings.member, batches, epoch, rank, keep_failure_at)
         clock.start_epoch()
         for step, batch in enumerate(on_device(batches.epoch(epoch), device)):
@@ -129,17 +129,17 @@ def train_member(
                 progress=clock.progress,
                 warmed_at=training.warmed_at,
             )
-            first = step - step % settings.accumulate
-            passes = min(settings.accumulate, steps - first)
+            first = step - step % settings.grad_accum_steps
+            passes = min(settings.grad_accum_steps, steps - first)
             moves = step + 1 == first + passes
             with contextlib.nullcontext() if moves else on_its_own(ranked):
                 loss: Tensor = ranked(*batch)
                 scaler.scale(loss / passes).backward()  # type: ignore[no-untyped-call]
             lr = set_lr(optimizer, factor)
             if moves:
-                if settings.clip_norm:
+                if settings.max_grad_norm:
                     scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(learner.parameters(), settings.clip_norm)
+                    nn.utils.clip_grad_norm_(learner.parameters(), settings.max_grad_norm)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
@@ -175,7 +175,8 @@ def train_member(
                 "seconds_left": clock.seconds_left,
             }
         )
-        training.over |= bool(settings.early_stop) and looks_in_vain(training) >= settings.early_stop
+        patience = settings.early_stopping_patience
+        training.over |= bool(patience) and validations_without_a_best(training) >= patience
         training.seconds = clock.seconds
         on_epoch(training)
     return training
@@ -206,7 +207,7 @@ def begin(
         further=objective.parameters(),
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    average = MovingAverage(module, settings.ema) if settings.ema else None
+    average = MovingAverage(module, settings.ema_decay) if settings.ema_decay else None
     return Training(module, objective, optimizer, scaler, average)
 
 
@@ -219,20 +220,22 @@ def make_objective(settings: Settings, class_weights: Tensor | None) -> Objectiv
         focal_gamma=settings.focal_gamma,
         tversky_alpha=settings.tversky_alpha,
         ohem=settings.ohem,
-        heads=settings.heads,
+        aux_heads=settings.aux_heads,
         learned=settings.head_weights == "learned",
         deep_supervision=settings.deep_supervision,
     )
 
 
-def on_all_ranks(learner: Learner, rank: Rank, accumulate: int) -> nn.Module:
+def on_all_ranks(learner: Learner, rank: Rank, grad_accum_steps: int) -> nn.Module:
     """Return ``learner`` as it shares its gradients with the other ranks, if there are any, every so many passes."""
     if rank.count == 1:
         return learner
     gc.collect()  # a former one is part of a circle
     # A backbone may have stages that its decoder does not use. A static graph is the quicker way to allow that, but
     # it fails where passes do not share (no_sync).
-    return DistributedDataParallel(learner, static_graph=accumulate == 1, find_unused_parameters=accumulate > 1)
+    return DistributedDataParallel(
+        learner, static_graph=grad_accum_steps == 1, find_unused_parameters=grad_accum_steps > 1
+    )
 
 
 def on_its_own(ranked: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -243,7 +246,7 @@ def on_its_own(ranked: nn.Module) -> contextlib.AbstractContextManager[None]:
     return apart
 
 
-def looks_in_vain(training: Training) -> int:
+def validations_without_a_best(training: Training) -> int:
     """Return how many looks at val there were since the best one."""
     return sum(row["val_miou"] is not None for row in training.curves if row["epoch"] > training.best_epoch)
 

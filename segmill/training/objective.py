@@ -25,7 +25,7 @@ class Objective(nn.Module):
     Args:
         ignore_id: the id of unlabelled pixels.
         loss, focal_gamma, tversky_alpha, ohem, class_weights: as for ``losses.segmentation_loss``.
-        heads: names of HEADS to what each weighs.
+        aux_heads: names of HEADS to what each weighs.
         learned: whether those are only where the weights start.
         deep_supervision: what the mean over the coarser stages weighs (Lee et al. 2015).
 
@@ -42,14 +42,14 @@ class Objective(nn.Module):
         focal_gamma: float = 2.0,
         tversky_alpha: float = 0.3,
         ohem: float = 1.0,
-        heads: Mapping[str, float] | None = None,
+        aux_heads: Mapping[str, float] | None = None,
         learned: bool = False,
         deep_supervision: float = 0.0,
     ):
         super().__init__()
-        self.heads = dict(heads or {})
+        self.aux_heads = dict(aux_heads or {})
         check_names("loss", loss, LOSSES)
-        check_names("head", self.heads, HEADS)
+        check_names("head", self.aux_heads, HEADS)
         self.ignore_id = ignore_id
         self.loss = dict(loss)
         self.focal_gamma, self.tversky_alpha, self.ohem = focal_gamma, tversky_alpha, ohem
@@ -57,22 +57,22 @@ class Objective(nn.Module):
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.log_variances: nn.Parameter | None = None
-        if learned and self.heads:
-            starts = [-math.log(weight) for weight in (1.0, *self.heads.values())]
+        if learned and self.aux_heads:
+            starts = [-math.log(weight) for weight in (1.0, *self.aux_heads.values())]
             self.log_variances = nn.Parameter(torch.tensor(starts))
 
     @property
     def needs_distances(self) -> bool:
         """Whether ``forward`` must be given distance_BKHW."""
-        return "boundary" in self.loss or "distance" in self.heads
+        return "boundary" in self.loss or "distance" in self.aux_heads
 
     def forward(self, outputs: dict[str, Tensor], mask_BHW: Tensor, distance_BKHW: Tensor | None = None) -> Tensor:
         """Return the float32 scalar for what a MemberModule returned in training mode."""
         tasks = [self._segmentation(outputs, mask_BHW, distance_BKHW)]
-        tasks += [self._head(name, outputs[name], mask_BHW, distance_BKHW) for name in self.heads]
+        tasks += [self._head(name, outputs[name], mask_BHW, distance_BKHW) for name in self.aux_heads]
         if self.log_variances is not None:
             return ((-self.log_variances).exp() * torch.stack(tasks) + self.log_variances / 2).sum()
-        return tasks[0] + sum(weight * task for weight, task in zip(self.heads.values(), tasks[1:], strict=True))
+        return tasks[0] + sum(weight * task for weight, task in zip(self.aux_heads.values(), tasks[1:], strict=True))
 
     def _segmentation(self, outputs: dict[str, Tensor], mask_BHW: Tensor, distance_BKHW: Tensor | None) -> Tensor:
         total = self._at_one_size(outputs["logits"], mask_BHW, distance_BKHW)

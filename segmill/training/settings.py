@@ -21,7 +21,7 @@ class Settings:
     lr: float
     seed: int = 0
     max_minutes: float | None = None
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     optimizer: str = "adamw"
     momentum: float = 0.9
     weight_decay: float = 0.01
@@ -33,16 +33,16 @@ class Settings:
     focal_gamma: float = 2.0
     tversky_alpha: float = 0.3
     ohem: float = 1.0
-    heads: Mapping[str, float] = field(default_factory=dict)
+    aux_heads: Mapping[str, float] = field(default_factory=dict)
     head_weights: str = "fixed"
     deep_supervision: float = 0.0
-    ema: float = 0.0
-    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    max_grad_norm: float = 0.0
     freeze_epochs: int = 0
     unfreeze_epochs: int = 0
-    early_stop: int = 0
+    early_stopping_patience: int = 0
     precision: str = "auto"
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     compile: str = "off"
     val_every: int = 1
 

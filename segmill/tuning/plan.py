@@ -148,9 +148,9 @@ def choose_size(facts: Facts, pixels: float, passes: int, *, windows: bool) -> t
     if share_of_side < 1:
         size = (_whole_strides(height * scale * share_of_side), _whole_strides(width * scale * share_of_side))
         why = f"{size[0] * size[1]:,} px are what the time leaves for each image, at the scale that val is judged at"
-        proposals.append(Proposal("train.window_px", list(size), why))
+        proposals.append(Proposal("train.crop_size", list(size), why))
     else:
-        proposals.append(Proposal("train.window_px", None, "training sees whole samples in this time"))
+        proposals.append(Proposal("train.crop_size", None, "training sees whole samples in this time"))
     return size, proposals
 
 
@@ -206,7 +206,7 @@ def choose_steps(
             f"a look at val costs {100 * look:.0f} % of a pass; {passes / val_every:.0f} looks choose the best weights",
         ),
         Proposal(
-            "train.ema", decay,
+            "train.ema_decay", decay,
             f"about {steps:,} steps in the time; the average of the weights reaches back over {1 / (1 - decay):.0f}",
         ),
     ]  # fmt: skip
@@ -254,7 +254,7 @@ def choose_augmentation(facts: Facts) -> list[Proposal]:
         why = f"no class below {100 * VERY_RARE:g} % of the pixels is missing in three of four samples"
         found.append(Proposal("augment.copy_paste", 0.0, why))
     found.append(
-        Proposal("augment.balance", 0.25 if seldom else 0.0,
+        Proposal("augment.oversample", 0.25 if seldom else 0.0,
                  f"{', '.join(seldom)} occur in few samples; these are drawn more often" if seldom else why)
     )  # fmt: skip
     return found

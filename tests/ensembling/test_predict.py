@@ -41,22 +41,22 @@ def images(*sizes: tuple[int, int]) -> list[np.ndarray]:
 
 def test_probabilities_are_the_weighted_mean() -> None:
     members = {"a": Constant(0.9, 0.1), "b": Constant(0.2, 0.8)}
-    ensemble = Ensemble(members, {"a": 0.25, "b": 0.75}, flips=False, facts={})
+    ensemble = Ensemble(members, {"a": 0.25, "b": 0.75}, tta_hflip=False, facts={})
     probs = ensemble.predict_probs(np.zeros((2, 3, 4, 3), np.uint8))
     assert probs.shape == (2, 2, 3, 4) and probs.dtype == np.float32
     np.testing.assert_allclose(probs[1, :, 2, 3], [0.25 * 0.9 + 0.75 * 0.2, 0.25 * 0.1 + 0.75 * 0.8], rtol=1e-6)
 
 
 def test_flips_average_with_the_mirror_image() -> None:
-    ensemble = Ensemble({"a": LeftIsOne()}, {"a": 1.0}, flips=True, facts={})
+    ensemble = Ensemble({"a": LeftIsOne()}, {"a": 1.0}, tta_hflip=True, facts={})
     probs = ensemble.predict_probs(np.zeros((1, 2, 4, 3), np.uint8))
     assert np.array_equal(probs, np.full((1, 2, 2, 4), 0.5))
-    plain = Ensemble({"a": LeftIsOne()}, {"a": 1.0}, flips=False, facts={})
+    plain = Ensemble({"a": LeftIsOne()}, {"a": 1.0}, tta_hflip=False, facts={})
     assert plain.predict(np.zeros((1, 1, 4, 3), np.uint8)).tolist() == [[[1, 1, 0, 0]]]
 
 
 def test_a_list_of_sizes_comes_back_in_its_order_and_sizes() -> None:
-    ensemble = Ensemble({"a": LeftIsOne()}, {"a": 1.0}, flips=False, facts={})
+    ensemble = Ensemble({"a": LeftIsOne()}, {"a": 1.0}, tta_hflip=False, facts={})
     maps = ensemble.predict(images((2, 4), (2, 4), (3, 6), (2, 4)))
     assert [one.shape for one in maps] == [(2, 4), (2, 4), (3, 6), (2, 4)]
     assert all(one.dtype == np.uint8 for one in maps)

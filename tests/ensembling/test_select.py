@@ -48,26 +48,26 @@ def split(tmp_path: Path) -> PackedSplit:
     return PackedSplit(tmp_path / "val")
 
 
-def brute_force(members: dict[str, Seeded], weights: np.ndarray, split: PackedSplit, flips: bool) -> np.ndarray:
-    ensemble = Ensemble(members, dict(zip(members, weights, strict=True)), flips=flips, facts={})
+def brute_force(members: dict[str, Seeded], weights: np.ndarray, split: PackedSplit, tta_hflip: bool) -> np.ndarray:
+    ensemble = Ensemble(members, dict(zip(members, weights, strict=True)), tta_hflip=tta_hflip, facts={})
     maps = ensemble.predict([split.image(i) for i in range(len(split))])
     return sum(confusion_counts(split.mask(i), ids, CLASSES, IGNORE) for i, ids in enumerate(maps))
 
 
-@pytest.mark.parametrize("flips", [False, True])
-def test_evidence_counts_what_the_ensemble_would_predict(split: PackedSplit, flips: bool) -> None:
+@pytest.mark.parametrize("tta_hflip", [False, True])
+def test_evidence_counts_what_the_ensemble_would_predict(split: PackedSplit, tta_hflip: bool) -> None:
     members = {"a": Seeded(1, 0.3), "b": Seeded(2, 0.6), "c": Seeded(3, 0.1)}
-    evidence = gather_evidence(members, split, num_classes=CLASSES, ignore_id=IGNORE, flips=flips)
+    evidence = gather_evidence(members, split, num_classes=CLASSES, ignore_id=IGNORE, tta_hflip=tta_hflip)
     assert 0 < evidence.agreed_KK.sum() < sum((split.mask(i) != IGNORE).sum() for i in range(len(split)))
     for weights in np.array([[1, 0, 0], [0.2, 0.5, 0.3], [1 / 3] * 3]):
-        difference = evidence.counts(weights, pixels_at_once=100) - brute_force(members, weights, split, flips)
+        difference = evidence.counts(weights, pixels_at_once=100) - brute_force(members, weights, split, tta_hflip)
         # float16 may turn a pixel whose classes are within a thousandth of each other.
         assert np.abs(difference).sum() <= 2 * 3
 
 
 def test_the_best_weights_beat_every_member_and_equal_weights(split: PackedSplit) -> None:
     members = {"poor": Seeded(1, 0.0), "fair": Seeded(2, 0.5), "good": Seeded(3, 0.6)}
-    evidence = gather_evidence(members, split, num_classes=CLASSES, ignore_id=IGNORE, flips=False)
+    evidence = gather_evidence(members, split, num_classes=CLASSES, ignore_id=IGNORE, tta_hflip=False)
     weights = choose_weights(evidence)
     assert weights.sum() == pytest.approx(1) and (weights >= 0).all()
     assert weights[0] < min(weights[1:])
@@ -95,26 +95,26 @@ def test_members_that_agree_share_the_vote() -> None:
 def test_a_large_split_is_sampled_within_bounds(split: PackedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     members = {"a": Seeded(1, 0.3), "b": Seeded(2, 0.6)}
     monkeypatch.setattr(select, "MAX_VALUES", 2 * CLASSES * len(split) * 50)
-    evidence = gather_evidence(members, split, num_classes=CLASSES, ignore_id=IGNORE, flips=False)
+    evidence = gather_evidence(members, split, num_classes=CLASSES, ignore_id=IGNORE, tta_hflip=False)
     assert evidence.agreed_KK.sum() + len(evidence.truth_P) == 50 * len(split)
-    again = gather_evidence(members, split, num_classes=CLASSES, ignore_id=IGNORE, flips=False)
+    again = gather_evidence(members, split, num_classes=CLASSES, ignore_id=IGNORE, tta_hflip=False)
     assert np.array_equal(evidence.probs_MKP, again.probs_MKP)
 
 
 def test_refuses_an_empty_split_and_other_classes(split: PackedSplit, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Member a knows 3 classes, the data 4"):
-        gather_evidence({"a": Seeded(1, 0)}, split, num_classes=4, ignore_id=IGNORE, flips=False)
+        gather_evidence({"a": Seeded(1, 0)}, split, num_classes=4, ignore_id=IGNORE, tta_hflip=False)
     with SplitWriter(tmp_path / "blank") as writer:
         writer.add(Sample("s", "g", np.zeros((4, 4, 3), np.uint8), np.full((4, 4), IGNORE, np.uint8)))
     with pytest.raises(InputError, match="val split has no labelled pixel"):
         gather_evidence(
-            {"a": Seeded(1, 0)}, PackedSplit(tmp_path / "blank"), num_classes=3, ignore_id=IGNORE, flips=False
+            {"a": Seeded(1, 0)}, PackedSplit(tmp_path / "blank"), num_classes=3, ignore_id=IGNORE, tta_hflip=False
         )
     with SplitWriter(tmp_path / "empty"):
         pass
     with pytest.raises(InputError, match="val split is empty"):
         gather_evidence(
-            {"a": Seeded(1, 0)}, PackedSplit(tmp_path / "empty"), num_classes=3, ignore_id=IGNORE, flips=False
+            {"a": Seeded(1, 0)}, PackedSplit(tmp_path / "empty"), num_classes=3, ignore_id=IGNORE, tta_hflip=False
         )
 
 
@@ -135,7 +135,7 @@ def test_the_folder_holds_everything_and_loads(judging: Path) -> None:
 
 def test_idle_members_load_only_when_asked_for(judging: Path, tmp_path: Path) -> None:
     folders = {name: judging / "members" / name for name in ("small", "other")}
-    build_ensemble(folders, judging / "packed", tmp_path / "ensemble", flips=False, device="cpu")
+    build_ensemble(folders, judging / "packed", tmp_path / "ensemble", tta_hflip=False, device="cpu")
     path = tmp_path / "ensemble" / "ensemble.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": {"small": 1.0, "other": 0.0}}))
     assert list(Ensemble.load(tmp_path / "ensemble", "cpu").members) == ["small"]

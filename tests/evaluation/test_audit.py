@@ -217,7 +217,7 @@ def test_a_fold_asks_about_its_own_groups_only(labelled: Path, manifest: Path) -
 
 
 def test_what_training_never_saw_is_not_judged(labelled: Path, manifest: Path) -> None:
-    found = audit(HELD_OUT, labelled, manifest, draw=1, crop_px=(28, 0, 0, 0))
+    found = audit(HELD_OUT, labelled, manifest, draw=1, border_crop_px=(28, 0, 0, 0))
     # Without the upper 28 rows: no hut, but the pole at row 34 in its own coordinates.
     assert {suspect.id for suspect in found.suspects} == {"g2_05", "g3_07"}
     assert all(region.y >= 28 for suspect in found.suspects for region in suspect.regions)

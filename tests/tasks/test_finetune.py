@@ -52,12 +52,12 @@ def test_checkpoints_lie_under_all_that_decides_the_member(workspace: Workspace)
 
 def test_arguments_are_the_training_block_with_what_the_member_says_instead(workspace: Workspace) -> None:
     watch_code(workspace)
-    set_params(workspace.params, ["train.epochs=9", "train.clip_norm=0.5", "ray.cpus_per_worker=1"])
-    set_params(workspace.params, ["members.lite0-unet.epochs=3", "members.lite0-unet.heads={boundary: 0.4}"])
+    set_params(workspace.params, ["train.epochs=9", "train.max_grad_norm=0.5", "ray.cpus_per_worker=1"])
+    set_params(workspace.params, ["members.lite0-unet.epochs=3", "members.lite0-unet.aux_heads={boundary: 0.4}"])
     settle_policy("none").write(_made(workspace.augmented) / "recipe.json")
     params = read_params(workspace.params)
     args = finetune.training_arguments(workspace, params, "lite0-unet", Path("out"), Start(Path("c"), "champion:m/2"))
-    assert (args["epochs"], args["clip_norm"], args["heads"]) == (3, 0.5, {"boundary": 0.4})
+    assert (args["epochs"], args["max_grad_norm"], args["aux_heads"]) == (3, 0.5, {"boundary": 0.4})
     assert (args["start_folder"], args["start_source"]) == ("c", "champion:m/2")
     assert args["params"]["split"] == params.split.model_dump()
     assert finetune.training_arguments(workspace, params, "lite0-unet", Path("out"))["start_folder"] is None

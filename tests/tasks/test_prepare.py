@@ -72,7 +72,7 @@ def test_every_key_of_prepare_reaches_the_pixels(workspace: Workspace) -> None:
     validate(workspace, read_params(workspace.params))
     seen: set[frozenset[str]] = set()
     changes = (
-        "prepare.overlap_px=8", "prepare.resize=fit", "prepare.resize=stretch", "prepare.crop_px=[0, 8, 0, 0]",
+        "prepare.overlap_px=8", "prepare.resize=fit", "prepare.resize=stretch", "prepare.border_crop_px=[0, 8, 0, 0]",
         "prepare.grayscale=true", "prepare.clahe=1.5", "prepare.size_px=null",
     )  # fmt: skip
     for done, change in enumerate(changes, 1):

@@ -37,7 +37,7 @@ class Tiny(nn.Module):
     def encoder_stages(self) -> list[list[nn.Parameter]]:
         return [list(self.encoder[:2].parameters()), list(self.encoder[2:].parameters())]
 
-    def set_checkpointing(self, on: bool) -> None:
+    def set_gradient_checkpointing(self, on: bool) -> None:
         pass
 
     def forward(self, image_BHWC: Tensor, heads: bool | None = None) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def tiny_for(settings: Settings) -> Tiny:
-    return tiny_module(heads=tuple(settings.heads), deep=settings.deep_supervision > 0)
+    return tiny_module(heads=tuple(settings.aux_heads), deep=settings.deep_supervision > 0)
 
 
 def train(split: PackedSplit, settings: Settings = SETTINGS, **how: object) -> Training:
@@ -90,18 +90,18 @@ def test_training_validation_and_prediction_see_the_same_pixels(street: Path, tm
 
 RECIPES: dict[str, dict[str, object]] = {
     "plain": {},
-    "ema": {"ema": 0.9},
-    "sgd": {"optimizer": "sgd", "momentum": 0.9, "schedule": "poly", "clip_norm": 0.5},
-    "nadam": {"optimizer": "nadam", "ema": 0.9},
+    "ema": {"ema_decay": 0.9},
+    "sgd": {"optimizer": "sgd", "momentum": 0.9, "schedule": "poly", "max_grad_norm": 0.5},
+    "nadam": {"optimizer": "nadam", "ema_decay": 0.9},
     "muon": {"optimizer": "muon", "lr": 0.01},
     "onecycle": {"schedule": "onecycle", "layer_decay": 0.7, "encoder_lr_factor": 0.5},
-    "accumulate": {"accumulate": 3, "ema": 0.9},
+    "accumulate": {"grad_accum_steps": 3, "ema_decay": 0.9},
     "freeze": {"freeze_epochs": 1, "unfreeze_epochs": 2, "epochs": 6},
     "learned heads": {
-        "heads": dict.fromkeys(HEADS, 0.5), "head_weights": "learned", "deep_supervision": 0.4, "ema": 0.9
+        "aux_heads": dict.fromkeys(HEADS, 0.5), "head_weights": "learned", "deep_supervision": 0.4, "ema_decay": 0.9
     },
     "losses": {"loss": {"focal": 1.0, "tversky": 1.0, "lovasz": 1.0, "boundary": 0.01}, "ohem": 0.5},
-    "early stop": {"early_stop": 2, "lr": 1e-4, "epochs": 12},
+    "early stop": {"early_stopping_patience": 2, "lr": 1e-4, "epochs": 12},
 }  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def test_val_every_looks_seldom_but_at_the_end(split: PackedSplit) -> None:
 
 
 def test_no_new_best_for_long_enough_ends_it(split: PackedSplit) -> None:
-    training = train(split, replace(SETTINGS, early_stop=2, val_every=2, epochs=40))
+    training = train(split, replace(SETTINGS, early_stopping_patience=2, val_every=2, epochs=40))
     looks = [row["epoch"] for row in training.curves if row["val_miou"] is not None]
     assert training.epochs_done == looks[-1] < 40
     assert looks.index(training.best_epoch) == len(looks) - 3
@@ -174,7 +174,7 @@ def test_the_time_budget_ends_it_after_a_whole_step_and_a_look(
 ) -> None:
     seconds = itertools.count()
     monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: 0.1 * next(seconds)))
-    settings = replace(SETTINGS, max_minutes=0.5, epochs=1000, accumulate=2, val_every=1000, warmup_epochs=2.0)
+    settings = replace(SETTINGS, max_minutes=0.5, epochs=1000, grad_accum_steps=2, val_every=1000, warmup_epochs=2.0)
     steps: list[Step] = []
     training = train(split, settings, on_step=steps.append, on_epoch=lambda now: checkpoint.save(now, tmp_path))
     assert 30 <= training.seconds < 32
@@ -209,7 +209,7 @@ def test_accumulated_batches_move_as_one_large_one(split: PackedSplit) -> None:
     how = {"device": CPU, "rank": Rank()}
     for module, size in zip(modules, (3, 1), strict=True):
         made = batches(split, size=size)
-        train_member(module, made, split, replace(settings, accumulate=3 // size), **how)  # type: ignore[arg-type]
+        train_member(module, made, split, replace(settings, grad_accum_steps=3 // size), **how)  # type: ignore[arg-type]
     for whole, parts in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
@@ -221,9 +221,14 @@ def assert_same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 
 
 # Cross-entropy of full masks averages alike over ranks; Dice does not.
-RANKED = replace(SETTINGS, loss={"ce": 1.0}, freeze_epochs=1, unfreeze_epochs=1, accumulate=2)
+RANKED = replace(SETTINGS, loss={"ce": 1.0}, freeze_epochs=1, unfreeze_epochs=1, grad_accum_steps=2)
 BUDGETED = replace(
-    SETTINGS, max_minutes=1 / 60, epochs=10**6, heads=dict.fromkeys(HEADS, 0.5), head_weights="learned", val_every=10**6
+    SETTINGS,
+    max_minutes=1 / 60,
+    epochs=10**6,
+    aux_heads=dict.fromkeys(HEADS, 0.5),
+    head_weights="learned",
+    val_every=10**6,
 )
 
 

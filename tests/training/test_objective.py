@@ -33,7 +33,7 @@ def ce(logits: torch.Tensor, mask: torch.Tensor) -> float:
 
 
 def test_fixed_weights_are_a_sum(outputs: dict[str, torch.Tensor], mask: torch.Tensor) -> None:
-    objective = Objective(ignore_id=255, loss=LOSS, heads={"presence": 0.5, "boundary": 2.0})
+    objective = Objective(ignore_id=255, loss=LOSS, aux_heads={"presence": 0.5, "boundary": 2.0})
     by_hand = (
         ce(outputs["logits"], mask)
         + 0.5 * presence_loss(outputs["presence"], mask, ignore_id=255).item()
@@ -56,7 +56,7 @@ def test_learned_weights_start_where_they_are_given_and_move_to_what_a_task_cost
     outputs: dict[str, torch.Tensor], mask: torch.Tensor
 ) -> None:
     del outputs["deep1"]
-    objective = Objective(ignore_id=255, loss=LOSS, heads={"presence": 0.5}, learned=True)
+    objective = Objective(ignore_id=255, loss=LOSS, aux_heads={"presence": 0.5}, learned=True)
     tasks = [ce(outputs["logits"], mask), presence_loss(outputs["presence"], mask, ignore_id=255).item()]
     loss = objective(outputs, mask)
     assert loss.item() == pytest.approx(tasks[0] + 0.5 * tasks[1] + math.log(2) / 2, abs=1e-6)
@@ -72,16 +72,16 @@ def test_learned_weights_start_where_they_are_given_and_move_to_what_a_task_cost
 
 
 def test_distances_are_asked_for_where_they_are_needed() -> None:
-    assert not Objective(ignore_id=255, loss=LOSS, heads={"boundary": 1}).needs_distances
+    assert not Objective(ignore_id=255, loss=LOSS, aux_heads={"boundary": 1}).needs_distances
     assert Objective(ignore_id=255, loss={"boundary": 0.1}).needs_distances
-    assert Objective(ignore_id=255, loss=LOSS, heads={"distance": 1}).needs_distances
+    assert Objective(ignore_id=255, loss=LOSS, aux_heads={"distance": 1}).needs_distances
 
 
 def test_unknown_names_suggest_near_ones() -> None:
     with pytest.raises(InputError, match=r"unknown loss focall; did you mean 'focal'\?"):
         Objective(ignore_id=255, loss={"focall": 1})
     with pytest.raises(InputError, match=r"unknown head presense; did you mean 'presence'\?"):
-        Objective(ignore_id=255, loss=LOSS, heads={"presense": 1})
+        Objective(ignore_id=255, loss=LOSS, aux_heads={"presense": 1})
 
 
 def test_the_network_computes_in_its_type_and_the_loss_in_float32() -> None:

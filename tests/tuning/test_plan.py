@@ -46,8 +46,8 @@ def test_a_street_set_on_two_cores_in_an_hour() -> None:
     assert found["prepare.size_px"].value == [224, 288]
     assert "44,005 px for each" in found["prepare.size_px"].why
     assert found["prepare.resize"].value == "stretch"
-    assert found["train.window_px"].value == [192, 256]
-    assert found["train.ema"].value == 0.99  # 36 passes of 45.9 steps
+    assert found["train.crop_size"].value == [192, 256]
+    assert found["train.ema_decay"].value == 0.99  # 36 passes of 45.9 steps
     assert found["train.batch_size"].value == 8  # 45 steps
     # 101 x 224 x 288 px of val, forward alone, against 367 x 192 x 256 px: 0.12 of a pass, in three passes below 5 %
     assert found["train.val_every"].value == 3
@@ -79,8 +79,8 @@ def test_little_time_takes_one_member_and_fewer_pixels() -> None:
 
 def test_much_time_takes_the_images_as_they_are() -> None:
     found = proposed(STREET, 24 * 60)
-    assert (found["prepare.size_px"].value, found["train.window_px"].value) == (None, None)
-    assert found["train.ema"].value == 0.999
+    assert (found["prepare.size_px"].value, found["train.crop_size"].value) == (None, None)
+    assert found["train.ema_decay"].value == 0.999
     mixed = proposed(replace(STREET, sizes={(360, 480): 300, (720, 960): 67}), 24 * 60)
     assert mixed["prepare.size_px"].value == [352, 480]  # 360 px are 11.25 strides
 
@@ -88,14 +88,14 @@ def test_much_time_takes_the_images_as_they_are() -> None:
 def test_whole_images_of_streets_are_seen_through_windows_first() -> None:
     # 0.64 of 360 x 480 in 20 passes by one member alone: 90 % of what the time holds
     found = proposed(replace(STREET, candidates=(replace(QUICK, pixels_s=800_000),)), 20)
-    assert (found["prepare.size_px"].value, found["train.window_px"].value) == (None, [288, 384])
+    assert (found["prepare.size_px"].value, found["train.crop_size"].value) == (None, [288, 384])
 
 
 def test_an_image_that_would_hardly_shrink_keeps_its_size() -> None:
     # 735,000 px/s for 1,020 s leave 102,139 px, 0.59: at windows of 0.8 of the side the images would keep 0.96 of it
     candidates = tuple(replace(QUICK, name=name, pixels_s=735_000) for name in ("a", "b", "c"))
     found = proposed(replace(STREET, candidates=candidates), 60)
-    assert (found["prepare.size_px"].value, found["train.window_px"].value) == (None, [288, 384])
+    assert (found["prepare.size_px"].value, found["train.crop_size"].value) == (None, [288, 384])
     large = replace(STREET, candidates=candidates, samples=1, sizes={(1000, 1080): 1})
     assert proposed(large, 24 * 60)["prepare.size_px"].value == [960, 1024], "but no side is longer than the longest"
 
@@ -126,7 +126,7 @@ def test_balanced_grey_images_want_nothing_special() -> None:
     found = proposed(facts, 60)
     assert found["augment.recipe"].value == "medical"
     assert found["train.class_weights"].value == "none"
-    assert (found["augment.copy_paste"].value, found["augment.balance"].value) == (0.0, 0.0)
+    assert (found["augment.copy_paste"].value, found["augment.oversample"].value) == (0.0, 0.0)
     assert found["train.batch_size"].value == 2  # 8 and 4 leave fewer than 20 steps of 50 samples
 
 

@@ -91,7 +91,7 @@ def test_what_a_search_may_say(values: dict[str, Any], text: str, expected: Dime
         ("lr=0..1:log", "begins above 0"),
         ("lr=1..2:lgo", "did you mean 'log'"),
         ("lr=-1..1", "input should be greater than 0"),
-        ("train.ema=0..1", "input should be less than 1"),  # the upper end
+        ("train.ema_decay=0..1", "input should be less than 1"),  # the upper end
         ("train.los.dice=1..2", "unknown key train.los; did you mean 'loss'"),
         ("train.schedule=cosine,polly", "train.schedule is 'polly'"),
         ("train.schedule=poly,poly", "stands there twice"),
@@ -100,7 +100,7 @@ def test_what_a_search_may_say(values: dict[str, Any], text: str, expected: Dime
         ("members.lite0-unet=1,2", "it is a block of keys"),
         ("split.val=0.1,0.2", "split decides what judges"),
         ("data.path=a,b", "data decides what judges"),
-        ("ensemble.flips=true,false", "no training depends on ensemble"),
+        ("ensemble.tta_hflip=true,false", "no training depends on ensemble"),
         ("train.seed=1,2", "--repeats trains with other ones"),
         ("epochs=4..8", "give --epochs"),
         ("prepare.clahe=0..2", "name the values, as prepare.clahe=0,2"),
@@ -114,17 +114,19 @@ def test_what_it_may_not_say(values: dict[str, Any], text: str, sentence: str) -
 
 
 def test_a_key_of_train_that_the_member_overrides_has_no_effect(values: dict[str, Any]) -> None:
-    values["members"][MEMBER]["ema"] = 0.5
-    with pytest.raises(InputError, match=r"members.lite0-unet.ema is set and wins.*search members.lite0-unet.ema"):
-        read_space(["train.ema=0.1..0.9"], values, MEMBER)
+    values["members"][MEMBER]["ema_decay"] = 0.5
+    with pytest.raises(
+        InputError, match=r"members.lite0-unet.ema_decay is set and wins.*search members.lite0-unet.ema_decay"
+    ):
+        read_space(["train.ema_decay=0.1..0.9"], values, MEMBER)
 
 
 def test_values_that_can_not_be_together_are_found_before_anything_runs(values: dict[str, Any]) -> None:
     texts = ["prepare.resize=stretch,tile", "prepare.size_px=[64, 64],null"]
     with pytest.raises(InputError, match="resize tile needs size_px"):
         read_space(texts, values, MEMBER)
-    with pytest.raises(InputError, match=r"names train\.ema twice"):
-        read_space(["train.ema=0.1..0.2", "train.ema=0.3..0.4"], values, MEMBER)
+    with pytest.raises(InputError, match=r"names train\.ema_decay twice"):
+        read_space(["train.ema_decay=0.1..0.2", "train.ema_decay=0.3..0.4"], values, MEMBER)
 
 
 def test_a_part_of_the_loss_that_the_member_takes_over_keeps_the_rest(values: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def make_extras(
     out_dir: Path,
     *,
     copy_paste: float,
-    balance: float,
+    oversample: float,
     rare_below: float,
     seed: int,
     mirror: bool,
@@ -92,7 +92,7 @@ def make_extras(
         packed_dir: packed splits, of which only train is opened.
         out_dir: the folder to write.
         copy_paste: samples with pasted objects, as a share of train. Those that found no place are missing.
-        balance: repeated samples, as a share of train.
+        oversample: repeated samples, as a share of train.
         rare_below: a class is rare below this share of train's labelled pixels.
         seed: decides everything that is drawn.
         mirror: pasted objects may be mirrored.
@@ -102,7 +102,7 @@ def make_extras(
     info = read_pack(packed_dir)
     train = PackedSplit(packed_dir / "train")
     rare = rare_classes(info.class_pixels, rare_below)
-    wanted = [round(share * len(train)) for share in (copy_paste, balance)]
+    wanted = [round(share * len(train)) for share in (copy_paste, oversample)]
     made = {"copy_paste": 0, "balance": 0}
     if not rare or not sum(wanted):
         return made

@@ -23,7 +23,7 @@ class TrainingView:
         augmented_dir: what the augment stage wrote.
         seed: the training's.
         batch_size: samples per step, all workers together.
-        window_px: height and width of the window that training sees of each; None is all of it.
+        crop_size: height and width of the window that training sees of each; None is all of it.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TrainingView:
         *,
         seed: int,
         batch_size: int,
-        window_px: Sequence[int] | None = None,
+        crop_size: Sequence[int] | None = None,
     ) -> None:
         self.info = read_pack(packed_dir)
         self.policy = read_policy(augmented_dir / "recipe.json")
@@ -41,7 +41,7 @@ class TrainingView:
         self._extra = augmented_dir / "extra"
         self.split = PackedSplit(packed_dir / "train", *([self._extra] if self._extra.is_dir() else []))
         self.originals = len(self.split) - sum(self.policy.extra.values())
-        size = (window_px[0], window_px[1]) if window_px else self.info.size
+        size = (crop_size[0], crop_size[1]) if crop_size else self.info.size
         self._augment = Augmenter(self.policy.transforms, size, seed, ignore_id=self.info.ignore_id)
         self._batches = TrainBatches(self.split, self._augment, batch_size=batch_size, seed=seed)
 

@@ -50,7 +50,7 @@ def pack(
     size: tuple[int, int] | None,
     resize: Literal["stretch", "fit", "tile"] = "stretch",
     overlap_px: int = 0,
-    crop_px: tuple[int, int, int, int] = (0, 0, 0, 0),
+    border_crop_px: tuple[int, int, int, int] = (0, 0, 0, 0),
     grayscale: bool = False,
     clahe: float = 0.0,
     store_dir: Path | None = None,
@@ -79,7 +79,7 @@ def pack(
     """
     table = read_manifest(manifest_path)
     info = manifest_info(table)
-    train = Preparation(Resizing(size, resize, overlap_px, crop_px), grayscale, clahe, info.ignore_id)
+    train = Preparation(Resizing(size, resize, overlap_px, border_crop_px), grayscale, clahe, info.ignore_id)
     plans = {split: _plan(table, split, train if split == "train" else Preparation(), code) for split in SPLITS}
     del table
     with _store(store_dir, out_dir) as store:

@@ -25,7 +25,7 @@ class Resizing:
     size: tuple[int, int] | None = None
     resize: Literal["stretch", "fit", "tile"] = "stretch"
     overlap_px: int = 0
-    crop_px: tuple[int, int, int, int] = (0, 0, 0, 0)
+    border_crop_px: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 class Piece(NamedTuple):
@@ -47,7 +47,7 @@ def pieces(image: NDArray[np.uint8], mask: NDArray[np.uint8], how: Resizing, *, 
     Images are scaled by area when shrinking, else linearly, masks by nearest neighbour. InputError where nothing is
     left after cropping.
     """
-    top, _, left, _ = how.crop_px
+    top, _, left, _ = how.border_crop_px
     height, width = _cropped(mask.shape[0], mask.shape[1], how)
     image, mask = (pixels[top : top + height, left : left + width] for pixels in (image, mask))
     if how.size is None:
@@ -82,11 +82,11 @@ def pixels_of(height: int, width: int, how: Resizing) -> int:
 
 
 def _cropped(height: int, width: int, how: Resizing) -> tuple[int, int]:
-    top, bottom, left, right = how.crop_px
+    top, bottom, left, right = how.border_crop_px
     if top + bottom >= height or left + right >= width:
         raise InputError(
-            f"prepare.crop_px {list(how.crop_px)} (top, bottom, left, right) leaves nothing of an image of "
-            f"{height} x {width} px (height x width); lower it"
+            f"prepare.border_crop_px {list(how.border_crop_px)} (top, bottom, left, right) leaves nothing of an image "
+            f"of {height} x {width} px (height x width); lower it"
         )
     return height - top - bottom, width - left - right
 

@@ -170,12 +170,12 @@ def train_member(args: dict[str, Any]) -> dict[str, Any]:
     the same ``inputs_hash`` continues from its last checkpoint; its run folder goes when it is through.
 
     Args (all JSON-able, all required):
-        name, backbone, decoder, weights, lr, decoder_width, attention, context, heads, head_weights, keep_heads,
+        name, backbone, decoder, weights, lr, decoder_width, attention, context, aux_heads, head_weights, keep_heads,
             deep_supervision: the member, as in params.yaml.
-        seed, epochs, max_minutes, batch_size, accumulate, optimizer, momentum, weight_decay, encoder_lr_factor,
-            layer_decay, schedule, warmup_epochs, loss, focal_gamma, tversky_alpha, class_weights, ohem, ema,
-            clip_norm, freeze_epochs, unfreeze_epochs, early_stop, precision, checkpointing, compile, val_every:
-            as in params.yaml.
+        seed, epochs, max_minutes, batch_size, grad_accum_steps, optimizer, momentum, weight_decay, encoder_lr_factor,
+            layer_decay, schedule, warmup_epochs, loss, focal_gamma, tversky_alpha, class_weights, ohem, ema_decay,
+            max_grad_norm, freeze_epochs, unfreeze_epochs, early_stopping_patience, precision,
+            gradient_checkpointing, compile, val_every: as in params.yaml.
         start_folder, start_source: a member folder to begin with instead of ``weights``, where its network is the
             same, and what it is called in the record; or None twice.
         recipe, size: what Augmenter takes.

@@ -242,7 +242,7 @@ def member_spec(args: dict[str, Any], packed: PackInfo, mean: tuple[float, ...],
         decoder_width=args["decoder_width"],
         attention=args["attention"],
         context=args["context"],
-        heads=tuple(args["heads"]),
+        heads=tuple(args["aux_heads"]),
         deep_supervision=args["deep_supervision"] > 0,
     )
 
@@ -252,7 +252,7 @@ def make_batches(
 ) -> TrainBatches:
     """Return a rank's training batches, with the signed distances of their masks where the objective needs them."""
     extra = [Path(args["extra_dir"])] if args["extra_dir"] else []
-    size = args["window_px"] or args["size"]
+    size = args["crop_size"] or args["size"]
     needs_distances = make_objective(settings, None).needs_distances
     return TrainBatches(
         PackedSplit(Path(args["packed_dir"]) / "train", *extra),

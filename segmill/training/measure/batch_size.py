@@ -44,7 +44,7 @@ def largest_batch(step: Callable[[int], object], *, device: torch.device, share:
     if found is None:
         raise InputError(
             f"not even {SMALLEST} images of this size fit {share:.0%} of the memory; lower prepare.size_px, choose a "
-            "smaller backbone, set train.checkpointing to true or train fewer members at a time"
+            "smaller backbone, set train.gradient_checkpointing to true or train fewer members at a time"
         )
     return found
 

@@ -79,7 +79,7 @@ def profile_member(
     torch.manual_seed(args["seed"])
     module, spec, _ = first_module(args | {"weights": "none", "start_folder": None}, packed)
     settings = make_settings(args, packed, pretrained=False)
-    size_px = args["window_px"] or packed.size or PackedSplit(Path(args["packed_dir"]) / "train").sizes()[0]
+    size_px = args["crop_size"] or packed.size or PackedSplit(Path(args["packed_dir"]) / "train").sizes()[0]
     if args["batch_size"] == "auto":
         rehearsal = Rehearsal(module, settings, size_px=size_px, channels=spec.in_channels, device=device)
         args = args | {"batch_size": largest_batch(rehearsal.step, device=device, share=share)}
@@ -132,7 +132,7 @@ def measure_steps(
     with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         _step(training, settings, iter([next(batches)]), device, dtype)
     quicken_depthwise(module)
-    module.set_checkpointing(settings.checkpointing)
+    module.set_gradient_checkpointing(settings.gradient_checkpointing)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = [_step(training, settings, batches, device, dtype) for _ in range(WARM_UP + steps)][WARM_UP:]
@@ -187,9 +187,9 @@ def _step(
     over("loss")
     training.scaler.scale(loss).backward()
     over("backward")
-    if settings.clip_norm:
+    if settings.max_grad_norm:
         training.scaler.unscale_(training.optimizer)
-        nn.utils.clip_grad_norm_(training.module.parameters(), settings.clip_norm)
+        nn.utils.clip_grad_norm_(training.module.parameters(), settings.max_grad_norm)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
@@ -275,7 +275,7 @@ def advice(facts: Mapping[str, Any]) -> str:
     if of_step["optimizer"] + of_step["average"] > 0.15:
         return (
             f"{of_step['optimizer'] + of_step['average']:.0%} of a step moves weights, whatever the batch: a larger "
-            "train.batch_size or train.accumulate spreads that over more images"
+            "train.batch_size or train.grad_accum_steps spreads that over more images"
         )
     if of_step["loss"] > 0.2:
         return f"{of_step['loss']:.0%} of a step is the loss at full size: fewer terms in train.loss make it lighter"

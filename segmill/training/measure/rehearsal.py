@@ -41,7 +41,7 @@ class Rehearsal:
         copied = copy.deepcopy(module).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         quicken_depthwise(copied)
         stages = copied.encoder_stages()
-        copied.set_checkpointing(settings.checkpointing)
+        copied.set_gradient_checkpointing(settings.gradient_checkpointing)
         self._training = begin(copied.train(), stages, settings, None, device, dtype)
         self._learner = Learner(copied, self._training.objective, dtype)
         if compiled:
@@ -66,9 +66,9 @@ class Rehearsal:
         try:
             loss = self._learner(image_BHWC, mask_BHW, distance_BKHW)
             training.scaler.scale(loss).backward()
-            if settings.clip_norm:
+            if settings.max_grad_norm:
                 training.scaler.unscale_(training.optimizer)
-                nn.utils.clip_grad_norm_(self._learner.parameters(), settings.clip_norm)
+                nn.utils.clip_grad_norm_(self._learner.parameters(), settings.max_grad_norm)
             training.scaler.step(training.optimizer)
             training.scaler.update()
         finally:

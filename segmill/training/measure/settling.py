@@ -51,7 +51,7 @@ def settle(
     path = run_folder(args) / FILE
     found = _of_rank_0(json.loads(path.read_text()) if rank.index == 0 and path.is_file() else None, rank, device)
     if found is None:
-        size_px = args["window_px"] or packed.size or PackedSplit(Path(args["packed_dir"]) / "train").sizes()[0]
+        size_px = args["crop_size"] or packed.size or PackedSplit(Path(args["packed_dir"]) / "train").sizes()[0]
         samples = packed.samples["train"]
         found = _find(args, module, spec, settings, size_px=size_px, samples=samples, rank=rank, device=device)
         if rank.index == 0:

@@ -40,7 +40,7 @@ def packed(tmp_path: Path) -> Path:
 
 
 def make(packed: Path, out: Path, **options: object) -> dict[str, int]:
-    given = {"copy_paste": 1.0, "balance": 0.0, "rare_below": 0.05, "seed": 0, "mirror": False}
+    given = {"copy_paste": 1.0, "oversample": 0.0, "rare_below": 0.05, "seed": 0, "mirror": False}
     return make_extras(packed, out, **(given | options))
 
 
@@ -71,7 +71,7 @@ def test_a_draw_is_as_even_as_can_be() -> None:
 
 
 def test_extra_samples_say_where_they_come_from(packed: Path, tmp_path: Path) -> None:
-    made = make(packed, tmp_path / "extra", balance=0.5)
+    made = make(packed, tmp_path / "extra", oversample=0.5)
     assert made["balance"] == 10 and 10 <= made["copy_paste"] <= 20
     train, extra = PackedSplit(packed / "train"), PackedSplit(packed / "train", tmp_path / "extra")
     origins = {origin.id: origin for origin in read_origins(tmp_path / "extra")}
@@ -102,7 +102,7 @@ def test_extra_samples_say_where_they_come_from(packed: Path, tmp_path: Path) ->
 
 def test_the_seed_decides_and_neither_processes_nor_a_second_run(packed: Path, tmp_path: Path) -> None:
     for name, options in {"a": {}, "b": {"jobs": 2}, "c": {"seed": 1}}.items():
-        make(packed, tmp_path / name, balance=0.5, **options)
+        make(packed, tmp_path / name, oversample=0.5, **options)
     assert pixels(tmp_path / "a") == pixels(tmp_path / "b") != pixels(tmp_path / "c")
     assert list(read_origins(tmp_path / "a")) == list(read_origins(tmp_path / "b"))
     names = {path.name for path in (tmp_path / "a").iterdir()}
@@ -112,7 +112,7 @@ def test_the_seed_decides_and_neither_processes_nor_a_second_run(packed: Path, t
 
 def test_nothing_of_val_and_test_shows_up(packed: Path, tmp_path: Path) -> None:
     """All their pixels are of one colour that no train sample has."""
-    make(packed, tmp_path / "extra", copy_paste=5.0, balance=2.0, mirror=True)
+    make(packed, tmp_path / "extra", copy_paste=5.0, oversample=2.0, mirror=True)
     extra = PackedSplit(tmp_path / "extra")
     assert len(extra) > 60
     assert not any((extra.image(index) == MARKER).all(axis=2).any() for index in range(len(extra)))
@@ -129,7 +129,9 @@ def test_another_split_in_the_same_place_is_looked_at_anew(tmp_path: Path) -> No
         assert (origin.target, set(origin.source)) == ("s05", {f"s{number:02d}"})
 
 
-@pytest.mark.parametrize("options", [{"copy_paste": 0.0}, {"rare_below": 0.0001}, {"copy_paste": 0.0, "balance": 0.02}])
+@pytest.mark.parametrize(
+    "options", [{"copy_paste": 0.0}, {"rare_below": 0.0001}, {"copy_paste": 0.0, "oversample": 0.02}]
+)
 def test_nothing_to_make_leaves_no_folder(packed: Path, tmp_path: Path, options: dict[str, float]) -> None:
     assert make(packed, tmp_path / "extra", **options) == {"copy_paste": 0, "balance": 0}
     assert not (tmp_path / "extra").exists()
@@ -154,5 +156,5 @@ def test_samples_of_another_size_are_left_alone(tmp_path: Path) -> None:
 
 def test_progress_counts_to_the_end(packed: Path, tmp_path: Path) -> None:
     said: list[tuple[int, int]] = []
-    make(packed, tmp_path / "extra", balance=0.5, progress=lambda done, total: said.append((done, total)))
+    make(packed, tmp_path / "extra", oversample=0.5, progress=lambda done, total: said.append((done, total)))
     assert said == [(done, 30) for done in range(1, 31)]

@@ -37,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "augmented").mkdir()
     made = make_extras(
         root / "packed", root / "augmented" / "extra",
-        copy_paste=0.22, balance=0.0, rare_below=0.05, seed=0, mirror=True,
+        copy_paste=0.22, oversample=0.0, rare_below=0.05, seed=0, mirror=True,
     )  # fmt: skip
     assert made == {"copy_paste": 2, "balance": 0}
     replace(settle_policy("driving"), extra=made).write(root / "augmented" / "recipe.json")

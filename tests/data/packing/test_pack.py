@@ -167,7 +167,7 @@ def test_tiles_carry_their_place_and_their_origin(tiny_set: Path, tmp_path: Path
 def test_only_train_is_cropped_and_enhanced(tmp_path: Path) -> None:
     write_street(tmp_path / "raw", count=30, size=(64, 64))
     plain = packed(tmp_path / "raw", tmp_path / "plain")
-    out = packed(tmp_path / "raw", tmp_path / "packed", crop_px=(2, 3, 4, 5), grayscale=True, clahe=2.0)
+    out = packed(tmp_path / "raw", tmp_path / "packed", border_crop_px=(2, 3, 4, 5), grayscale=True, clahe=2.0)
     before, after = PackedSplit(plain / "train"), PackedSplit(out / "train")
     for index in range(len(before)):
         expected = enhance(before.image(index), grayscale=True, clahe=2.0)[2:-3, 4:-5]
@@ -183,7 +183,7 @@ def test_only_train_is_cropped_and_enhanced(tmp_path: Path) -> None:
 
 def test_a_crop_that_leaves_nothing_stops_before_anything_is_packed(tiny_set: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leaves nothing of an image of 4 x 6 px"):
-        packed(tiny_set, tmp_path / "packed", crop_px=(2, 2, 0, 0))
+        packed(tiny_set, tmp_path / "packed", border_crop_px=(2, 2, 0, 0))
 
 
 def into_packs(loose: Path, to: Path, packs: list[list[str]]) -> None:

@@ -22,17 +22,17 @@ def made(height: int, width: int, how: Resizing) -> list[Piece]:
 
 
 def test_crop_counts_from_top_bottom_left_right() -> None:
-    (piece,) = made(4, 5, Resizing(crop_px=(1, 0, 2, 1)))
+    (piece,) = made(4, 5, Resizing(border_crop_px=(1, 0, 2, 1)))
     assert piece.mask.tolist() == [[7, 8], [12, 13], [17, 18]]
     np.testing.assert_array_equal(piece.image[:, :, 1], piece.mask)
     assert (piece.top, piece.left, piece.padding_px) == (1, 2, 0)
 
 
 def test_a_crop_that_leaves_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match=r"crop_px \[2, 2, 0, 0\] .* leaves nothing of an image of 4 x 5 px"):
-        made(4, 5, Resizing(crop_px=(2, 2, 0, 0)))
+    with pytest.raises(InputError, match=r"border_crop_px \[2, 2, 0, 0\] .* leaves nothing of an image of 4 x 5 px"):
+        made(4, 5, Resizing(border_crop_px=(2, 2, 0, 0)))
     with pytest.raises(InputError, match="leaves nothing"):
-        pixels_of(5, 4, Resizing(crop_px=(0, 0, 3, 1)))
+        pixels_of(5, 4, Resizing(border_crop_px=(0, 0, 3, 1)))
 
 
 def test_stretch_takes_means_of_the_image_and_nearest_ids_of_the_mask() -> None:
@@ -65,7 +65,7 @@ def test_tiles_overlap_and_the_last_lies_flush_with_the_border() -> None:
 
 
 def test_tiles_of_a_cropped_image_know_their_place_in_the_original() -> None:
-    found = made(5, 9, Resizing((4, 4), "tile", crop_px=(1, 0, 2, 0)))
+    found = made(5, 9, Resizing((4, 4), "tile", border_crop_px=(1, 0, 2, 0)))
     assert [(piece.top, piece.left) for piece in found] == [(1, 2), (1, 5)]
     assert found[1].mask[0, 0] == 9 + 5
 

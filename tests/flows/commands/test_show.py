@@ -31,7 +31,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, _street_workspace: Worksp
     root = tmp_path_factory.mktemp("show") / "workspace"
     shutil.copytree(_street_workspace.root, root, symlinks=True)
     workspace = Workspace.open(root)
-    block = ["recipe=driving", "copy_paste=0.1", "balance=0.1", "rare_below=0.15"]
+    block = ["recipe=driving", "copy_paste=0.1", "oversample=0.1", "rare_below=0.15"]
     set_params(workspace.params, [*(f"augment.{line}" for line in block), "train.seed=4", "train.batch_size=7"])
     for name in ("fingerprint", "validate", "prepare", "augment"):
         run(workspace, name)

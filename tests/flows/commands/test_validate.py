@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from tests.flows.commands.test_cli import segmill
 
 from flows.commands.start import create
 from flows.commands.validate import faults_table, validate
@@ -22,6 +21,7 @@ from segmill.data.storage.labelled import is_packed
 from segmill.data.versioning.versions import recorded_version
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace
+from tests.flows.commands.test_cli import segmill
 
 
 def said_of(table: object) -> str:

@@ -135,7 +135,7 @@ def arguments(root: Path, packed: Path, **own: Any) -> dict[str, Any]:
         "decoder_width": 1.0,
         "attention": "none",
         "context": "none",
-        "heads": {},
+        "aux_heads": {},
         "head_weights": "fixed",
         "keep_heads": False,
         "deep_supervision": 0.0,
@@ -192,7 +192,7 @@ def test_a_killed_worker_is_replaced_and_the_member_is_the_same(ray_of_two: None
 @pytest.mark.slow
 def test_two_ranks_write_one_member(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
     everything = {
-        "heads": {"presence": 0.1, "boundary": 0.4, "distance": 0.2},
+        "aux_heads": {"presence": 0.1, "boundary": 0.4, "distance": 0.2},
         "head_weights": "learned",
         "deep_supervision": 0.4,
         "context": "gru",

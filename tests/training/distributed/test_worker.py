@@ -71,7 +71,7 @@ def test_a_champion_with_another_network_is_passed_over(packed: PackInfo, tmp_pa
 def arguments(**own: Any) -> dict[str, Any]:
     return {
         "name": "a", "backbone": "mobilenetv3_small_050", "decoder": "fpn", "weights": "none", "lr": 0.1,
-        "decoder_width": 1.0, "attention": "none", "context": "none", "heads": {}, "head_weights": "fixed",
+        "decoder_width": 1.0, "attention": "none", "context": "none", "aux_heads": {}, "head_weights": "fixed",
         "deep_supervision": 0.0,
         "start_folder": None, "start_source": None, **TrainParams().model_dump(), **own,
     }  # fmt: skip

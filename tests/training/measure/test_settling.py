@@ -27,7 +27,7 @@ def arguments(root: Path, **own: Any) -> dict[str, Any]:
         "progress_path": str(root / "progress.json"),
         "inputs_hash": "0",
         "batch_size": 4,
-        "window_px": None,
+        "crop_size": None,
         "compile": "off",
         "cpus_per_worker": 1,
         "gpus_per_worker": 0,
