@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from rich.table import Table
 
 from flows.display import showing
 from flows.environment import ray_address
+from segmill.cluster.connection import connect
+from segmill.cluster.resources import even_share, whole_node
+from segmill.cluster.work import wait
 from segmill.errors import InputError, near_miss
 from segmill.evaluation.audit import Source
 from segmill.evaluation.folds import deal_folds, train_groups, write_fold
@@ -62,7 +66,7 @@ def audit(
             "it was trained without",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-    with showing(workspace, [*steps, STEP], console), launch.connect(ray_address(params)):
+    with showing(workspace, [*steps, STEP], console), connect(ray_address(params)):
         sources = [Source(workspace.ensemble, HELD_OUT)]
         with ThreadPoolExecutor(max(1, folds)) as threads:
             trained = [
@@ -71,7 +75,7 @@ def audit(
             ]
             sources += [Source(one.result(), ("train",), part) for one, part in zip(trained, parts, strict=True)]
         with noted(workspace, STEP):
-            found = launch.wait(
+            found = wait(
                 launch.on_ray(
                     "segmill.evaluation.audit_page:audit_and_report",
                     sources,
@@ -81,7 +85,7 @@ def audit(
                     top=top,
                     border_crop_px=params.prepare.border_crop_px,
                     progress_path=workspace.count(STEP),
-                    **launch.whole_node(),
+                    **asdict(whole_node()),
                 )
             )
     show(found, console)
@@ -168,7 +172,7 @@ def _train_fold(
                     "val_every": epochs,
                     "progress_path": str(workspace.progress / f"{step}.member.json"),
                     "curves_path": str(place / "curves.csv"),
-                    "cpus_per_worker": params.ray.cpus_per_worker or launch.even_share(folds * params.ray.workers),
+                    "cpus_per_worker": params.ray.cpus_per_worker or even_share(folds * params.ray.workers),
                     "inputs_hash": inputs_hash,
                 }
             )

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
@@ -19,19 +19,17 @@ from flows.display import clock, showing
 from flows.environment import ray_address, tracking_uri
 from flows.summary import markdown, publish, run_scores
 from segmill import progress, tracking
+from segmill.cluster.connection import connect, connecting
+from segmill.cluster.work import Running
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.params import Params, read_params
-from segmill.training.distributed import launch
 from segmill.workspace import Workspace, free_bytes
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check
 from tasks.promote import Judged, promote
 from tasks.register import Registered, model_name, register
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_names
 from tasks.version import version
-
-if TYPE_CHECKING:
-    from ray import ObjectRef
 
 BEFORE_TRAINING = ("fingerprint", "validate", "prepare", "augment")
 AFTER_TRAINING = ("ensemble", "evaluate")
@@ -53,7 +51,7 @@ def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[
     try:
         with (
             showing(workspace, steps(params), console),
-            launch.connecting(ray_address(params)),
+            connecting(ray_address(params)),
             ThreadPoolExecutor(1) as early,
         ):
             early.submit(tracking.warm_up)
@@ -75,7 +73,7 @@ def retrain(folder: str) -> dict[str, Any]:
     workspace = Workspace.open(folder)
     params = read_params(workspace.params)
     uri = tracking_uri(workspace, params)
-    with launch.connect(ray_address(params)):
+    with connect(ray_address(params)):
         check = begin_check(workspace, params)
         data = version_step(workspace, params)
         name, members = model_name(workspace, params), list(params.members)
@@ -136,7 +134,7 @@ def version_step(workspace: Workspace, params: Params) -> DataVersion:
 
 
 @_step(name="check members")
-def check_members_step(workspace: Workspace, params: Params, begun: ObjectRef | None) -> None:
+def check_members_step(workspace: Workspace, params: Params, begun: Running[Any] | None) -> None:
     end_check(workspace, params, begun)
 
 

@@ -19,6 +19,8 @@ from flows.display import clock, showing
 from flows.environment import ray_address, tracking_uri
 from flows.retrain import BEFORE_TRAINING, _step, artifacts_of_new, stage_steps, version_step
 from flows.trials import logged, watched
+from segmill.cluster.connection import connect, connecting
+from segmill.cluster.work import wait
 from segmill.errors import InputError, near_miss
 from segmill.params import Params, parse_params, read_params, set_params
 from segmill.training.distributed import launch
@@ -76,7 +78,7 @@ def run_tune(
     if minutes is None and trials is None:
         minutes = MINUTES
     console.print(f"tuning {member} on val: {', '.join(map(str, space))}", highlight=False, soft_wrap=True)
-    with launch.connecting(ray_address(params)):
+    with connecting(ray_address(params)):
         found: dict[str, Any] = tune(str(workspace.root), member, texts, minutes, trials, epochs, repeats)
     show(found, console)
     return found
@@ -98,7 +100,7 @@ def tune(
     space = read_space(searches, values, member)
     present = present_values(space, values, member)
     console = Console()
-    with launch.connect(ray_address(params)):
+    with connect(ray_address(params)):
         with showing(workspace, ["version", *BEFORE_TRAINING], console):
             version_step(workspace, params)
             for stage in BEFORE_TRAINING:
@@ -150,7 +152,7 @@ def ready_step(
         {"name": member, **settings_of(with_values(values, member, chosen), member)}
         for chosen in combinations(networks)
     ]
-    launch.wait(launch.on_ray("segmill.models.members:check_members", names))
+    wait(launch.on_ray("segmill.models.members:check_members", names))
     return work
 
 
@@ -165,7 +167,7 @@ def search_step(
 ) -> None:
     """Run the trials; the process that leads Ray Tune takes no CPU of its own."""
     runs = 2 * repeats
-    launch.wait(
+    wait(
         launch.on_ray(
             "segmill.tuning.search:search", work, space,
             trials=trials, minutes=minutes, present=present, repeats=runs, num_cpus=0,
@@ -183,7 +185,7 @@ def repeat_step(work: Work, present: dict[str, Any] | None, repeats: int) -> Non
     wanted += [(winner.values, work.seed + further) for further in range(1, repeats + 1)]
     once = partial(launch.on_ray, "segmill.tuning.search:train_once", work, num_cpus=work.cpus, num_gpus=work.gpus)
     for reference in [once(chosen, seed) for chosen, seed in wanted]:
-        launch.wait(reference)
+        wait(reference)
 
 
 @_step(name="evidence")
@@ -201,7 +203,7 @@ def evidence_step(
         "segmill.evaluation.tuning_page:write_evidence", work, space, workspace.root / "tuning" / work.member,
         present=present, repeats=repeats, confidence=params.promotion.confidence,
     )  # fmt: skip
-    found: dict[str, Any] = launch.wait(reference)
+    found: dict[str, Any] = wait(reference)
     return found
 
 

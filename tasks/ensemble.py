@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from segmill.cluster.resources import whole_node
+from segmill.cluster.work import wait
 from segmill.params import Params
 from segmill.training.distributed import launch
 from segmill.workspace import Workspace
@@ -12,13 +16,13 @@ def ensemble(workspace: Workspace, params: Params) -> None:
     """Write ``models/ensemble``: ensemble.json and the member folders. Members not in params.yaml are left out."""
     members = {name: workspace.member(name) for name in params.members}
     with replacing(workspace.ensemble) as draft:
-        launch.wait(
+        wait(
             launch.on_ray(
                 "segmill.ensembling.select:build_ensemble",
                 members,
                 workspace.packed,
                 draft,
                 tta_hflip=params.ensemble.tta_hflip,
-                **launch.whole_node(),
+                **asdict(whole_node()),
             )
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from segmill.cluster.resources import whole_node
+from segmill.cluster.work import wait
 from segmill.params import Params
 from segmill.training.distributed import launch
 from segmill.workspace import Workspace
@@ -11,7 +15,7 @@ from tasks.stage import replacing
 def evaluate(workspace: Workspace, params: Params) -> None:
     """Write ``reports``: metrics.json, counts.npz, figures and index.html."""
     with replacing(workspace.reports) as draft:
-        launch.wait(
+        wait(
             launch.on_ray(
                 "segmill.evaluation.report:evaluate_and_report",
                 workspace.ensemble,
@@ -19,6 +23,6 @@ def evaluate(workspace: Workspace, params: Params) -> None:
                 workspace.augmented,
                 draft,
                 overlays=params.evaluate.overlays,
-                **launch.whole_node(),
+                **asdict(whole_node()),
             )
         )

@@ -6,8 +6,10 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from segmill.cluster.resources import even_share
+from segmill.cluster.work import Running, wait
 from segmill.data.loading.augmentation import read_policy
 from segmill.data.versioning.versions import recorded_version
 from segmill.params import Params
@@ -16,9 +18,6 @@ from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 from tasks.register import model_name
 from tasks.stage import recorded_md5, replacing
-
-if TYPE_CHECKING:
-    from ray import ObjectRef
 
 
 def finetune(workspace: Workspace, params: Params, name: str) -> None:
@@ -34,10 +33,10 @@ def finetune(workspace: Workspace, params: Params, name: str) -> None:
             fit = launch.on_ray(
                 "segmill.training.svm.fitting:fit_member",
                 fit_arguments(workspace, params, name, draft),
-                num_cpus=params.ray.cpus_per_worker or launch.even_share(len(params.members)),
+                num_cpus=params.ray.cpus_per_worker or even_share(len(params.members)),
                 num_gpus=params.ray.gpus_per_worker,
             )
-            launch.wait(fit)
+            wait(fit)
         else:
             start = warm_start(workspace, params, name)
             launch.train_member(training_arguments(workspace, params, name, draft, start))
@@ -71,7 +70,7 @@ def training_arguments(
         "start_folder": str(start.folder) if start else None,
         "start_source": start.source if start else None,
         "num_workers": params.ray.workers,
-        "cpus_per_worker": params.ray.cpus_per_worker or launch.even_share(len(params.members) * params.ray.workers),
+        "cpus_per_worker": params.ray.cpus_per_worker or even_share(len(params.members) * params.ray.workers),
         "gpus_per_worker": params.ray.gpus_per_worker,
         "loader_workers": params.ray.loader_workers,
         "inputs_hash": _inputs_hash(workspace, params, name, start),
@@ -83,7 +82,7 @@ def fit_arguments(workspace: Workspace, params: Params, name: str, out_dir: Path
     return {**_common_arguments(workspace, params, name, out_dir), **params.members[name].model_dump()}
 
 
-def begin_check(workspace: Workspace, params: Params) -> ObjectRef | None:
+def begin_check(workspace: Workspace, params: Params) -> Running[Any] | None:
     """Start to build every network and reach for its weights on Ray, so that a wrong name stops all training.
 
     Returns None where the same members passed before: each worker looks again at its own before it trains.
@@ -93,14 +92,14 @@ def begin_check(workspace: Workspace, params: Params) -> ObjectRef | None:
     return launch.on_ray("segmill.models.members:check_members", _to_check(params))
 
 
-def end_check(workspace: Workspace, params: Params, begun: ObjectRef | None) -> None:
+def end_check(workspace: Workspace, params: Params, begun: Running[Any] | None) -> None:
     """Wait for the check and remember that it passed.
 
     Raises:
         InputError: a line for each member that can't be built, or whose weights can't be reached.
     """
     if begun is not None:
-        launch.wait(begun)
+        wait(begun)
         _checked(workspace).write_text(_what_is_checked(workspace, params))
 
 

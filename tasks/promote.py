@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from segmill.cluster.work import wait
 from segmill.data.packing.packed import PackedSplit
 from segmill.params import Params
 from segmill.promotion import gate, ledger, registry
@@ -42,7 +43,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
         launch.on_ray("segmill.promotion.registered:score_registered", uri, registered.model, version, workspace.packed)
         for version in versions
     ]
-    counts = [launch.wait(reference) for reference in scored]
+    counts = [wait(reference) for reference in scored]
     verdict = gate.decide(
         counts[0],
         counts[1] if champion else None,

@@ -267,12 +267,12 @@ def stage(
     """Run one stage and nothing else, as `dvc repro` does."""
     from contextlib import nullcontext
 
-    from segmill.training.distributed import launch
+    from segmill.cluster.connection import connect
     from tasks.stage import run
 
     space, params = _open(workspace)
     heavy = name.partition("@")[0] in ("finetune", "ensemble", "evaluate")
-    with launch.connect(ray_address(params)) if heavy else nullcontext():
+    with connect(ray_address(params)) if heavy else nullcontext():
         run(space, name)
 
 

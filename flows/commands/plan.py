@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +15,9 @@ from ruamel.yaml import YAML
 
 from flows.environment import ray_address
 from segmill import progress
+from segmill.cluster.connection import connect
+from segmill.cluster.resources import whole_node
+from segmill.cluster.work import wait
 from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
 from segmill.errors import InputError
 from segmill.params import Params, say, set_params
@@ -94,12 +98,12 @@ def measured(workspace: Workspace, params: Params, num_classes: int, console: Co
     if known is not None and known.get("asked") == list(CANDIDATES):
         return {key: known[key] for key in ("candidates", "machine")}
     console.print(f"measuring {len(CANDIDATES)} candidates on this machine, once", highlight=False)
-    with launch.connect(ray_address(params)):
-        node = launch.whole_node()
-        candidates = launch.wait(
+    with connect(ray_address(params)):
+        node = asdict(whole_node())
+        candidates = wait(
             launch.on_ray("segmill.training.measure.probe:measure", list(CANDIDATES), num_classes=num_classes, **node)
         )
-        machine = launch.wait(launch.on_ray("segmill.training.measure.probe:machine", **node))
+        machine = wait(launch.on_ray("segmill.training.measure.probe:machine", **node))
     progress.report(path, asked=list(CANDIDATES), candidates=candidates, machine=machine)
     return {"candidates": candidates, "machine": machine}
 

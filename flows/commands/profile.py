@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.environment import ray_address
+from segmill.cluster.connection import connect
+from segmill.cluster.resources import even_share, whole_node
+from segmill.cluster.work import wait
 from segmill.data.schema.manifest import read_dataset_info
 from segmill.errors import InputError, near_miss
 from segmill.params import Params
@@ -33,17 +36,17 @@ def profile(
         InputError: there is no such network, or neither packed splits nor a size.
     """
     _check(params, name)
-    with launch.connect(ray_address(params)):
-        cpus = params.ray.cpus_per_worker or launch.even_share(len(params.members) * params.ray.workers)
+    with connect(ray_address(params)):
+        cpus = params.ray.cpus_per_worker or even_share(len(params.members) * params.ray.workers)
         gpus = params.ray.gpus_per_worker
         made_up = None if (workspace.packed / "train").is_dir() else _made_up(workspace, params)
-        facts = launch.wait(
+        facts = wait(
             launch.on_ray(
                 "segmill.training.measure.profile:profile_member",
                 _arguments(workspace, params, name),
                 made_up=made_up,
                 threads=max(1, int(cpus)),
-                share=min(1.0, gpus or cpus / launch.whole_node()["num_cpus"]),
+                share=min(1.0, gpus or cpus / whole_node().num_cpus),
                 steps=steps,
                 num_cpus=cpus,
                 num_gpus=gpus,

@@ -21,13 +21,13 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
 from segmill import progress
+from segmill.cluster.memory import out_of_memory, ran_out_of_memory
 from segmill.errors import InputError, SegmillError
 from segmill.training import checkpoint
 from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
 from segmill.training.distributed.worker import train
 from segmill.training.loop import Step
-from segmill.training.memory import out_of_memory, ran_out_of_memory
 from segmill.tuning.proposals import Proposals
 from segmill.tuning.space import Dimension, settings_of, with_values
 from segmill.tuning.trials import (
@@ -266,7 +266,9 @@ def _run(work: Work, values: dict[str, Any], seed: int, say: Callable[[dict[str,
             on_epoch=on_epoch,
         )
     except (SegmillError, MemoryError, RuntimeError) as error:
-        sentence = out_of_memory(arguments) if ran_out_of_memory(error) else error
+        sentence: BaseException = error
+        if ran_out_of_memory(error):
+            sentence = out_of_memory(arguments["name"], arguments["batch_size"], arguments["size"])
         progress.report(path, **{**facts, "failed": str(sentence)})
         shutil.rmtree(kept, ignore_errors=True)
         if isinstance(sentence, SegmillError):

@@ -13,9 +13,9 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from flows.audit import audit, show
+from segmill.cluster.connection import connect
 from segmill.errors import InputError
 from segmill.params import read_params
-from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 from tasks.stage import bring_up_to_date, stage_names
 
@@ -87,7 +87,7 @@ def test_held_out_and_folds_with_real_trainings(workspace: Workspace) -> None:
         swapped[mask == 0], swapped[mask == 1] = 1, 0
         cv2.imwrite(str(path), swapped)
     params = read_params(workspace.params)
-    with launch.connect("local", num_cpus=2):
+    with connect("local", num_cpus=2):
         for name in stage_names(params):
             if name != "evaluate":
                 bring_up_to_date(workspace, name)

@@ -1,26 +1,24 @@
-"""Work on Ray: connecting, functions by name, members' trainings, errors as sentences. Light to import."""
+"""A member's training on Ray: start it, replace workers that die, errors as sentences. Light to import."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
 import shutil
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segmill import progress
-from segmill.alongside import alongside
-from segmill.errors import InfrastructureError, InputError, SegmillError
-from segmill.training.memory import out_of_memory, ran_out_of_memory
+from segmill.cluster import work
+from segmill.cluster.memory import out_of_memory, ran_out_of_memory
+from segmill.cluster.resources import Resources, check_resources
+from segmill.cluster.work import Running, first_line
+from segmill.errors import InfrastructureError, SegmillError
 from segmill.training.settings import run_folder
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
     from ray.train import TrainingFailedError
 
     from segmill.training.distributed.ranks import LeanTrainer
@@ -37,15 +35,6 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
-# How glibc gives memory to the processes of a cluster that is started here (mallopt(3)): one heap that keeps what is
-# freed. Left alone it gives large tensors back to the kernel in every step and takes them again, page by page.
-ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",  # Ray trains in a thread, whose own heap could not hold a tensor
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
-
 DEATHS = (
     "ActorDiedError",
     "ActorUnavailableError",
@@ -54,113 +43,9 @@ DEATHS = (
 )
 
 
-_CONNECTING = threading.Lock()
-
-
-@contextlib.contextmanager
-def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
-    """Be connected to Ray inside the ``with``.
-
-    ``local`` starts a cluster of this machine's cores (or of ``num_cpus``) that ends with the block and never
-    joins one that is there already; any other address joins that cluster. Inside another ``connect``, of any
-    thread, it does nothing. What is no Exception (Ctrl-C, a termination signal) ends the connection for all threads,
-    so that whoever waits for work fails at once. Raises InfrastructureError where nothing answers.
-    """
-    with _CONNECTING:
-        mine = _init(address, num_cpus)
-    over = False
-    try:
-        yield
-    except BaseException as reason:
-        over = not isinstance(reason, Exception)
-        raise
-    finally:
-        if mine or over:
-            import ray
-
-            ray.shutdown()
-
-
-@contextlib.contextmanager
-def connecting(address: str) -> Iterator[None]:
-    """Begin to ``connect`` while the block already runs; a ``connect`` inside it waits for that, and says what failed.
-
-    The thread that starts Ray stays until the end: Ray's processes are told to die with it.
-    """
-
-    def hold(over: threading.Event) -> None:
-        with contextlib.suppress(InfrastructureError), connect(address):
-            over.wait()
-
-    with alongside(hold):
-        yield
-
-
-def even_share(workers: int) -> float:
-    """Return the CPUs for each of ``workers`` processes that train at the same time: whole ones where it can be.
-
-    At least half a CPU, so that never more than two trainings crowd on one; the others wait.
-    """
-    import ray
-
-    share = ray.cluster_resources().get("CPU", 0) / workers
-    return float(int(share)) if share >= 1 else max(0.5, int(share * 100) / 100)
-
-
-def whole_node() -> dict[str, float]:
-    """Return what ``on_ray`` takes to hold all CPUs and GPUs of the largest node."""
-    import ray
-
-    largest = max((node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda has: has.get("CPU", 0))
-    return {"num_cpus": largest.get("CPU", 0), "num_gpus": min(1, largest.get("GPU", 0))}
-
-
-def _init(address: str, num_cpus: int | None) -> bool:
-    """Connect this process to Ray; False where it is connected already."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A member takes five small processes; with few cores Ray warns of them on the terminal.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    import ray
-
-    if ray.is_initialized():
-        return False
-    local: dict[str, Any] = {}
-    if address == "local":
-        local = {"num_cpus": num_cpus, "include_dashboard": False}
-        for name, value in ALLOCATOR.items():
-            os.environ.setdefault(name, value)
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
-    except Exception as reason:  # Ray raises a bare Exception where its own processes take too long
-        ray.shutdown()
-        if address == "local":
-            raise InfrastructureError(
-                f"Ray did not start on this machine ({_first_line(reason)}); where it is overloaded, try again later"
-            ) from reason
-        raise InfrastructureError(
-            f"no Ray cluster at {address} ({_first_line(reason)}); start one with `ray start --head`, set ray.address "
-            "to local, or, where the cluster asks for a token, RAY_AUTH_MODE=token"
-        ) from reason
-    return True
-
-
-def on_ray(
-    function: str,
-    *args: Any,
-    num_cpus: float = 1,
-    num_gpus: float = 0,
-    **kwargs: Any,
-) -> ObjectRef:
-    """Start ``function``, written ``module:name``, on the cluster; its result comes from ``wait``.
-
-    Raises InfrastructureError where the cluster could never hold it.
-    """
-    import ray
-
-    check_resources(function, {"CPU": num_cpus, "GPU": num_gpus})
-    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(_call)
-    return task.remote(function, args, kwargs)
+def on_ray(function: str, *args: Any, num_cpus: float = 1, num_gpus: float = 0, **kwargs: Any) -> Running[Any]:
+    """Start ``function``, written ``module:name``, on the cluster; its result comes from ``wait``."""
+    return work.on_ray(_call, (function, args, kwargs), Resources(num_cpus, num_gpus))
 
 
 def train_member(args: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +80,7 @@ def train_member(args: dict[str, Any]) -> dict[str, Any]:
     """
     check_resources(
         f"member {args['name']}",
-        {"CPU": args["cpus_per_worker"], "GPU": args["gpus_per_worker"]},
+        Resources(args["cpus_per_worker"], args["gpus_per_worker"]),
         times=args["num_workers"],
     )
     os.environ.update(TRAIN_ENVIRONMENT)
@@ -219,48 +104,8 @@ def train_member(args: dict[str, Any]) -> dict[str, Any]:
     return metrics
 
 
-def wait(reference: ObjectRef) -> Any:
-    """Return what the work behind ``reference`` returned, or raise what it raised.
-
-    Errors of ours come out as they went in. Raises InputError where the work ran out of memory and
-    InfrastructureError where its process died or the cluster went away.
-    """
-    import ray
-    from ray import exceptions
-
-    try:
-        return ray.get(reference)
-    except exceptions.RayTaskError as error:
-        if isinstance(error.cause, SegmillError | OSError):
-            raise error.cause from None
-        if isinstance(error.cause, MemoryError | RuntimeError) and ran_out_of_memory(error.cause):
-            raise InputError(
-                f"the work ran out of memory ({_first_line(error.cause)}); lower prepare.size_px"
-            ) from error
-        raise
-    except exceptions.OutOfMemoryError as error:
-        raise InputError("Ray stopped the work because the machine ran out of memory; lower prepare.size_px") from error
-    except exceptions.RayError as error:
-        raise InfrastructureError(
-            f"Ray lost the work ({_first_line(error)}); run again: what is done is kept"
-        ) from error
-
-
-def check_resources(what: str, each: dict[str, float], times: int = 1) -> None:
-    """Raise InfrastructureError where the whole cluster, when idle, lacks ``times`` x ``each`` (CPU, GPU)."""
-    import ray
-
-    total = ray.cluster_resources()
-    for kind, amount in each.items():
-        has = total.get(kind, 0)
-        if amount * times > has:
-            raise InfrastructureError(
-                f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has {has:g}; lower "
-                f"ray.workers or ray.{kind.lower()}s_per_worker, or add nodes"
-            )
-
-
-def _call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call(job: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
+    function, args, kwargs = job
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
@@ -306,18 +151,14 @@ def _raise_if_final(args: dict[str, Any], error: TrainingFailedError, restarts_l
             raise failure from None
     # What Ray's monitor stopped for want of memory arrives as text only.
     if any(ran_out_of_memory(failure) for failure in failures):
-        raise out_of_memory(args) from None
+        raise out_of_memory(args["name"], args["batch_size"], args["size"]) from None
     # With several ranks the others' broken connections may arrive before the death that broke them.
     died = args["num_workers"] > 1 or any(type(failure).__name__ in DEATHS for failure in failures)
     if not died:
         raise RuntimeError(f"member {args['name']} failed: {error}") from None
     if not restarts_left:
         raise InfrastructureError(
-            f"member {args['name']} lost its worker {RESTARTS + 1} times ({_first_line(failures[0])}); run "
+            f"member {args['name']} lost its worker {RESTARTS + 1} times ({first_line(failures[0])}); run "
             "again to continue from its last epoch, and if the machine is short of memory lower batch_size "
             f"(now {args['batch_size']})"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

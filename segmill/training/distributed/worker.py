@@ -14,6 +14,7 @@ import ray.train.torch
 import torch
 
 from segmill import progress
+from segmill.cluster.memory import out_of_memory, ran_out_of_memory
 from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.batches import TrainBatches
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
@@ -26,7 +27,6 @@ from segmill.training.clock import Rank
 from segmill.training.loop import Step, make_objective, train_member
 from segmill.training.losses import class_weights
 from segmill.training.measure.settling import settle
-from segmill.training.memory import out_of_memory, ran_out_of_memory
 from segmill.training.settings import Settings, run_folder
 from segmill.training.targets import SignedDistances
 from segmill.training.warm_start import adopt, begin_with
@@ -44,7 +44,7 @@ def work(args: dict[str, Any]) -> None:
         _work(args)
     except (MemoryError, RuntimeError) as error:
         if ran_out_of_memory(error):
-            raise out_of_memory(args) from error
+            raise out_of_memory(args["name"], args["batch_size"], args["size"]) from error
         raise
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from segmill.cluster.memory import ran_out_of_memory
 from segmill.errors import InputError
-from segmill.training.memory import ran_out_of_memory
 
 LARGEST = 64
 # Normalisation over a single pixel of a single image (DeepLabV3's pooled branch) is refused by PyTorch.

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from segmill.cluster.memory import ran_out_of_memory
 from segmill.training.measure.rehearsal import Rehearsal
-from segmill.training.memory import ran_out_of_memory
 
 STEPS = 3
 

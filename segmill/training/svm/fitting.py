@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmill import progress
+from segmill.cluster.memory import ran_out_of_memory
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.errors import InputError
 from segmill.metrics import scores
@@ -24,7 +25,6 @@ from segmill.models.members import write_curves
 from segmill.models.svm.features import FrozenBackbone, all_channels
 from segmill.models.svm.member import KernelMachine, SvmMember, SvmSpec, check_svm, save_svm, smoothed
 from segmill.models.weights import Weights
-from segmill.training.memory import ran_out_of_memory
 from segmill.training.svm.pixels import (
     Channels,
     Draw,

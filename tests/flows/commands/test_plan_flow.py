@@ -10,9 +10,9 @@ from ruamel.yaml import YAML
 
 from flows.commands.plan import CANDIDATES, gather, measured, plan
 from segmill import progress
+from segmill.cluster.connection import connect
 from segmill.errors import InputError
 from segmill.params import read_params
-from segmill.training.distributed import launch
 from segmill.training.measure.probe import measure
 from segmill.workspace import Workspace
 from tasks.stage import run
@@ -99,12 +99,12 @@ def test_the_machine_is_measured_once_for_the_same_candidates(
 ) -> None:
     monkeypatch.setattr("platform.node", lambda: "here")
     monkeypatch.setattr("flows.commands.plan.CANDIDATES", ({**CANDIDATES[0], "starts": ["none"]},))
-    with launch.connect("local", num_cpus=1):
+    with connect("local", num_cpus=1):
         found = measured(workspace, read_params(workspace.params), 4, quiet())
     assert [one["weights"] for one in found["candidates"]] == ["none"]
     assert set(found["machine"]) == set(MACHINE)
     assert measured(workspace, read_params(workspace.params), 4, quiet()) == found, "without Ray this time"
     monkeypatch.setattr("flows.commands.plan.CANDIDATES", ({**CANDIDATES[0], "name": "other", "starts": ["none"]},))
-    with launch.connect("local", num_cpus=1):
+    with connect("local", num_cpus=1):
         again = measured(workspace, read_params(workspace.params), 4, quiet())
     assert [one["name"] for one in again["candidates"]] == ["other"], "other candidates are measured"

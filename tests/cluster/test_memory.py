@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segmill.training.memory import out_of_memory, ran_out_of_memory
+from segmill.cluster.memory import out_of_memory, ran_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -22,5 +22,4 @@ def test_what_counts_as_out_of_memory(error: BaseException, memory: bool) -> Non
 
 
 def test_out_of_memory_says_what_to_lower() -> None:
-    args = {"name": "a", "batch_size": 8, "size": None}
-    assert "lower members.a.batch_size (now 8) or prepare.size_px" in str(out_of_memory(args))
+    assert "lower members.a.batch_size (now 8) or prepare.size_px" in str(out_of_memory("a", 8, None))

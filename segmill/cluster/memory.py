@@ -1,8 +1,6 @@
-"""Running out of memory: how it shows, and the sentence that says what to lower."""
+"""Out of memory: how it shows in an error, and the sentence that says what to lower."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from segmill.errors import InputError
 
@@ -22,10 +20,10 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
 
 
-def out_of_memory(args: dict[str, Any]) -> InputError:
-    """Return the sentence for a member that needs more memory than there is."""
+def out_of_memory(member: str, batch_size: int | str, size_px: tuple[int, int] | None) -> InputError:
+    """Return the error for a network member that needs more memory than there is."""
     return InputError(
-        f"member {args['name']} ran out of memory; lower members.{args['name']}.batch_size "
-        f"(now {args['batch_size']}) or prepare.size_px (now {args['size']}), "
+        f"member {member} ran out of memory; lower members.{member}.batch_size "
+        f"(now {batch_size}) or prepare.size_px (now {size_px}), "
         "or give it more workers with ray.workers"
     )

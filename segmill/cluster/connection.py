@@ -1,0 +1,93 @@
+"""The connection to Ray: a cluster of this machine's cores, or one that runs already. Light to import."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from segmill.alongside import alongside
+from segmill.cluster.work import first_line
+from segmill.errors import InfrastructureError
+
+# How glibc gives memory to the processes of a cluster that is started here (mallopt(3)): one heap that keeps what is
+# freed. Left alone it gives large tensors back to the kernel in every step and takes them again, page by page.
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",  # Ray trains in a thread, whose own heap could not hold a tensor
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
+_CONNECTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
+    """Be connected to Ray inside the ``with``.
+
+    ``local`` starts a cluster of this machine's cores (or of ``num_cpus``) that ends with the block and never
+    joins one that is there already; any other address joins that cluster. Inside another ``connect``, of any
+    thread, it does nothing. What is no Exception (Ctrl-C, a termination signal) ends the connection for all threads,
+    so that whoever waits for work fails at once. Raises InfrastructureError where nothing answers.
+    """
+    with _CONNECTING:
+        mine = _init(address, num_cpus)
+    over = False
+    try:
+        yield
+    except BaseException as reason:
+        over = not isinstance(reason, Exception)
+        raise
+    finally:
+        if mine or over:
+            import ray
+
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def connecting(address: str) -> Iterator[None]:
+    """Begin to ``connect`` while the block already runs; a ``connect`` inside it waits for that, and says what failed.
+
+    The thread that starts Ray stays until the end: Ray's processes are told to die with it.
+    """
+
+    def hold(over: threading.Event) -> None:
+        with contextlib.suppress(InfrastructureError), connect(address):
+            over.wait()
+
+    with alongside(hold):
+        yield
+
+
+def _init(address: str, num_cpus: int | None) -> bool:
+    """Connect this process to Ray; False where it is connected already."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A member takes five small processes; with few cores Ray warns of them on the terminal.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    local: dict[str, Any] = {}
+    if address == "local":
+        local = {"num_cpus": num_cpus, "include_dashboard": False}
+        for name, value in ALLOCATOR.items():
+            os.environ.setdefault(name, value)
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
+    except Exception as reason:  # Ray raises a bare Exception where its own processes take too long
+        ray.shutdown()
+        if address == "local":
+            raise InfrastructureError(
+                f"Ray did not start on this machine ({first_line(reason)}); where it is overloaded, try again later"
+            ) from reason
+        raise InfrastructureError(
+            f"no Ray cluster at {address} ({first_line(reason)}); start one with `ray start --head`, set ray.address "
+            "to local, or, where the cluster asks for a token, RAY_AUTH_MODE=token"
+        ) from reason
+    return True

@@ -1,0 +1,48 @@
+"""How many CPUs and GPUs a job may take of the cluster. Light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segmill.errors import InfrastructureError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job holds while it runs: CPUs and GPUs, fractions allowed."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+
+def even_share(workers: int) -> float:
+    """Return the CPUs for each of ``workers`` processes that train at the same time: whole ones where it can be.
+
+    At least half a CPU, so that never more than two trainings crowd on one; the others wait.
+    """
+    import ray
+
+    share = ray.cluster_resources().get("CPU", 0) / workers
+    return float(int(share)) if share >= 1 else max(0.5, int(share * 100) / 100)
+
+
+def whole_node() -> Resources:
+    """Return all CPUs, and a GPU where there is one, of the node with the most CPUs."""
+    import ray
+
+    largest = max((node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda has: has.get("CPU", 0))
+    return Resources(largest.get("CPU", 0), min(1, largest.get("GPU", 0)))
+
+
+def check_resources(what: str, each: Resources, times: int = 1) -> None:
+    """Raise InfrastructureError where the whole cluster, when idle, has less than ``times`` x ``each``."""
+    import ray
+
+    total = ray.cluster_resources()
+    for kind, amount in (("CPU", each.num_cpus), ("GPU", each.num_gpus)):
+        has = total.get(kind, 0)
+        if amount * times > has:
+            raise InfrastructureError(
+                f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has {has:g}; lower "
+                f"ray.workers or ray.{kind.lower()}s_per_worker, or add nodes"
+            )

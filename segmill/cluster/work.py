@@ -1,0 +1,79 @@
+"""A typed job on the cluster: a function and its job go there, its result or its error comes back. Light to import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from segmill.cluster.memory import ran_out_of_memory
+from segmill.cluster.resources import Resources, check_resources
+from segmill.errors import InfrastructureError, InputError, SegmillError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+ONE_CPU = Resources()
+
+
+@dataclass(frozen=True)
+class Running(Generic[Result]):
+    """Work that was started on the cluster; ``wait`` returns its ``Result``."""
+
+    reference: ObjectRef
+
+
+def on_ray(function: Callable[[Job], Result], job: Job, resources: Resources = ONE_CPU) -> Running[Result]:
+    """Start ``function(job)`` in a process of the cluster and return at once.
+
+    Ray sends the function by its module and name, so define it at the top level of a module that is light to import
+    and let it import torch and the like in its body: this process imports that module too.
+
+    Args:
+        job: a frozen dataclass of plain values; Ray pickles it.
+        resources: what it holds while it runs; it waits until that is free.
+
+    Raises:
+        InfrastructureError: the cluster could never hold it.
+    """
+    import ray
+
+    check_resources(function.__name__, resources)
+    remote = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(function)
+    return Running(remote.remote(job))
+
+
+def wait(running: Running[Result]) -> Result:
+    """Return what the work returned, or raise what it raised.
+
+    Errors of ours come out as they went in. Raises InputError where the work ran out of memory and
+    InfrastructureError where its process died or the cluster went away.
+    """
+    import ray
+    from ray import exceptions
+
+    try:
+        result: Result = ray.get(running.reference)
+        return result
+    except exceptions.RayTaskError as error:
+        if isinstance(error.cause, SegmillError | OSError):
+            raise error.cause from None
+        if isinstance(error.cause, MemoryError | RuntimeError) and ran_out_of_memory(error.cause):
+            raise InputError(
+                f"the work ran out of memory ({first_line(error.cause)}); lower prepare.size_px"
+            ) from error
+        raise
+    except exceptions.OutOfMemoryError as error:
+        raise InputError("Ray stopped the work because the machine ran out of memory; lower prepare.size_px") from error
+    except exceptions.RayError as error:
+        raise InfrastructureError(
+            f"Ray lost the work ({first_line(error)}); run again: what is done is kept"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
