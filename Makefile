@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check clean
+.PHONY: help demo test test-quick check docs-tree clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ test-quick: $(VENV)/.installed-dev ## the tests that need no server and no train
 
 check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports
 	@ruff check . && ruff format --check . && mypy && lint-imports
+
+docs-tree: $(VENV)/.installed-dev ## write the file tree of docs/architecture.md from the docstrings
+	@python docs/tree.py
 
 clean: ## delete the demo workspace and the virtual environment
 	rm -rf .demo $(VENV)

@@ -29,13 +29,3 @@ def test_the_command_itself_imports_neither_prefect_nor_dvc() -> None:
     check = "import sys, flows.commands.cli; print(*[name for name in ('prefect', 'dvc') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-def test_every_python_file_has_its_line_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
-    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
-    files = [Path(name) for name in listed.stdout.split()]
-    missing = [
-        str(file) for file in files if file.name not in ("__init__.py", "conftest.py") and file.parts[0] != "tests"
-    ]
-    assert [name for name in missing if Path(name).name not in readme] == []
