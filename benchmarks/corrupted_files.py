@@ -31,6 +31,7 @@ from segmill.alongside import alongside
 from segmill.data.ingest.builtin import STREET_CLASSES, draw_street
 from segmill.data.ingest.intake import NewSample, write_set
 from segmill.data.schema.manifest import DatasetInfo, write_dataset_info
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage.images import encode_png, read_image
 from segmill.data.storage.labelled import INDEX_FILE
 from segmill.data.validation.checks import BadData, validate_dataset
@@ -94,7 +95,7 @@ def report(raw_dir: Path, planted: dict[str, str]) -> None:
     began = time.monotonic()
     with alongside(lambda over: weigh(over, peak)):
         try:
-            validate_dataset(raw_dir, raw_dir.with_suffix(".parquet"), val=0.2, test=0.2, seed=0, jobs=2)
+            validate_dataset(raw_dir, raw_dir.with_suffix(".parquet"), shares=SplitShares(0.2, 0.2, 0), jobs=2)
             raise SystemExit("nothing was found")
         except BadData as error:
             faults = error.faults
@@ -294,7 +295,7 @@ def write_broken_pack(raw_dir: Path) -> dict[str, str]:
     for index, name in enumerate(names):
         image, mask = draw_street(SIZE, seed=3, sequence=index, frame=0)
         samples.append(NewSample(name, encode_png(image), ".png", encode_png(mask)))
-    write_set(raw_dir, info(names), samples, val=0.2, test=0.2, seed=0, packed=True)
+    write_set(raw_dir, info(names), samples, shares=SplitShares(0.2, 0.2, 0), packed=True)
     rows = pq.read_table(raw_dir / INDEX_FILE).to_pylist()
     ways = {
         "a pack above the set": {"pack": "../../../../etc/passwd"},

@@ -26,6 +26,7 @@ from segmill.data.loading.batches import TrainBatches
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit, PackInfo
 from segmill.data.schema.manifest import IGNORE_ID, read_dataset_info, write_dataset_info
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage.images import read_mask
 from segmill.data.validation.checks import validate_dataset
 from segmill.evaluation.audit import Source, audit
@@ -152,7 +153,7 @@ def _write_set(raw_dir: Path, options: argparse.Namespace) -> None:
 
 def _audit(root: Path, options: argparse.Namespace) -> tuple[list[str], int]:
     """Return the ids of the suspects, most suspicious first, and the number of samples."""
-    validate_dataset(root / "raw", root / "manifest.parquet", val=0.0, test=0.0, seed=0, accept=ACCEPTED)
+    validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.0, 0.0, 0), accept=ACCEPTED)
     info = pack(root / "raw", root / "manifest.parquet", root / "packed", size=None)
     sources = []
     for number, part in enumerate(deal_folds(train_groups(root / "packed"), 2)):

@@ -37,6 +37,7 @@ from segmill.data.loading.batches import TrainBatches
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.schema.manifest import IGNORE_ID
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from segmill.models.members import MemberSpec, build
@@ -52,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, _process(options, ALLOCATOR) as ours, _process(options, {}) as theirs:
         root = Path(folder)
         write_street(root / "raw", count=options.images, size=(360, 480), seed=0)
-        validate_dataset(root / "raw", root / "manifest.parquet", val=0.1, test=0.1, seed=0)
+        validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.1, 0.1, 0))
         info = pack(root / "raw", root / "manifest.parquet", root / "packed", size=None)
         split = PackedSplit(root / "packed" / "train")
         classes = info.num_classes

@@ -39,6 +39,7 @@ from segmill.data.schema.manifest import (
     read_samples,
     write_dataset_info,
 )
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import part_of_group
 from segmill.data.validation.checks import BadData, validate_dataset
 from segmill.data.validation.examination import examine
@@ -136,7 +137,7 @@ def measure(raw_dir: Path, plant: Plant, count: int, seed: int) -> tuple[int, in
 def faults_of(raw_dir: Path) -> Sequence[Fault]:
     manifest = raw_dir.with_suffix(".parquet")
     try:
-        validate_dataset(raw_dir, manifest, val=0.2, test=0.2, seed=0)
+        validate_dataset(raw_dir, manifest, shares=SplitShares(0.2, 0.2, 0))
     except BadData as error:
         return error.faults
     except InputError as error:

@@ -27,6 +27,7 @@ from segmill.data.loading.batches import TrainBatches
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.schema.manifest import IGNORE_ID
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from segmill.models.members import MemberSpec, build
@@ -42,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_street(root / "raw", count=options.images, size=(options.height, options.width), seed=0)
-        validate_dataset(root / "raw", root / "manifest.parquet", val=0.2, test=0.2, seed=0)
+        validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.2, 0.2, 0))
         info = pack(root / "raw", root / "manifest.parquet", root / "packed", size=None)
         augmenter = Augmenter(resolve_recipe(options.recipe), (options.height, options.width), 0, ignore_id=IGNORE_ID)
         split = PackedSplit(root / "packed" / "train")

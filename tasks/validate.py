@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segmill import progress
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage import journal
 from segmill.data.validation.checks import validate_dataset
 from segmill.params import Params
@@ -23,9 +24,7 @@ def validate(workspace: Workspace, params: Params) -> None:
         validate_dataset(
             workspace.root / params.data.path,
             draft,
-            val=split.val,
-            test=split.test,
-            seed=split.seed,
+            shares=SplitShares(split.val, split.test, split.seed),
             accept=params.data.accept,
             page=faults_page(workspace),
             told=progress.counter(workspace.count("validate")),

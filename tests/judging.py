@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from segmill.data.packing.pack import pack
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.ensembling.select import build_ensemble
 from segmill.models.members import MemberSpec, build, save_member
@@ -23,7 +24,7 @@ def judging(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
     root = tmp_path_factory.getbasetemp() / "judging"
     if not root.exists():
         root.mkdir()
-        validate_dataset(street, root / "manifest.parquet", val=0.25, test=0.4, seed=0)
+        validate_dataset(street, root / "manifest.parquet", shares=SplitShares(0.25, 0.4, 0))
         info = pack(street, root / "manifest.parquet", root / "packed", size=None)
         for seed, (name, (backbone, decoder)) in enumerate(MEMBERS.items()):
             torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from segmill.data.splitting.shares import SplitShares
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace
 
@@ -58,7 +59,7 @@ def add(
     split = params.split
     with explained(space.root, params.data.path, message), telling(out) as told:
         change = change_set(
-            raw, found.samples, remove=ids, val=split.val, test=split.test, seed=split.seed, told=told
+            raw, found.samples, remove=ids, shares=SplitShares(split.val, split.test, split.seed), told=told
         )  # fmt: skip
     for note in change.notes:
         _say(note)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from flows.commands.data import telling
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.versioning.repository import commit_files, create_repository
 from segmill.data.versioning.versions import bring_data, explained, record_data
 from segmill.errors import InputError
@@ -83,7 +84,7 @@ def create(
         raw, split = folder / params.data.path, params.split
         with telling(Console()) as told:
             write_set(
-                raw, found.info, found.samples, val=split.val, test=split.test, seed=split.seed,
+                raw, found.info, found.samples, shares=SplitShares(split.val, split.test, split.seed),
                 packed=found.count > PACK_ABOVE, facts=data if found.layout == "segmill" else None, told=told,
             )  # fmt: skip
         size = _usual_size(raw)
@@ -141,7 +142,7 @@ def _grow_demo(workspace: Workspace) -> None:
             write_street(Path(drawn), count=STREET_COUNT * 3 // 2, size=STREET_PX)
             message = "half as many scenes again"
         with explained(workspace.root, data.path, message):
-            change_set(raw, _samples(Path(drawn)), val=split.val, test=split.test, seed=split.seed)
+            change_set(raw, _samples(Path(drawn)), shares=SplitShares(split.val, split.test, split.seed))
     bring_data(workspace.root, data.path, data.remote)
 
 

@@ -20,6 +20,7 @@ from segmill import progress
 from segmill.alongside import alongside
 from segmill.data.schema.issues import Fault, read_faults
 from segmill.data.schema.special_files import strange_files
+from segmill.data.splitting.shares import SplitShares
 from segmill.params import Params
 from segmill.workspace import Workspace
 from tasks.stage import bring_up_to_date, run
@@ -81,7 +82,7 @@ def repair(workspace: Workspace, params: Params, console: Console) -> None:
 
     message = f"repaired {', '.join(f'{fault.kind} ({len(fault.files)})' for fault in mendable)}"
     with explained(workspace.root, params.data.path, message):
-        change = change_set(raw_dir, samples(), val=split.val, test=split.test, seed=split.seed)
+        change = change_set(raw_dir, samples(), shares=SplitShares(split.val, split.test, split.seed))
     after = bring_data(workspace.root, params.data.path, params.data.remote)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(mended.items())) or "nothing"
     said = f"mended {counts}: {change.replaced} new masks, version {after.md5[:8]}; the one before is {before.md5[:8]}"

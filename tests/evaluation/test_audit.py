@@ -19,6 +19,7 @@ from PIL import Image
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, write_dataset_info
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InputError
 from segmill.evaluation import audit as audit_module
@@ -188,7 +189,7 @@ def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def manifest(labelled: Path, tmp_path: Path) -> Path:
     path = tmp_path / "manifest.parquet"
-    validate_dataset(labelled, path, val=0.2, test=0.2, seed=0)
+    validate_dataset(labelled, path, shares=SplitShares(0.2, 0.2, 0))
     return path
 
 
@@ -339,7 +340,7 @@ def test_folds_keep_groups_together_and_are_about_even() -> None:
 
 
 def test_a_fold_is_the_packed_split_without_its_groups(street: Path, tmp_path: Path) -> None:
-    validate_dataset(street, tmp_path / "manifest.parquet", val=0.25, test=0.25, seed=0)
+    validate_dataset(street, tmp_path / "manifest.parquet", shares=SplitShares(0.25, 0.25, 0))
     packed, fold = tmp_path / "packed", tmp_path / "fold"
     pack(street, tmp_path / "manifest.parquet", packed, size=None)
     whole = PackedSplit(packed / "train")

@@ -9,6 +9,7 @@ from segmill import tracking
 from segmill.data.loading.augmentation import settle_policy
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import read_pack
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.params import read_params, set_params
 from segmill.promotion import registry
@@ -73,7 +74,7 @@ def _made(folder: Path) -> Path:
 def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Workspace, tmp_path: Path) -> None:
     params = read_params(workspace.params)
     raw = workspace.root / params.data.path
-    validate_dataset(raw, workspace.manifest, val=0.25, test=0.25, seed=0)
+    validate_dataset(raw, workspace.manifest, shares=SplitShares(0.25, 0.25, 0))
     pack(raw, workspace.manifest, workspace.packed, size=None)
     names = list(read_pack(workspace.packed).class_names)
     uri = tracking.address(workspace.root, params.mlflow.tracking_uri)

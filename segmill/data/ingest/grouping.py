@@ -18,6 +18,7 @@ from segmill.data.schema.manifest import (
     write_dataset_info,
 )
 from segmill.data.schema.mask_counts import group_pixels
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import freeze, read_frozen, settled_splits, whole_group, write_frozen
 from segmill.data.storage.images import Finding
 
@@ -138,9 +139,7 @@ def settle_splits(
     splits: Mapping[str, str],
     rows: Callable[[], pyarrow.Table],
     *,
-    val: float,
-    test: float,
-    seed: int,
+    shares: SplitShares,
 ) -> None:
     """Freeze the groups that no split knows yet: as their source has it (``splits``: id -> split), else by classes.
 
@@ -163,4 +162,4 @@ def settle_splits(
     if findings:
         raise BadData(draft, findings)
     write_frozen(draft, frozen | wished)
-    freeze(draft, info, group_pixels(info, rows()), val=val, test=test, seed=seed)
+    freeze(draft, info, group_pixels(info, rows()), shares=shares)

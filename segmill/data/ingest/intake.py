@@ -21,6 +21,7 @@ from segmill.data.schema.manifest import (
     write_dataset_info,
 )
 from segmill.data.schema.mask_counts import Count, append_counts, count_masks
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import FROZEN_FILE, freeze, write_frozen
 from segmill.data.storage import journal
 from segmill.data.storage.images import IMAGE_SUFFIXES, Finding, list_entries
@@ -92,14 +93,12 @@ def write_set(
     info: DatasetInfo,
     samples: Iterable[NewSample | Finding],
     *,
-    val: float,
-    test: float,
-    seed: int,
+    shares: SplitShares,
     packed: bool | None = None,
     facts: Path | None = None,
     told: Told = tell_nobody,
 ) -> None:
-    """Write a new set to ``raw_dir`` (absent or empty) and freeze its splits by shares ``val``, ``test`` and ``seed``.
+    """Write a new set to ``raw_dir`` (absent or empty) and freeze its splits by ``shares``.
 
     Args:
         packed: loose files or packs; None packs what has more than PACK_ABOVE samples.
@@ -132,7 +131,7 @@ def write_set(
             entries = [(draft, entry) for entry in list_entries(draft)[0]]
             too_many = packed is None and len(entries) > PACK_ABOVE
             rows = _pack(draft, entries, told) if too_many else _counted(entries, told)
-        settle_splits(draft, info, taken.came, taken.splits, lambda: rows, val=val, test=test, seed=seed)
+        settle_splits(draft, info, taken.came, taken.splits, lambda: rows, shares=shares)
         journal.commit(raw_dir, remove=(), last=INFO_FILE)
 
 
@@ -141,9 +140,7 @@ def change_set(
     samples: Iterable[NewSample | Finding],
     *,
     remove: Sequence[str] = (),
-    val: float,
-    test: float,
-    seed: int,
+    shares: SplitShares,
     told: Told = tell_nobody,
 ) -> Change:
     """Add samples, put corrected ones in place of those of the same id, take out the ids of ``remove``.
@@ -169,7 +166,7 @@ def change_set(
         if not (draft / FROZEN_FILE).is_file():  # dealt by hash so far, and stays so
             hashed = {group for sample_id in known.ids if (group := info.group_of(sample_id)) is not None}
             unseen = np.zeros(info.num_classes, np.int64)
-            freeze(draft, info, dict.fromkeys(hashed, unseen), val=val, test=test, seed=seed)
+            freeze(draft, info, dict.fromkeys(hashed, unseen), shares=shares)
         groups, notes = keep_together(draft, info, taken.groups, known.ids)
         info = settle_groups(draft, info, groups, added=taken.added, standing=known.ids, gone=gone)
         _refuse(raw_dir, [*taken.findings, *without_group(info, taken.came)])
@@ -184,7 +181,7 @@ def change_set(
             rows, dead = _grow_packed(draft, known, taken, leaving, told)
         else:
             rows, dead = _grow_loose(draft, known, leaving, told)
-        settle_splits(draft, info, taken.came, taken.splits, rows, val=val, test=test, seed=seed)
+        settle_splits(draft, info, taken.came, taken.splits, rows, shares=shares)
         journal.commit(raw_dir, remove=dead, last=INDEX_FILE)
         return change
 

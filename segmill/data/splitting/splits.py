@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmill.data.schema.manifest import SPLITS, DatasetInfo
+from segmill.data.splitting.shares import SplitShares
 from segmill.errors import InputError, near_miss
 
 FROZEN_FILE = "splits.csv"
@@ -32,19 +33,16 @@ SWAPPED_UP_TO = 300
 def assign_splits(
     groups: Iterable[str],
     *,
-    val: float,
-    test: float,
-    seed: int,
+    shares: SplitShares,
     official: Mapping[str, Sequence[str]],
     frozen: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return group -> "train", "val" or "test", for ``groups`` only.
 
-    ``val`` and ``test`` are the shares of groups to expect. A group that neither ``official`` (split -> groups) nor
-    ``frozen`` (group -> split) names goes by a hash of (seed, group), so its split never changes when other groups
-    come or go. InputError for shares that leave no train, and for official groups that are not among ``groups``.
+    A group that neither ``official`` (split -> groups) nor ``frozen`` (group -> split) names goes by a hash of
+    (seed, group), so its split never changes when other groups come or go. InputError for official groups that are not
+    among ``groups``.
     """
-    _check_shares(val, test)
     names = set(groups)
     official_split = _by_group(official)
     unknown = sorted(official_split.keys() - names)
@@ -55,7 +53,7 @@ def assign_splits(
             f"which no sample has{hint}; correct or remove it"
         )
     settled = {**(frozen or {}), **official_split}
-    return {name: settled.get(name) or _by_hash(name, val, test, seed) for name in sorted(names)}
+    return {name: settled.get(name) or _by_hash(name, shares) for name in sorted(names)}
 
 
 def read_frozen(raw_dir: Path) -> dict[str, str]:
@@ -121,9 +119,7 @@ def freeze(
     info: DatasetInfo,
     class_pixels: Mapping[str, NDArray[np.int64]],
     *,
-    val: float,
-    test: float,
-    seed: int,
+    shares: SplitShares,
 ) -> dict[str, str]:
     """Settle every group of ``class_pixels`` (group -> K pixel counts), write splits.csv and return what it holds.
 
@@ -132,14 +128,13 @@ def freeze(
     A set being made writes an empty splits.csv first (``write_frozen(raw_dir, {})``): then all is dealt by classes.
     Groups that are gone keep their row: whoever comes back comes back to the same split.
     """
-    _check_shares(val, test)
     official = _by_group(info.splits)
     if (raw_dir / FROZEN_FILE).is_file():
         settled = read_frozen(raw_dir)
     else:
-        settled = {group: _by_hash(group, val, test, seed) for group in class_pixels}
+        settled = {group: _by_hash(group, shares) for group in class_pixels}
     settled |= {group: split for group, split in official.items() if group in settled or group in class_pixels}
-    settled |= deal_new(settled, class_pixels, val=val, test=test, seed=seed)
+    settled |= deal_new(settled, class_pixels, shares=shares)
     write_frozen(raw_dir, settled)
     return settled
 
@@ -148,9 +143,7 @@ def deal_new(
     settled: Mapping[str, str],
     class_pixels: Mapping[str, NDArray[np.int64]],
     *,
-    val: float,
-    test: float,
-    seed: int,
+    shares: SplitShares,
 ) -> dict[str, str]:
     """Return the split of each group of ``class_pixels`` that ``settled`` does not name.
 
@@ -161,11 +154,10 @@ def deal_new(
     2011, ECML PKDD; rarest class first) with room held exactly, and swaps after it. ``seed`` decides between equals,
     and the order of the mapping never matters.
     """
-    _check_shares(val, test)
-    new = sorted(class_pixels.keys() - settled.keys(), key=lambda group: _digest(seed, group))
+    new = sorted(class_pixels.keys() - settled.keys(), key=lambda group: _digest(shares.seed, group))
     if not new:
         return {}
-    shares = np.array([1 - val - test, val, test])
+    shares_S = np.array([1 - shares.val - shares.test, shares.val, shares.test])
     old = [group for group in class_pixels if group in settled]
     shows = {group: np.asarray(pixels) > 0 for group, pixels in class_pixels.items()}
     present_NK = np.stack([shows[group] for group in new])
@@ -174,8 +166,8 @@ def deal_new(
     for group in old:
         have_SK[SPLITS.index(settled[group])] += shows[group]
         have_S[SPLITS.index(settled[group])] += 1
-    room_S = _room(_wanted(len(old) + len(new), shares), have_S, len(new))
-    wanted_SK = np.stack([_wanted(int(count), shares) for count in have_SK.sum(0) + present_NK.sum(0)], axis=1)
+    room_S = _room(_wanted(len(old) + len(new), shares_S), have_S, len(new))
+    wanted_SK = np.stack([_wanted(int(count), shares_S) for count in have_SK.sum(0) + present_NK.sum(0)], axis=1)
     if _ways(room_S) <= TRIED_UP_TO:
         split_N = _best(present_NK, have_SK, wanted_SK, room_S)
     else:
@@ -183,11 +175,6 @@ def deal_new(
         if len(new) <= SWAPPED_UP_TO:
             _swap(split_N, present_NK, have_SK, wanted_SK)
     return {group: SPLITS[split] for group, split in zip(new, split_N, strict=True)}
-
-
-def _check_shares(val: float, test: float) -> None:
-    if not (val >= 0 and test >= 0 and val + test < 1):
-        raise InputError(f"val is {val} and test {test}; each must be 0 or more and their sum below 1")
 
 
 def _by_group(official: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -198,11 +185,11 @@ def _digest(seed: int, group: str) -> bytes:
     return hashlib.sha256(f"{seed}:{group}".encode()).digest()
 
 
-def _by_hash(group: str, val: float, test: float, seed: int) -> str:
-    place = int.from_bytes(_digest(seed, group)[:8], "big") / 2**64
-    if place < test:
+def _by_hash(group: str, shares: SplitShares) -> str:
+    place = int.from_bytes(_digest(shares.seed, group)[:8], "big") / 2**64
+    if place < shares.test:
         return "test"
-    return "val" if place < test + val else "train"
+    return "val" if place < shares.test + shares.val else "train"
 
 
 def _wanted(count: int, shares_S: NDArray[np.float64]) -> NDArray[np.int64]:

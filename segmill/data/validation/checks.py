@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from segmill.data.schema.issues import Fault, check_accepted, fault, faults_as_metadata, stopping
 from segmill.data.schema.manifest import SPLITS, DatasetInfo, row_part, write_manifest
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import assign_splits, read_frozen
 from segmill.data.storage.images import Finding, list_entries, read_image
 from segmill.data.validation.examination import examine
@@ -59,9 +60,7 @@ def validate_dataset(
     raw_dir: Path,
     out_path: Path,
     *,
-    val: float,
-    test: float,
-    seed: int,
+    shares: SplitShares,
     accept: Sequence[str] = (),
     jobs: int = 0,
     page: Path | None = None,
@@ -72,7 +71,7 @@ def validate_dataset(
     Args:
         raw_dir: the labelled set.
         out_path: a Parquet file; ``faults.read_faults`` finds the warnings in it.
-        val, test, seed: deal the groups that neither dataset.yaml nor splits.csv assigns.
+        shares: deal the groups that neither dataset.yaml nor splits.csv assigns.
         accept: kinds of faults that do not stop; samples that can't be used for such an error are left out.
         jobs: processes, 0: by the size of the set.
         page: where a page with all faults goes, also when the set is refused; None: nowhere.
@@ -90,7 +89,7 @@ def validate_dataset(
     if samples:
         groups = found.table["group"].to_pylist()
         official = _without_broken(info.splits, groups, faults)
-        split_of = assign_splits(groups, val=val, test=test, seed=seed, official=official, frozen=read_frozen(raw_dir))
+        split_of = assign_splits(groups, shares=shares, official=official, frozen=read_frozen(raw_dir))
         table = _with_splits(found.table, [split_of[group] for group in groups])
         leaks = find_leaks(
             ids=table["id"].to_pylist(),

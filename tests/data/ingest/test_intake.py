@@ -14,6 +14,7 @@ from PIL import Image
 from segmill.data.ingest import intake
 from segmill.data.ingest.intake import Change, NewSample, change_set, unpack_set, write_set
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, read_dataset_info, read_samples
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import read_frozen
 from segmill.data.storage import journal
 from segmill.data.storage.images import Finding, list_entries
@@ -23,7 +24,7 @@ from segmill.errors import InputError
 
 CLASSES = (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "thing", "#ff0000"))
 INFO = DatasetInfo("tiny", CLASSES)
-SHARES = {"val": 0.25, "test": 0.25, "seed": 0}
+SHARES = SplitShares(0.25, 0.25, 0)
 
 
 def encoded(value: int, kind: str = "PNG") -> bytes:
@@ -63,7 +64,7 @@ def packed(request: pytest.FixtureRequest) -> bool:
 def raw_dir(tmp_path: Path, packed: bool) -> Path:
     """Six samples a/0 to a/5."""
     folder = tmp_path / "data" / "raw"
-    write_set(folder, INFO, [sample(f"a/{n}", image=n) for n in range(6)], **SHARES, packed=packed)
+    write_set(folder, INFO, [sample(f"a/{n}", image=n) for n in range(6)], shares=SHARES, packed=packed)
     assert is_packed(folder) == packed
     return folder
 
@@ -81,7 +82,7 @@ def test_its_splits_are_frozen(raw_dir: Path) -> None:
 
 
 def test_the_index_counts_the_masks(tmp_path: Path) -> None:
-    write_set(tmp_path / "raw", INFO, [sample("a", mask=1), sample("b", mask=255)], **SHARES, packed=True)
+    write_set(tmp_path / "raw", INFO, [sample("a", mask=1), sample("b", mask=255)], shares=SHARES, packed=True)
     rows = read_index(tmp_path / "raw")
     assert rows["ids"].to_pylist() == [[0, 1], [0, 255]]
     assert rows["pixels"].to_pylist() == [[1, 5], [1, 5]]
@@ -90,7 +91,7 @@ def test_the_index_counts_the_masks(tmp_path: Path) -> None:
 def test_what_is_wrong_is_listed_at_once_and_nothing_is_left(tmp_path: Path, packed: bool) -> None:
     came = [sample("a"), Finding("b.jpg", "it is empty", "remove it"), sample("c"), sample("a"), sample("../d")]
     with pytest.raises(BadData) as error:
-        write_set(tmp_path / "data" / "raw", INFO, came, **SHARES, packed=packed)
+        write_set(tmp_path / "data" / "raw", INFO, came, shares=SHARES, packed=packed)
     assert [finding.file for finding in error.value.findings] == ["b.jpg", "a", "../d"]
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -100,27 +101,27 @@ def test_what_is_wrong_is_listed_at_once_and_nothing_is_left(tmp_path: Path, pac
 )
 def test_ids_stay_inside_the_set(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadData, match=r"1 problem in .*\n.*its id"):
-        write_set(tmp_path / "raw", INFO, [sample(name)], **SHARES)
+        write_set(tmp_path / "raw", INFO, [sample(name)], shares=SHARES)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_strange_suffix_or_split_is_refused(tmp_path: Path) -> None:
     came = [NewSample("a", encoded(1), ".exe", encoded(1)), sample("b", split="dev")]
     with pytest.raises(BadData, match=r"'.exe' is not one of .png(.|\n)*'dev' is not one of train, val, test"):
-        write_set(tmp_path / "raw", INFO, came, **SHARES)
+        write_set(tmp_path / "raw", INFO, came, shares=SHARES)
 
 
 def test_a_set_is_not_written_over_another_nor_from_nothing(raw_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds something already"):
-        write_set(raw_dir, INFO, [sample("b")], **SHARES)
+        write_set(raw_dir, INFO, [sample("b")], shares=SHARES)
     with pytest.raises(InputError, match="no sample came"):
-        write_set(tmp_path / "other", INFO, [], **SHARES)
+        write_set(tmp_path / "other", INFO, [], shares=SHARES)
 
 
 def test_a_set_is_added_to_corrected_and_cut(raw_dir: Path) -> None:
     before = read_frozen(raw_dir)
     came = [sample("b", image=9), sample("a/1", image=1, mask=255), sample("a/2", image=2)]
-    assert change_set(raw_dir, came, remove=["a/0"], **SHARES) == Change(1, 1, 1, 1)
+    assert change_set(raw_dir, came, remove=["a/0"], shares=SHARES) == Change(1, 1, 1, 1)
     found = held(raw_dir)
     assert list(found) == ["a/1", "a/2", "a/3", "a/4", "a/5", "b"]
     assert found["a/1"][2] == encoded(255)
@@ -132,7 +133,7 @@ def test_a_set_is_added_to_corrected_and_cut(raw_dir: Path) -> None:
 
 def test_nothing_new_touches_nothing(raw_dir: Path) -> None:
     before = state(raw_dir)
-    assert change_set(raw_dir, [sample(f"a/{n}", image=n) for n in range(6)], **SHARES) == Change(0, 0, 0, 6)
+    assert change_set(raw_dir, [sample(f"a/{n}", image=n) for n in range(6)], shares=SHARES) == Change(0, 0, 0, 6)
     assert state(raw_dir) == before
     assert [path.name for path in raw_dir.parent.iterdir()] == ["raw"]
 
@@ -140,24 +141,24 @@ def test_nothing_new_touches_nothing(raw_dir: Path) -> None:
 def test_a_failed_change_touches_nothing(raw_dir: Path) -> None:
     before = state(raw_dir)
     with pytest.raises(BadData):
-        change_set(raw_dir, [sample("b"), sample("b")], **SHARES)
+        change_set(raw_dir, [sample("b"), sample("b")], shares=SHARES)
     with pytest.raises(InputError, match=r"has no sample 'a/9' and 1 more; did you mean 'a/\d'\?"):
-        change_set(raw_dir, [], remove=["a/9", "a/7"], **SHARES)
+        change_set(raw_dir, [], remove=["a/9", "a/7"], shares=SHARES)
     with pytest.raises(InputError, match="'a/1' is to be removed and comes at the same time"):
-        change_set(raw_dir, [sample("a/1")], remove=["a/1"], **SHARES)
+        change_set(raw_dir, [sample("a/1")], remove=["a/1"], shares=SHARES)
     with pytest.raises(InputError, match="no sample would be left"):
-        change_set(raw_dir, [], remove=[f"a/{n}" for n in range(6)], **SHARES)
+        change_set(raw_dir, [], remove=[f"a/{n}" for n in range(6)], shares=SHARES)
     assert state(raw_dir) == before
 
 
 def test_old_packs_are_neither_rewritten_nor_kept_when_empty(tmp_path: Path) -> None:
     raw_dir = tmp_path / "raw"
-    write_set(raw_dir, INFO, [sample("a"), sample("b", image=60)], **SHARES, packed=True)
+    write_set(raw_dir, INFO, [sample("a"), sample("b", image=60)], shares=SHARES, packed=True)
     first = state(raw_dir / "packs")
-    change_set(raw_dir, [sample("c")], remove=["a"], **SHARES)
+    change_set(raw_dir, [sample("c")], remove=["a"], shares=SHARES)
     second = state(raw_dir / "packs")
     assert first.items() < second.items() and len(second) == 2
-    change_set(raw_dir, [sample("b", image=61)], **SHARES)
+    change_set(raw_dir, [sample("b", image=61)], shares=SHARES)
     third = state(raw_dir / "packs")
     assert len(third) == 2 and not first.keys() & third.keys()
     assert set(held(raw_dir)) == {"b", "c"}
@@ -165,44 +166,44 @@ def test_old_packs_are_neither_rewritten_nor_kept_when_empty(tmp_path: Path) -> 
 
 def test_another_suffix_takes_the_place_of_the_old_file(raw_dir: Path) -> None:
     jpeg = NewSample("a/1", encoded(7, "JPEG"), ".JPG", encoded(1))
-    assert change_set(raw_dir, [jpeg], **SHARES) == Change(0, 1, 0, 0)
+    assert change_set(raw_dir, [jpeg], shares=SHARES) == Change(0, 1, 0, 0)
     assert held(raw_dir)["a/1"] == ("images/a/1.JPG", encoded(7, "JPEG"), encoded(1))
 
 
 def test_a_loose_set_that_grows_large_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw_dir = tmp_path / "raw"
     monkeypatch.setattr(intake, "PACK_ABOVE", 3)
-    write_set(raw_dir, INFO, [sample(name) for name in "abc"], **SHARES)
+    write_set(raw_dir, INFO, [sample(name) for name in "abc"], shares=SHARES)
     assert not is_packed(raw_dir)
-    change_set(raw_dir, [sample("d"), sample("a", image=9)], remove=["b"], **SHARES)
+    change_set(raw_dir, [sample("d"), sample("a", image=9)], remove=["b"], shares=SHARES)
     assert not is_packed(raw_dir)
-    change_set(raw_dir, [sample("e"), sample("c", image=8)], **SHARES)
+    change_set(raw_dir, [sample("e"), sample("c", image=8)], shares=SHARES)
     assert sorted(path.name for path in raw_dir.iterdir()) == ["dataset.yaml", "index.parquet", "packs", "splits.csv"]
     assert held(raw_dir) == {
         name: (f"images/{name}.png", encoded(image), encoded(1))
         for name, image in zip("acde", (9, 8, 50, 50), strict=True)
     }
-    write_set(tmp_path / "new", INFO, [sample(name) for name in "abcd"], **SHARES)
+    write_set(tmp_path / "new", INFO, [sample(name) for name in "abcd"], shares=SHARES)
     assert is_packed(tmp_path / "new") and set(held(tmp_path / "new")) == set("abcd")
 
 
 def test_groups_that_come_go_to_samples_csv_and_stay_together(tmp_path: Path) -> None:
     raw_dir = tmp_path / "raw"
-    write_set(raw_dir, INFO, [sample(name, group=name[0]) for name in ("p1", "p2", "q1", "r1")], **SHARES)
+    write_set(raw_dir, INFO, [sample(name, group=name[0]) for name in ("p1", "p2", "q1", "r1")], shares=SHARES)
     info = read_dataset_info(raw_dir)
     assert info.group == {"column": "group"}
     assert [info.group_of(name) for name in ("p1", "p2", "q1")] == ["p", "p", "q"]
     assert set(read_frozen(raw_dir)) == {"p", "q", "r"}
     with pytest.raises(BadData, match=r"samples\.csv has no row with a group for its id 's1'"):
-        change_set(raw_dir, [sample("s1")], **SHARES)
-    change_set(raw_dir, [sample("p3", group="p")], remove=["q1"], **SHARES)
+        change_set(raw_dir, [sample("s1")], shares=SHARES)
+    change_set(raw_dir, [sample("p3", group="p")], remove=["q1"], shares=SHARES)
     rows = [row for _, row in read_samples(raw_dir / "samples.csv")]
     assert rows == [{"id": name, "group": name[0]} for name in ("p1", "p2", "p3", "r1")]
 
 
 def test_a_set_without_groups_takes_groups_and_keeps_its_splits(raw_dir: Path) -> None:
     before = read_frozen(raw_dir)
-    change_set(raw_dir, [sample("p1", group="p"), sample("p2", group="p")], **SHARES)
+    change_set(raw_dir, [sample("p1", group="p"), sample("p2", group="p")], shares=SHARES)
     info = read_dataset_info(raw_dir)
     assert [info.group_of(name) for name in ("a/0", "p1", "p2")] == ["a/0", "p", "p"]
     after = read_frozen(raw_dir)
@@ -212,13 +213,13 @@ def test_a_set_without_groups_takes_groups_and_keeps_its_splits(raw_dir: Path) -
 def test_the_sources_splits_hold_for_new_groups_alone(tmp_path: Path) -> None:
     raw_dir = tmp_path / "raw"
     came = [sample("a", split="val"), sample("b", split="test"), sample("c", split="val")]
-    write_set(raw_dir, INFO, came, **SHARES)
+    write_set(raw_dir, INFO, came, shares=SHARES)
     assert read_frozen(raw_dir) == {"a": "val", "b": "test", "c": "val"}
-    change_set(raw_dir, [sample("a", image=1, split="test"), sample("d", split="test")], **SHARES)
+    change_set(raw_dir, [sample("a", image=1, split="test"), sample("d", split="test")], shares=SHARES)
     assert read_frozen(raw_dir) == {"a": "val", "b": "test", "c": "val", "d": "test"}
     torn = [sample("p1", group="p", split="train"), sample("p2", group="p", split="val")]
     with pytest.raises(BadData, match="puts it into val, and others of its group 'p' into train"):
-        write_set(tmp_path / "torn", INFO, torn, **SHARES)
+        write_set(tmp_path / "torn", INFO, torn, shares=SHARES)
 
 
 CUT = [
@@ -231,7 +232,7 @@ CUT = [
 
 def test_what_comes_of_a_cut_group_joins_its_part_in_train(tmp_path: Path, packed: bool) -> None:
     raw_dir = tmp_path / "raw"
-    write_set(raw_dir, INFO, CUT, **SHARES, packed=packed)
+    write_set(raw_dir, INFO, CUT, shares=SHARES, packed=packed)
     before = read_frozen(raw_dir)
     assert before == {
         "x@train": "train",
@@ -248,7 +249,7 @@ def test_what_comes_of_a_cut_group_joins_its_part_in_train(tmp_path: Path, packe
         sample("z1", image=23, group="z@val", split="val"),
         sample("w0", image=24, group="w", split="val"),
     ]
-    change = change_set(raw_dir, came, **SHARES)
+    change = change_set(raw_dir, came, shares=SHARES)
     info = read_dataset_info(raw_dir)
     assert {one.id: info.group_of(one.id) for one in came} == {
         "x3": "x@train", "x4": "x@train", "y2": "y@val", "z1": "z", "w0": "w",
@@ -263,10 +264,10 @@ def test_what_comes_of_a_cut_group_joins_its_part_in_train(tmp_path: Path, packe
 
 def test_a_corrected_sample_stays_in_its_part_of_a_cut_group(tmp_path: Path) -> None:
     raw_dir = tmp_path / "raw"
-    write_set(raw_dir, INFO, CUT, **SHARES)
+    write_set(raw_dir, INFO, CUT, shares=SHARES)
     rows = (raw_dir / "samples.csv").read_bytes()
     change = change_set(
-        raw_dir, [sample("x2", image=2, mask=255, group="x"), sample("x1", image=1, group="x")], **SHARES
+        raw_dir, [sample("x2", image=2, mask=255, group="x"), sample("x1", image=1, group="x")], shares=SHARES
     )
     assert change == Change(0, 1, 0, 1)
     assert (raw_dir / "samples.csv").read_bytes() == rows
@@ -276,28 +277,28 @@ def test_a_set_dealt_by_hash_keeps_its_splits_when_it_grows(raw_dir: Path) -> No
     from segmill.data.splitting.splits import assign_splits
 
     (raw_dir / "splits.csv").unlink()
-    hashed = assign_splits([f"a/{n}" for n in range(6)], **SHARES, official={})
-    change_set(raw_dir, [sample("b")], **SHARES)
+    hashed = assign_splits([f"a/{n}" for n in range(6)], shares=SHARES, official={})
+    change_set(raw_dir, [sample("b")], shares=SHARES)
     assert read_frozen(raw_dir).items() > hashed.items()
 
 
 def test_an_official_group_that_is_gone_is_no_longer_named(tmp_path: Path) -> None:
     raw_dir = tmp_path / "raw"
     info = DatasetInfo("tiny", CLASSES, splits={"train": ("a",), "val": ("b",), "test": ("c", "d")})
-    write_set(raw_dir, info, [sample(name) for name in "abcd"], **SHARES)
-    change_set(raw_dir, [], remove=["d"], **SHARES)
+    write_set(raw_dir, info, [sample(name) for name in "abcd"], shares=SHARES)
+    change_set(raw_dir, [], remove=["d"], shares=SHARES)
     assert read_dataset_info(raw_dir).splits == {"train": ("a",), "val": ("b",), "test": ("c",)}
     assert read_frozen(raw_dir)["d"] == "test"
 
 
 def test_export_and_intake_give_the_same_set_again(raw_dir: Path, tmp_path: Path) -> None:
-    change_set(raw_dir, [sample("p", group="g")], **SHARES)
+    change_set(raw_dir, [sample("p", group="g")], shares=SHARES)
     assert unpack_set(raw_dir, tmp_path / "out") == 7
     assert held(tmp_path / "out") == held(raw_dir)
     entries = list_entries(tmp_path / "out")[0]
     again = [NewSample(e.id, e.image.read(tmp_path / "out"), ".png", e.mask.read(tmp_path / "out")) for e in entries]
     info = read_dataset_info(tmp_path / "out")
-    write_set(tmp_path / "again", info, again, **SHARES, packed=is_packed(raw_dir), facts=tmp_path / "out")
+    write_set(tmp_path / "again", info, again, shares=SHARES, packed=is_packed(raw_dir), facts=tmp_path / "out")
     assert held(tmp_path / "again") == held(raw_dir)
     for name in ("dataset.yaml", "samples.csv", "splits.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (raw_dir / name).read_bytes()
@@ -307,7 +308,7 @@ def test_export_and_intake_give_the_same_set_again(raw_dir: Path, tmp_path: Path
 
 def test_progress_is_told(raw_dir: Path) -> None:
     said: list[tuple[str, int, int | None]] = []
-    change_set(raw_dir, [sample(f"b/{n}") for n in range(60)], **SHARES, told=lambda *news: said.append(news))
+    change_set(raw_dir, [sample(f"b/{n}") for n in range(60)], shares=SHARES, told=lambda *news: said.append(news))
     assert ("reading", 50, None) in said
     assert said[-1][0] == "counting pixels" and said[-1][1] == said[-1][2] > 50
 
@@ -328,7 +329,7 @@ def replace(source, target):
     really(source, target)
 planned = []
 os.replace = replace
-change_set(Path(sys.argv[2]), CHANGE, remove=["a/0"], **SHARES)
+change_set(Path(sys.argv[2]), CHANGE, remove=["a/0"], shares=SHARES)
 """
 CHANGE = [sample("b", image=9), sample("a/1", image=1, mask=255), sample("c/d", image=8)]
 
@@ -341,8 +342,8 @@ def test_a_change_that_is_killed_is_old_or_new_and_the_next_try_completes_it(
     """SIGKILL before the plan is in place, when it just is, and with two of its files in place."""
     old = held(raw_dir)
     reference = tmp_path / "reference" / "raw"
-    write_set(reference, INFO, [sample(f"a/{n}", image=n) for n in range(6)], **SHARES, packed=packed)
-    change_set(reference, CHANGE, remove=["a/0"], **SHARES)
+    write_set(reference, INFO, [sample(f"a/{n}", image=n) for n in range(6)], shares=SHARES, packed=packed)
+    change_set(reference, CHANGE, remove=["a/0"], shares=SHARES)
     command = [sys.executable, "-c", KILLED_AT_A_MOVE, str(Path(__file__).parent), str(raw_dir), str(moves)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     planned = moves > 0
@@ -353,7 +354,7 @@ def test_a_change_that_is_killed_is_old_or_new_and_the_next_try_completes_it(
         assert held(raw_dir) == held(reference)
     else:
         assert held(raw_dir) == old
-    again = change_set(raw_dir, CHANGE, remove=[] if planned else ["a/0"], **SHARES)
+    again = change_set(raw_dir, CHANGE, remove=[] if planned else ["a/0"], shares=SHARES)
     assert again.nothing == planned
     assert held(raw_dir) == held(reference)
     assert read_frozen(raw_dir) == read_frozen(reference)
@@ -371,7 +372,7 @@ def samples():
         if number == 100:
             print("reading", flush=True)
             time.sleep(60)
-write_set(Path(sys.argv[2]), INFO, samples(), **SHARES, packed=sys.argv[3] == "True")
+write_set(Path(sys.argv[2]), INFO, samples(), shares=SHARES, packed=sys.argv[3] == "True")
 """
 
 
@@ -382,6 +383,6 @@ def test_a_new_set_that_is_killed_was_never_there(tmp_path: Path, packed: bool) 
         assert process.stdout is not None and process.stdout.readline() == "reading\n"
         os.kill(process.pid, signal.SIGKILL)
     assert not folder.exists()
-    write_set(folder, INFO, [sample("a")], **SHARES, packed=packed)
+    write_set(folder, INFO, [sample("a")], shares=SHARES, packed=packed)
     assert set(held(folder)) == {"a"}
     assert [path.name for path in folder.parent.iterdir()] == ["raw"]

@@ -18,6 +18,7 @@ from segmill.data.packing import shards
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.data.schema.manifest import manifest_schema, part_columns, read_dataset_info, write_manifest
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import assign_splits
 from segmill.data.storage.images import list_entries, read_mask
 from segmill.data.storage.labelled import PackWriter, index_schema, write_index
@@ -46,7 +47,7 @@ def record(raw_dir: Path, manifest: Path) -> None:
             row |= part_columns(kind, part)
             row[f"{kind}_sha256"] = hashlib.sha256(contents[kind]).hexdigest()
         rows.append(row)
-    splits = assign_splits({row["group"] for row in rows}, val=0.2, test=0.2, seed=0, official=info.splits)
+    splits = assign_splits({row["group"] for row in rows}, shares=SplitShares(0.2, 0.2, 0), official=info.splits)
     rows = [{**row, "split": splits[row["group"]]} for row in rows]
     write_manifest(manifest, pa.Table.from_pylist(rows, schema=manifest_schema(info)))
 

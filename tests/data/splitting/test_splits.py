@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segmill.data.schema.manifest import SPLITS, ClassInfo, DatasetInfo
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import (
     assign_splits,
     deal_new,
@@ -27,51 +28,51 @@ NAMES = [f"g{i}" for i in range(4000)]
 
 def test_the_assignment_is_frozen() -> None:
     """Golden: whoever changes the hash moves samples between train and test in every existing set."""
-    dealt = assign_splits([f"g{i}" for i in range(12)], val=0.25, test=0.25, seed=0, official={})
+    dealt = assign_splits([f"g{i}" for i in range(12)], shares=SplitShares(0.25, 0.25, 0), official={})
     assert "".join(dealt[f"g{i}"][1] for i in range(12)) == "eerrrrereaar"  # t(e)st, t(r)ain, v(a)l
 
 
 def test_a_group_does_not_care_about_the_others() -> None:
-    everyone = assign_splits(NAMES, val=0.2, test=0.1, seed=3, official={})
-    few = assign_splits(NAMES[::7], val=0.2, test=0.1, seed=3, official={})
+    everyone = assign_splits(NAMES, shares=SplitShares(0.2, 0.1, 3), official={})
+    few = assign_splits(NAMES[::7], shares=SplitShares(0.2, 0.1, 3), official={})
     assert few == {name: everyone[name] for name in NAMES[::7]}
 
 
 def test_shares_are_met_and_the_seed_matters() -> None:
-    dealt = assign_splits(NAMES, val=0.2, test=0.1, seed=3, official={})
+    dealt = assign_splits(NAMES, shares=SplitShares(0.2, 0.1, 3), official={})
     count = Counter(dealt.values())
     assert abs(count["val"] - 800) < 100  # 4 standard deviations: 4 * sqrt(4000 * 0.2 * 0.8)
     assert abs(count["test"] - 400) < 76
-    assert assign_splits(NAMES, val=0.2, test=0.1, seed=4, official={}) != dealt
+    assert assign_splits(NAMES, shares=SplitShares(0.2, 0.1, 4), official={}) != dealt
 
 
 def test_a_larger_val_share_leaves_test_alone() -> None:
-    dealt = [assign_splits(NAMES, val=val, test=0.1, seed=0, official={}) for val in (0.1, 0.3)]
+    dealt = [assign_splits(NAMES, shares=SplitShares(val, 0.1, 0), official={}) for val in (0.1, 0.3)]
     tested = [{name for name, split in groups.items() if split == "test"} for groups in dealt]
     assert tested[0] == tested[1]
 
 
 def test_the_official_split_comes_first() -> None:
     official = {"test": ["g0", "g1"], "train": ["g2"]}
-    dealt = assign_splits(NAMES, val=0.5, test=0.0, seed=0, official=official)
+    dealt = assign_splits(NAMES, shares=SplitShares(0.5, 0.0, 0), official=official)
     assert (dealt["g0"], dealt["g1"], dealt["g2"]) == ("test", "test", "train")
     assert Counter(dealt.values())["test"] == 2
 
 
 def test_an_official_group_that_no_sample_has_is_refused() -> None:
     with pytest.raises(InputError, match=r"splits.test names group 'brain_1'.*did you mean 'brain_01'"):
-        assign_splits(["brain_01"], val=0.1, test=0.1, seed=0, official={"test": ["brain_1"]})
+        assign_splits(["brain_01"], shares=SplitShares(0.1, 0.1, 0), official={"test": ["brain_1"]})
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.1), (float("nan"), 0.1)])
 def test_shares_must_leave_a_train(val: float, test: float) -> None:
     with pytest.raises(InputError, match="sum below 1"):
-        assign_splits(["a"], val=val, test=test, seed=0, official={})
+        assign_splits(["a"], shares=SplitShares(val, test, 0), official={})
 
 
 def test_the_official_split_beats_the_frozen_one_beats_the_hash() -> None:
     frozen = {"g0": "val", "g1": "val", "gone": "test"}
-    dealt = assign_splits(["g0", "g1", "g2"], val=0, test=0, seed=0, official={"test": ["g0"]}, frozen=frozen)
+    dealt = assign_splits(["g0", "g1", "g2"], shares=SplitShares(0, 0, 0), official={"test": ["g0"]}, frozen=frozen)
     assert dealt == {"g0": "test", "g1": "val", "g2": "train"}
 
 
@@ -115,7 +116,7 @@ def test_a_rare_class_comes_to_every_split() -> None:
     shown = pixels(
         "01", "0", "0", "012", "0", "02", "01", "0", "012", "0", "01", "0", "0", "0", "0", "0", "0", "0", "0", "0"
     )
-    dealt = deal_new({}, shown, val=0.15, test=0.15, seed=0)
+    dealt = deal_new({}, shown, shares=SplitShares(0.15, 0.15, 0))
     assert Counter(dealt.values()) == {"train": 14, "val": 3, "test": 3}
     assert sorted(dealt[g] for g in ("g3", "g5", "g8")) == ["test", "train", "val"]  # the three with class 2
     assert missing(dealt, shown) == 0
@@ -124,9 +125,9 @@ def test_a_rare_class_comes_to_every_split() -> None:
 def test_a_class_of_two_groups_goes_to_train_and_test() -> None:
     for seed in range(5):
         shown = pixels("01", "0", "0", "0", "01", "0", "0", "0")
-        dealt = deal_new({}, shown, val=0.25, test=0.25, seed=seed)
+        dealt = deal_new({}, shown, shares=SplitShares(0.25, 0.25, seed))
         assert {dealt["g0"], dealt["g4"]} == {"train", "test"}
-        only = deal_new({}, pixels("01", "0", "0", "0", "0"), val=0.2, test=0.2, seed=seed)
+        only = deal_new({}, pixels("01", "0", "0", "0", "0"), shares=SplitShares(0.2, 0.2, seed))
         assert only["g0"] == "train"
 
 
@@ -135,7 +136,7 @@ def test_a_class_of_two_groups_goes_to_train_and_test() -> None:
     [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (5, (3, 1, 1)), (10, (7, 1, 2)), (40, (28, 6, 6))],
 )
 def test_few_groups_still_fill_the_splits(count: int, expected: tuple[int, int, int]) -> None:
-    dealt = Counter(deal_new({}, pixels(*["0"] * count), val=0.15, test=0.15, seed=1).values())
+    dealt = Counter(deal_new({}, pixels(*["0"] * count), shares=SplitShares(0.15, 0.15, 1)).values())
     assert tuple(dealt[split] for split in SPLITS) == expected
 
 
@@ -143,7 +144,7 @@ def test_new_groups_make_up_for_what_is_settled() -> None:
     """Ten settled groups are all train; of ten new ones val and test take 3 each, their share of twenty."""
     shown = pixels(*["01"] * 20)
     settled = {f"g{i}": "train" for i in range(10)}
-    dealt = deal_new(settled, shown, val=0.15, test=0.15, seed=0)
+    dealt = deal_new(settled, shown, shares=SplitShares(0.15, 0.15, 0))
     assert not dealt.keys() & settled.keys()
     assert Counter(dealt.values()) == {"train": 4, "val": 3, "test": 3}
 
@@ -151,15 +152,15 @@ def test_new_groups_make_up_for_what_is_settled() -> None:
 def test_a_class_that_settled_groups_have_in_train_goes_elsewhere() -> None:
     shown = pixels("02", "0", "0", "02", "0", "02")
     settled = {"g0": "train", "g1": "val", "g2": "test"}
-    dealt = deal_new(settled, shown, val=0.33, test=0.33, seed=0)
+    dealt = deal_new(settled, shown, shares=SplitShares(0.33, 0.33, 0))
     assert {dealt["g3"], dealt["g5"]} == {"val", "test"} and dealt["g4"] == "train"
 
 
 def test_the_seed_decides_between_equals_only() -> None:
     alike = pixels(*["0"] * 12)
-    assert len({tuple(sorted(deal_new({}, alike, val=0.2, test=0.2, seed=s).items())) for s in range(4)}) > 1
+    assert len({tuple(sorted(deal_new({}, alike, shares=SplitShares(0.2, 0.2, s)).items())) for s in range(4)}) > 1
     unlike = pixels("012", "01", "0")  # class 2 belongs to train, so class 1's second group goes to test
-    assert {tuple(sorted(deal_new({}, unlike, val=0.3, test=0.3, seed=s).items())) for s in range(4)} == {
+    assert {tuple(sorted(deal_new({}, unlike, shares=SplitShares(0.3, 0.3, s)).items())) for s in range(4)} == {
         (("g0", "train"), ("g1", "test"), ("g2", "val"))
     }
 
@@ -175,7 +176,7 @@ def as_pixels(classes: dict[str, int]) -> dict[str, np.ndarray]:
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 7), min_size=1), st.integers(0, 3))
 def test_no_deal_of_these_sizes_would_spread_the_classes_further(classes: dict[str, int], seed: int) -> None:
     shown = as_pixels(classes)
-    dealt = deal_new({}, shown, val=0.2, test=0.2, seed=seed)
+    dealt = deal_new({}, shown, shares=SplitShares(0.2, 0.2, seed))
     others = set(itertools.permutations(dealt.values()))
     assert missing(dealt, shown) == min(missing(dict(zip(dealt, splits, strict=True)), shown) for splits in others)
 
@@ -196,16 +197,18 @@ def test_a_sample_never_changes_its_split(
     folder = tmp_path_factory.mktemp("set")
     info = DatasetInfo("x", (ClassInfo(0, "a", "#000000"), ClassInfo(1, "b", "#ffffff")))
     write_frozen(folder, {})
-    first = freeze(folder, info, as_pixels(before), val=val, test=test, seed=seed)
+    first = freeze(folder, info, as_pixels(before), shares=SplitShares(val, test, seed))
     names = list(after)
     random.shuffle(names)
-    second = freeze(folder, info, as_pixels({g: after[g] for g in names}), val=test, test=other, seed=seed + 1)
+    second = freeze(folder, info, as_pixels({g: after[g] for g in names}), shares=SplitShares(test, other, seed + 1))
     assert second == first | {g: second[g] for g in after.keys() - first.keys()}
     assert read_frozen(folder) == second
-    assert assign_splits(after, val=0, test=0, seed=9, official={}, frozen=second) == {g: second[g] for g in after}
-    again = freeze(folder, info, as_pixels(before | after), val=other, test=val, seed=seed)
+    assert assign_splits(after, shares=SplitShares(0, 0, 9), official={}, frozen=second) == {
+        g: second[g] for g in after
+    }
+    again = freeze(folder, info, as_pixels(before | after), shares=SplitShares(other, val, seed))
     assert again == second
-    assert deal_new(first, as_pixels(dict(sorted(after.items()))), val=test, test=other, seed=seed + 1) == {
+    assert deal_new(first, as_pixels(dict(sorted(after.items()))), shares=SplitShares(test, other, seed + 1)) == {
         g: second[g] for g in after.keys() - first.keys()
     }
 
@@ -215,9 +218,9 @@ def test_a_set_from_before_splits_csv_keeps_its_hash(tmp_path: Path) -> None:
         "x", (ClassInfo(0, "a", "#000000"), ClassInfo(1, "b", "#ffffff")), splits={"test": ("g3", "later")}
     )
     shown = pixels(*["01"] * 30)
-    frozen = freeze(tmp_path, info, shown, val=0.2, test=0.2, seed=5)
-    assert frozen == assign_splits(shown, val=0.2, test=0.2, seed=5, official={"test": ("g3",)})
-    grown = freeze(tmp_path, info, shown | {"later": np.array([1, 0, 0])}, val=0.2, test=0.2, seed=5)
+    frozen = freeze(tmp_path, info, shown, shares=SplitShares(0.2, 0.2, 5))
+    assert frozen == assign_splits(shown, shares=SplitShares(0.2, 0.2, 5), official={"test": ("g3",)})
+    grown = freeze(tmp_path, info, shown | {"later": np.array([1, 0, 0])}, shares=SplitShares(0.2, 0.2, 5))
     assert grown == frozen | {"later": "test"}
 
 
@@ -226,7 +229,7 @@ def test_ten_thousand_groups_take_seconds() -> None:
     table = random.random((10_000, 20)) < np.geomspace(1, 0.0003, 20)
     shown = {f"g{i}": row.astype(np.int64) for i, row in enumerate(table)}
     began = time.process_time()
-    dealt = deal_new({}, shown, val=0.1, test=0.2, seed=0)
+    dealt = deal_new({}, shown, shares=SplitShares(0.1, 0.2, 0))
     assert time.process_time() - began < 5
     assert Counter(dealt.values()) == {"train": 7000, "val": 1000, "test": 2000}
     for k in range(20):

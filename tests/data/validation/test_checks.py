@@ -13,13 +13,14 @@ from segmill.data.ingest.repair import repaired_samples
 from segmill.data.schema.issues import KINDS, Fault, read_faults
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, manifest_info, read_dataset_info, read_manifest
 from segmill.data.schema.special_files import refuse_strange_files
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage.images import encode_png
 from segmill.data.storage.labelled import INDEX_FILE
 from segmill.data.validation.checks import PRINTED, BadData, validate_dataset
 from segmill.data.validation.examination import examine
 from segmill.errors import InputError
 
-SHARES = {"val": 0.2, "test": 0.2, "seed": 0}
+SHARES = SplitShares(0.2, 0.2, 0)
 
 
 def street_samples(count: int = 8, size: int = 48) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -45,7 +46,7 @@ def faults_of(raw_dir: Path) -> dict[str, Fault]:
 
 
 def test_a_good_set_becomes_a_manifest(street_set: Path, tmp_path: Path) -> None:
-    summary = validate_dataset(street_set, tmp_path / "m.parquet", **SHARES)
+    summary = validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES)
     masks = [mask for _, mask in street_samples().values()]
     assert summary.samples == {"train": 4, "val": 2, "test": 2}
     assert summary.class_pixels == {f"class_{i}": sum(int((mask == i).sum()) for mask in masks) for i in range(5)}
@@ -96,7 +97,7 @@ def test_all_bad_files_are_said_at_once(street_set: Path, tmp_path: Path) -> Non
     (street_set / "masks" / "s03.png").unlink()
     save(street_set, "masks/orphan.png", np.zeros((48, 48), np.uint8))
     with pytest.raises(BadData) as caught:
-        validate_dataset(street_set, tmp_path / "m.parquet", **SHARES, page=tmp_path / "page.html")
+        validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, page=tmp_path / "page.html")
     said = {fault.kind: fault for fault in caught.value.findings}
     assert {kind: fault.files for kind, fault in said.items()} == {
         "missing_image": ("masks/orphan.png",),
@@ -118,7 +119,7 @@ def test_many_files_of_a_kind_make_one_line(street_set: Path, tmp_path: Path) ->
     for number in range(PRINTED + 7):
         (street_set / "masks" / f"orphan{number:03d}.png").touch()
     with pytest.raises(BadData) as caught:
-        validate_dataset(street_set, tmp_path / "m.parquet", **SHARES)
+        validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES)
     (fault,) = caught.value.findings
     assert len(fault.files) == PRINTED + 7
     assert str(caught.value).splitlines()[0].startswith(f"{PRINTED + 7} problems")
@@ -128,12 +129,12 @@ def test_many_files_of_a_kind_make_one_line(street_set: Path, tmp_path: Path) ->
 def test_an_empty_set_and_an_empty_split_are_refused(write_set, tmp_path: Path) -> None:
     raw_dir = write_set({})
     with pytest.raises(InputError, match="holds no samples"):
-        validate_dataset(raw_dir, tmp_path / "m.parquet", **SHARES)
+        validate_dataset(raw_dir, tmp_path / "m.parquet", shares=SHARES)
     some = street_samples()
     masks = {name: (image, (mask == 1).astype(np.uint8)) for name, (image, mask) in some.items()}
     write_set(masks, splits={"train": tuple(masks)[:4], "test": tuple(masks)[4:]})
     with pytest.raises(InputError, match=r"no group falls into val \(8 groups in all\)"):
-        validate_dataset(raw_dir, tmp_path / "m.parquet", **SHARES)
+        validate_dataset(raw_dir, tmp_path / "m.parquet", shares=SHARES)
 
 
 def test_an_id_outside_the_group_rule_is_a_fault(write_set) -> None:
@@ -146,21 +147,21 @@ def test_an_id_outside_the_group_rule_is_a_fault(write_set) -> None:
 
 def test_accepted_kinds_do_not_stop_and_what_cannot_be_used_is_left_out(street_set: Path, tmp_path: Path) -> None:
     save(street_set, "masks/s01.png", np.zeros((48, 30), np.uint8))
-    summary = validate_dataset(street_set, tmp_path / "m.parquet", **SHARES, accept=["size_mismatch"])
+    summary = validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, accept=["size_mismatch"])
     assert summary.samples["train"] == 3
     (kept,) = [fault for fault in read_faults(tmp_path / "m.parquet") if fault.kind == "size_mismatch"]
     assert kept.files == ("masks/s01.png",)
     with pytest.raises(InputError, match=r"'size_mismatsch', which does not exist; did you mean 'size_mismatch'"):
-        validate_dataset(street_set, tmp_path / "m.parquet", **SHARES, accept=["size_mismatsch"])
+        validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, accept=["size_mismatsch"])
     with pytest.raises(InputError, match="no data version can hold such a file"):
-        validate_dataset(street_set, tmp_path / "m.parquet", **SHARES, accept=["not_a_file"])
+        validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, accept=["not_a_file"])
 
 
 def test_the_manifest_does_not_depend_on_the_number_of_processes(street_set: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     for jobs in (1, 2):
         out = tmp_path / f"{jobs}.parquet"
-        validate_dataset(street_set, out, **SHARES, jobs=jobs, told=lambda done, of: told.append((done, of)))
+        validate_dataset(street_set, out, shares=SHARES, jobs=jobs, told=lambda done, of: told.append((done, of)))
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
     assert told[-1] == (8, 8)
 
@@ -258,7 +259,7 @@ def test_classes_of_one_split_are_warned_of(write_set, tmp_path: Path) -> None:
         return mask
 
     samples = {name: (image, change(name, mask)) for name, (image, mask) in street_samples().items()}
-    summary = validate_dataset(write_set(samples, classes=STREET, splits=SPLITS), tmp_path / "m.parquet", **SHARES)
+    summary = validate_dataset(write_set(samples, classes=STREET, splits=SPLITS), tmp_path / "m.parquet", shares=SHARES)
     said = {fault.kind: (fault.files, fault.what) for fault in summary.faults}
     assert said["class_in_one_split"] == (("class 'class_3'",), "it appears in one split only (val, not train or test)")
     assert said["class_missing_in_split"] == (("class 'class_4'",), "it has no pixel in one split (test)")
@@ -267,9 +268,9 @@ def test_classes_of_one_split_are_warned_of(write_set, tmp_path: Path) -> None:
 def test_leaks_stop_it_too(street_set: Path, tmp_path: Path) -> None:
     (street_set / "images" / "s07.png").write_bytes((street_set / "images" / "s00.png").read_bytes())
     with pytest.raises(BadData) as caught:
-        validate_dataset(street_set, tmp_path / "m.parquet", **SHARES)
+        validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES)
     assert [fault.kind for fault in caught.value.findings] == ["exact_duplicate"]
-    validate_dataset(street_set, tmp_path / "m.parquet", **SHARES, accept=["exact_duplicate"])
+    validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, accept=["exact_duplicate"])
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -312,7 +313,7 @@ def test_a_packed_set_is_checked_like_a_loose_one(street_set: Path, tmp_path: Pa
         NewSample(name, encode_png(image), ".png", encode_png(np.where(mask == 4, 9, mask).astype(np.uint8)))
         for name, (image, mask) in street_samples().items()
     ]
-    write_set(tmp_path / "packed", read_dataset_info(street_set), samples, **SHARES, packed=True)
+    write_set(tmp_path / "packed", read_dataset_info(street_set), samples, shares=SHARES, packed=True)
     save_9 = {name: np.where(mask == 4, 9, mask).astype(np.uint8) for name, (_, mask) in street_samples().items()}
     for name, mask in save_9.items():
         save(street_set, f"masks/{name}.png", mask)
@@ -331,7 +332,7 @@ def test_an_index_that_points_out_of_the_set_is_not_followed(street_set: Path, t
         NewSample(name, encode_png(image), ".png", encode_png(mask)) for name, (image, mask) in street_samples().items()
     ]
     raw_dir = tmp_path / "packed"
-    write_set(raw_dir, read_dataset_info(street_set), samples, **SHARES, packed=True)
+    write_set(raw_dir, read_dataset_info(street_set), samples, shares=SHARES, packed=True)
     rows = pq.read_table(raw_dir / INDEX_FILE)
     (tmp_path / "secret").write_bytes(b"x" * 10**6)
     place = rows.schema.get_field_index("pack")

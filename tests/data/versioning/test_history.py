@@ -11,6 +11,7 @@ from PIL import Image
 
 from segmill.data.ingest.intake import NewSample, change_set
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, write_dataset_info
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.versioning import history
 from segmill.data.versioning.history import LogEntry, append_log, compare, log_path, read_contents, read_log, resolve
 from segmill.data.versioning.repository import create_repository
@@ -18,7 +19,7 @@ from segmill.data.versioning.versions import bring_data, explained, store
 from segmill.errors import InputError
 
 CLASSES = (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "thing", "#ff0000"))
-SHARES = {"val": 0.25, "test": 0.25, "seed": 0}
+SHARES = SplitShares(0.25, 0.25, 0)
 
 
 def entry(version: str, before: str | None = None, when: str = "2026-01-01T00:00:00+00:00") -> LogEntry:
@@ -133,7 +134,7 @@ def test_a_packed_version_is_compared_by_its_index(root: Path, monkeypatch: pyte
     put(root / "more", "d", image=9, things=8)
     image, mask = ((root / "more" / kind / "d.png").read_bytes() for kind in ("images", "masks"))
     with explained(root, "data/raw", "a fourth"):
-        change_set(raw_dir, [NewSample("d", image, ".png", mask)], **SHARES)
+        change_set(raw_dir, [NewSample("d", image, ".png", mask)], shares=SHARES)
     packed = bring_data(root, "data/raw", None)
     with store(root, None) as files:
         before, after = read_contents(files, loose.md5), read_contents(files, packed.md5)

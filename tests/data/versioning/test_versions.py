@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from segmill.data.ingest.intake import NewSample, change_set
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.versioning.history import compare, read_contents
 from segmill.data.versioning.repository import create_repository
 from segmill.data.versioning.versions import (
@@ -84,7 +85,7 @@ def add_one(root: Path) -> DataVersion:
     image, mask = ((raw(root) / kind / "street_s0000_f00.png").read_bytes() for kind in ("images", "masks"))
     new = NewSample("street_s0000_f77", image, ".png", mask)
     with explained(root, "data/raw", "one more"):
-        change_set(raw(root), [new], val=0.2, test=0.2, seed=0)
+        change_set(raw(root), [new], shares=SplitShares(0.2, 0.2, 0))
     return bring_data(root, "data/raw", ".dvc-remote")
 
 

@@ -18,6 +18,7 @@ import pytest
 from segmill import progress
 from segmill.cluster.connection import connect
 from segmill.data.packing.pack import pack
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InfrastructureError, InputError
 from segmill.params import TrainParams
@@ -60,7 +61,7 @@ def ray_of_two() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
     root = tmp_path_factory.mktemp("launch")
-    validate_dataset(street, root / "manifest.parquet", val=0.25, test=0.25, seed=0)
+    validate_dataset(street, root / "manifest.parquet", shares=SplitShares(0.25, 0.25, 0))
     pack(street, root / "manifest.parquet", root / "packed", size=None)
     return root / "packed"
 

@@ -18,13 +18,14 @@ from PIL import Image
 from segmill.data.ingest.formats import LAYOUTS, open_layout
 from segmill.data.ingest.intake import Change, change_set, write_set
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, write_dataset_info
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage.images import Finding
 from segmill.data.storage.labelled import is_packed, read_index, write_index
 from segmill.errors import InputError
 
 MASK = np.array([[0, 1], [1, 0]], np.uint8)
 CLASSES = (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "thing", "#ff0000"))
-SHARES = {"val": 0.25, "test": 0.25, "seed": 0}
+SHARES = SplitShares(0.25, 0.25, 0)
 
 
 def put(path: Path, pixels: np.ndarray = MASK) -> None:
@@ -120,7 +121,7 @@ def test_every_layout_is_recognised_and_taken_for_no_other(one: tuple[str, Path]
 def test_what_is_delivered_makes_a_set(one: tuple[str, Path], tmp_path: Path) -> None:
     _, root = one
     found = open_layout(root, name="made")
-    write_set(tmp_path / "made", found.info, found.samples, **SHARES)
+    write_set(tmp_path / "made", found.info, found.samples, shares=SHARES)
     again = open_layout(tmp_path / "made")
     assert again.layout == "segmill"
     assert (again.info.name, again.info.classes) == ("made", found.info.classes)
@@ -226,7 +227,7 @@ def test_a_canonical_set_passes_as_it_is_loose_and_packed(tmp_path: Path, take) 
     (loose / "splits.csv").write_text("group,split\na,val\nb,train\nc,test\n")
     found = open_layout(loose)
     packed = tmp_path / "packed"
-    write_set(packed, found.info, found.samples, packed=True, **SHARES)
+    write_set(packed, found.info, found.samples, packed=True, shares=SHARES)
     assert is_packed(packed)
     for root in (loose, packed):
         again = open_layout(root)
@@ -246,9 +247,9 @@ def test_a_canonical_set_that_comes_again_is_known_whatever_its_suffixes(tmp_pat
     segmill(tmp_path / "set", ("a", "b", "c"))
     (tmp_path / "set/images/a.png").rename(tmp_path / "set/images/a.PNG")
     found = open_layout(tmp_path / "set")
-    write_set(tmp_path / "made", found.info, found.samples, **SHARES)
+    write_set(tmp_path / "made", found.info, found.samples, shares=SHARES)
     again = open_layout(tmp_path / "set", info=found.info)
-    assert change_set(tmp_path / "made", again.samples, **SHARES) == Change(0, 0, 0, 3)
+    assert change_set(tmp_path / "made", again.samples, shares=SHARES) == Change(0, 0, 0, 3)
     assert (tmp_path / "made/images/a.PNG").is_file()
 
 
@@ -317,7 +318,7 @@ def test_files_that_break_decoders_are_found_or_passed_on(kind: str, tmp_path: P
 def test_an_index_that_points_outside_reads_nothing(tmp_path: Path, take) -> None:
     segmill(tmp_path / "loose")
     found = open_layout(tmp_path / "loose")
-    write_set(tmp_path / "set", found.info, found.samples, packed=True, **SHARES)
+    write_set(tmp_path / "set", found.info, found.samples, packed=True, shares=SHARES)
     (tmp_path / "outside.tar").write_bytes((next((tmp_path / "set/packs").iterdir())).read_bytes())
     rows = read_index(tmp_path / "set")
     away = pa.array(["../outside.tar"] * len(rows))
