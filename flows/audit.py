@@ -21,11 +21,12 @@ from segmill.cluster.work import wait
 from segmill.errors import InputError, near_miss
 from segmill.evaluation.audit import Source
 from segmill.evaluation.folds import deal_folds, train_groups, write_fold
+from segmill.files import replacing
 from segmill.params import Params
 from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 from tasks.finetune import training_arguments
-from tasks.stage import noted, recorded_md5, replacing
+from tasks.stage import noted, recorded_md5
 
 HELD_OUT = ("val", "test")
 STEP = "audit"

@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from segmill.errors import InputError, near_miss
+from segmill.files import replacing
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -352,10 +353,8 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
             comments[3] = None  # what stood before a value in block style; ruamel would break the file over it
     parse_params(values, "--set")
     if changes:
-        draft = path.with_name(f".{path.name}.tmp")
-        with draft.open("w") as file:
+        with replacing(path) as draft, draft.open("w") as file:
             yaml.dump(values, file)
-        draft.replace(path)
     return changes
 
 

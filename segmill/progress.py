@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from segmill.files import write_atomically
 
 COUNT_EVERY_S = 0.5
 
 
 def report(path: Path, **facts: Any) -> None:
     """Replace the JSON object at ``path`` by ``facts``; a reader sees the old one or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(facts))
-    os.replace(draft, path)
+    write_atomically(path, json.dumps(facts), durable=False)
 
 
 def report_failure(path: Path, **facts: Any) -> None:

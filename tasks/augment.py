@@ -13,9 +13,9 @@ from segmill.data.loading.augmentation import Policy, settle_own_policy, settle_
 from segmill.data.loading.extras import make_extras
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.data.storage.parallel import map_ordered
+from segmill.files import replacing
 from segmill.params import Params
 from segmill.workspace import Workspace
-from tasks.stage import replacing
 
 
 def augment(workspace: Workspace, params: Params) -> None:

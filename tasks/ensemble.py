@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 from segmill.cluster.resources import whole_node
 from segmill.cluster.work import wait
+from segmill.files import replacing
 from segmill.params import Params
 from segmill.training.distributed import launch
 from segmill.workspace import Workspace
-from tasks.stage import replacing
 
 
 def ensemble(workspace: Workspace, params: Params) -> None:

@@ -12,12 +12,13 @@ from segmill.cluster.resources import even_share
 from segmill.cluster.work import Running, wait
 from segmill.data.loading.augmentation import read_policy
 from segmill.data.versioning.versions import recorded_version
+from segmill.files import replacing
 from segmill.params import Params
 from segmill.promotion.champion import Start, champion_start
 from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 from tasks.register import model_name
-from tasks.stage import recorded_md5, replacing
+from tasks.stage import recorded_md5
 
 
 def finetune(workspace: Workspace, params: Params, name: str) -> None:

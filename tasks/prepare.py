@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from segmill import progress
 from segmill.data.packing.pack import pack
+from segmill.files import replacing
 from segmill.params import Params
 from segmill.workspace import Workspace
-from tasks.stage import replacing
 
 # The modules that make pixels: what was packed by other code of these is packed again.
 PIXELS = (

@@ -15,6 +15,7 @@ from segmill import progress
 from segmill.data.schema.special_files import refuse_strange_files
 from segmill.data.versioning.repository import repository
 from segmill.errors import InputError, near_miss
+from segmill.files import write_atomically
 from segmill.fingerprint import fingerprints, package_folders
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace
@@ -147,7 +148,7 @@ def watch_code(workspace: Workspace) -> None:
     for name, module in modules.items():
         path = workspace.code / name
         if not path.is_file() or path.read_text() != texts[module]:
-            path.write_text(texts[module])
+            write_atomically(path, texts[module])
 
 
 def recorded_md5(workspace: Workspace, name: str, dependency: str | None = None) -> str:
@@ -164,33 +165,6 @@ def recorded_md5(workspace: Workspace, name: str, dependency: str | None = None)
     else:
         found = [dep for dep in stages[name]["deps"] if dep["path"] == dependency]
     return str(found[0]["md5"]).removesuffix(".dir") if found else ""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
-
-    What a crash leaves is a ``.NAME.draft`` that nobody reads and the next try removes.
-    """
-    draft = path.with_name(f".{path.name}.draft")
-    _remove(draft)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield draft
-    except BaseException:
-        _remove(draft)
-        raise
-    _remove(path)
-    draft.rename(path)
-
-
-def _remove(path: Path) -> None:
-    import shutil
-
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _done(note: Path, outcome: Outcome) -> Outcome:

@@ -8,9 +8,9 @@ from segmill import progress
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage import journal
 from segmill.data.validation.checks import validate_dataset
+from segmill.files import replacing
 from segmill.params import Params
 from segmill.workspace import Workspace
-from tasks.stage import replacing
 
 
 def validate(workspace: Workspace, params: Params) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO, StringIO
@@ -20,6 +19,7 @@ from segmill.data.schema.manifest import DatasetInfo
 from segmill.data.schema.mask_values import palette
 from segmill.evaluation.audit import Audited, Evidence, Region, Source, Suspect, audit
 from segmill.evaluation.report import errors, overlay
+from segmill.files import write_atomically
 
 COLUMNS = (
     "rank", "sample", "split", "group", "image", "mask", "x", "y", "width", "height",
@@ -67,8 +67,8 @@ def audit_and_report(
     )
     out_dir.mkdir(parents=True, exist_ok=True)
     page, table = out_dir / "index.html", out_dir / "audit.csv"
-    _replace(table, csv_text(found))
-    _replace(page, page_text(found))
+    write_atomically(table, csv_text(found))
+    write_atomically(page, page_text(found))
     best = [{**row, "regions": len(one.regions)} for one, row in _first_rows(found, TABLE_ROWS)]
     return {
         "page": str(page), "table": str(table), "samples": found.samples, "suspicious": found.suspicious,
@@ -177,9 +177,3 @@ def _as_data(pixels: NDArray[np.uint8], regions: Iterable[Region]) -> str:
     content = BytesIO()
     picture.save(content, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

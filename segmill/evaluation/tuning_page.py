@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from io import StringIO
@@ -13,6 +12,7 @@ from ruamel.yaml import YAML
 
 from segmill.errors import InputError
 from segmill.evaluation.report import LINES, THEMES
+from segmill.files import write_atomically
 from segmill.params import say
 from segmill.tuning.space import Dimension, assignments, value_at
 from segmill.tuning.trials import (
@@ -86,7 +86,7 @@ def write_evidence(
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     write_table(out_dir / "trials.csv", trials, list(before))
-    _replace(out_dir / "patch.yaml", patch_text(found, before, compared, work, space))
+    write_atomically(out_dir / "patch.yaml", patch_text(found, before, compared, work, space))
     write_page(out_dir, work, space, trials, found, compared, before)
     return found
 
@@ -199,7 +199,7 @@ def write_page(
         rows=list(enumerate(trials, 1)),
         line=" ".join(f"--set '{one}'" for one in found["set"]),
     )
-    _replace(out_dir / "index.html", text)
+    write_atomically(out_dir / "index.html", text)
 
 
 def draw_best(axes: Any, trials: Sequence[Trial]) -> None:
@@ -308,9 +308,3 @@ def _draw(figures: Path, stem: str, title: str, draw: Callable[[Any, str], None]
             axes.legend(frameon=False, labelcolor=ink, fontsize=8.5)
         figure.savefig(figures / f"{stem}-{theme}.png", dpi=160, transparent=True)
     return {"stem": f"figures/{stem}", "title": title}
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segmill.enhancement import check_images, enhance_all
 from segmill.errors import InputError
+from segmill.files import replacing
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD, encoder_name
 from segmill.models.gradient_checkpointing import set_gradient_checkpointing
 from segmill.models.networks import STRIDE_PX, Network, assemble
@@ -243,12 +244,10 @@ def save_member(
 
 def write_curves(path: Path, curves: list[dict[str, Any]]) -> None:
     """Replace the CSV at ``path`` by ``curves``: one row per epoch, a header from the first row's keys."""
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w", newline="") as file:
+    with replacing(path) as draft, draft.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(curves[0]) if curves else [])
         writer.writeheader()
         writer.writerows(curves)
-    draft.replace(path)
 
 
 class Member:

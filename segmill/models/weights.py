@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
 import urllib.error
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segmill.errors import InputError, near_miss
+from segmill.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -255,10 +255,8 @@ def _download(url: str) -> Path:
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     digest = hashlib.sha256()
-    try:
+    with replacing(target) as draft:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, draft.open("wb") as file:
             while block := answer.read(1 << 20):
                 digest.update(block)
@@ -266,7 +264,4 @@ def _download(url: str) -> Path:
         claimed = re.search(r"-([0-9a-f]{8,})\.", target.name)
         if claimed and not digest.hexdigest().startswith(claimed[1]):
             raise OSError(f"{url} came with another sha256 than its name says")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
     return target

@@ -16,6 +16,7 @@ import numpy as np
 
 import segmill
 from segmill.ensembling.predict import read_ensemble
+from segmill.files import replacing
 from segmill.tracking import reaching
 
 if TYPE_CHECKING:
@@ -162,9 +163,8 @@ def fetch_member(uri: str, model_name: str, version: str, member: str, to: Path)
         fetched = mlflow.artifacts.download_artifacts(
             artifact_uri=f"{members}/{member}", dst_path=folder, tracking_uri=uri
         )
-        draft = to.with_name(f".{to.name}.draft")
-        shutil.copytree(fetched, draft, dirs_exist_ok=True)
-        draft.rename(to)
+        with replacing(to) as draft:
+            shutil.copytree(fetched, draft)
     return True
 
 

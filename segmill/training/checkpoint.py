@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from segmill.errors import InputError
+from segmill.files import replacing
 from segmill.models.members import MemberModule
 from segmill.training.objective import Objective
 from segmill.training.optimisation import MovingAverage
@@ -55,9 +55,8 @@ def save(training: Training, folder: Path) -> None:
         "average": training.average and training.average.state_dict(),
         **{name: getattr(training, name) for name in PLAIN},
     }
-    draft = folder / f"{FILE}.tmp"
-    torch.save(state, draft)
-    os.replace(draft, folder / FILE)
+    with replacing(folder / FILE) as draft:
+        torch.save(state, draft)
 
 
 def load(training: Training, folder: Path) -> None:

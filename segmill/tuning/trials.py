@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segmill import progress
+from segmill.files import replacing
 from segmill.metrics.intervals import student_t_quantile
 from segmill.tuning.space import settings_of
 
@@ -256,9 +257,7 @@ def unchanged(present: Sequence[float], confidence: float) -> Comparison:
 
 def write_table(path: Path, trials: Sequence[Trial], keys: Sequence[str]) -> None:
     """Write trials.csv: a row per trial with number, state, seed, epochs, share, val_miou, seconds and its values."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["trial", "state", "seed", "epochs", "share", "val_miou", "seconds", *keys, "why"])
         for number, trial in enumerate(trials, 1):
@@ -269,7 +268,6 @@ def write_table(path: Path, trials: Sequence[Trial], keys: Sequence[str]) -> Non
                 [number, trial.state, trial.seed, epochs, f"{trial.share:.3f}", best, f"{trial.seconds:.1f}", *shown,
                  trial.why]
             )  # fmt: skip
-    draft.replace(path)
 
 
 def _cell(value: Any) -> Any:

@@ -13,7 +13,7 @@ from segmill.data.packing.pack import pack
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace
-from tasks.stage import bring_up_to_date, recorded_md5, replacing, survey
+from tasks.stage import bring_up_to_date, recorded_md5, survey
 from tasks.version import version
 
 LIGHT = ("fingerprint", "validate", "prepare", "augment")
@@ -139,16 +139,3 @@ def test_an_unknown_stage_or_member_names_the_near_miss(workspace: Workspace) ->
         run(workspace, "prepair")
     with pytest.raises(InputError, match="no member 'lite0-uent'; did you mean 'lite0-unet'"):
         run(workspace, "finetune@lite0-uent")
-
-
-def test_replacing_swaps_a_whole_folder_and_cleans_what_a_crash_left(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").touch()
-    (tmp_path / ".out.draft").mkdir()
-    (tmp_path / ".out.draft" / "crashed").touch()
-    with replacing(out) as draft:
-        draft.mkdir()
-        (draft / "new").touch()
-    assert [path.name for path in out.iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]

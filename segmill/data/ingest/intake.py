@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from segmill.data.storage.labelled import (
     write_index,
 )
 from segmill.errors import InputError, near_miss
+from segmill.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -193,19 +193,14 @@ def unpack_set(raw_dir: Path, to: Path, *, told: Told = tell_nobody) -> int:
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"{to} holds something already; name an empty or a new folder")
-    draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
-    draft.mkdir(parents=True)
-    try:
+    with replacing(to) as draft:
+        draft.mkdir()
         _copy_facts(raw_dir, draft)
         sink = _LooseWriter(draft)
         entries, _ = list_entries(raw_dir)
         for done, entry in enumerate(entries, start=1):
             sink.add(entry.id, [(part.name, part.read(raw_dir)) for part in (entry.image, entry.mask)])
             told("writing", done, len(entries))
-        journal.flush_all(draft)
-        os.replace(draft, to)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return len(entries)
 
 

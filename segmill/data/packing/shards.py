@@ -25,6 +25,7 @@ from segmill.data.schema.manifest import row_part
 from segmill.data.storage.images import read_image, read_mask
 from segmill.enhancement import enhance
 from segmill.errors import InputError
+from segmill.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -178,10 +179,9 @@ def make_shard(raw_dir: Path, folder: Path, work: Work) -> None:
     InputError where a file is not what validation saw.
     """
     store = Store(folder)
-    draft = folder / f"{work.key}.{os.getpid()}.tmp"
     table: list[tuple[int, ...]] = []
     values, ids = np.zeros((CHANNELS, 256), np.int64), np.zeros(256, np.int64)
-    with draft.open("wb") as file:
+    with replacing(store.shard(work.key)) as draft, draft.open("wb") as file:
         for number, piece in _pieces(raw_dir, store, work):
             file.write(np.ascontiguousarray(piece.image).data)
             file.write(np.ascontiguousarray(piece.mask).data)
@@ -190,12 +190,10 @@ def make_shard(raw_dir: Path, folder: Path, work: Work) -> None:
                 values[channel] += np.bincount(piece.image[:, :, channel].ravel(), minlength=256)
             values[:, 0] -= piece.padding_px
             ids += np.bincount(piece.mask.ravel(), minlength=256)
-    draft.chmod(0o444)  # whoever links to it must not change it
-    draft.replace(store.shard(work.key))
+        os.fchmod(file.fileno(), 0o444)  # whoever links to it must not change it
     facts = Facts(np.array(work.sample_keys, "S32"), np.array(table, np.int64).reshape(-1, len(_UNITS)), values, ids)
-    with draft.open("wb") as file:
+    with replacing(folder / f"{work.key}.npz") as draft, draft.open("wb") as file:
         np.savez(file, **facts._asdict())
-    draft.replace(folder / f"{work.key}.npz")
 
 
 def _pieces(raw_dir: Path, store: Store, work: Work) -> Iterator[tuple[int, Piece]]:

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import functools
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from segmill.data.storage.labelled import Part
 from segmill.errors import InputError, near_miss
+from segmill.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -193,16 +193,12 @@ def _column(file: SamplesFile, name: str) -> dict[str, str]:
 
 def write_dataset_info(raw_dir: Path, info: DatasetInfo) -> None:
     """Write ``raw_dir/dataset.yaml``; keys without content are left out."""
-    raw_dir.mkdir(parents=True, exist_ok=True)
     content = {key: value for key, value in _as_plain(info).items() if value not in (None, "", {})}
     yaml = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 110
-    path = raw_dir / INFO_FILE
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
+    with replacing(raw_dir / INFO_FILE) as draft, draft.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
-    os.replace(draft, path)
 
 
 def manifest_schema(info: DatasetInfo) -> pyarrow.Schema:
@@ -245,10 +241,8 @@ def write_manifest(path: Path, table: pyarrow.Table) -> None:
     """Write the manifest atomically; ``table`` has the columns and metadata of ``manifest_schema``."""
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, draft)
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        pq.write_table(table, draft)
 
 
 def read_manifest(path: Path) -> pyarrow.Table:

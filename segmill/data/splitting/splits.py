@@ -10,7 +10,6 @@ import csv
 import hashlib
 import itertools
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from segmill.data.schema.manifest import SPLITS, DatasetInfo
 from segmill.data.splitting.shares import SplitShares
 from segmill.errors import InputError, near_miss
+from segmill.files import replacing
 
 FROZEN_FILE = "splits.csv"
 # Who gets a class that fewer groups show than there are splits: without it in train it can't be learnt, without it in
@@ -106,12 +106,10 @@ def whole_group(group: str) -> str:
 
 def write_frozen(raw_dir: Path, frozen: Mapping[str, str]) -> None:
     """Write ``raw_dir/splits.csv`` (group -> split) atomically, sorted by group: the same content, the same bytes."""
-    draft = raw_dir / f".{FROZEN_FILE}.{os.getpid()}.tmp"
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with replacing(raw_dir / FROZEN_FILE) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("group", "split"))
         rows.writerows(sorted(frozen.items()))
-    os.replace(draft, raw_dir / FROZEN_FILE)
 
 
 def freeze(

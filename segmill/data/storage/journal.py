@@ -6,7 +6,6 @@ the power fails: what a plan speaks of lies on the disk before the plan does, an
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from segmill.errors import InputError
+from segmill.files import flush, flush_file_system, write_atomically
 
 PLAN_FILE = "plan.json"
 
@@ -61,39 +61,9 @@ def commit(folder: Path, *, remove: Sequence[str], last: str = "") -> None:
 
     ``last``: the file that is put in place after all others. Call it inside ``drafting``.
     """
-    flush_all(folder.parent)
-    write_whole(hidden_folder(folder) / PLAN_FILE, json.dumps({"remove": list(remove), "last": last}))
+    flush_file_system(folder.parent)
+    write_atomically(hidden_folder(folder) / PLAN_FILE, json.dumps({"remove": list(remove), "last": last}))
     _apply(folder)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace the file at ``path``; a reader sees the old text or the new one, never half, after a power loss too."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text)
-    flush(draft)
-    os.replace(draft, path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Wait until the bytes of a file, or the names in a folder, lie on the disk."""
-    with _opened(path) as number:
-        os.fsync(number)
-
-
-def flush_all(folder: Path) -> None:
-    """Wait until whatever was written to the file system of ``folder`` lies on the disk: one call for all files.
-
-    OSError where some of it could not be written (Linux 5.8 and newer say so; see syncfs(2)). Elsewhere than on Linux
-    every file system is asked.
-    """
-    library = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(library, "syncfs"):
-        os.sync()
-        return
-    with _opened(folder) as number:
-        if library.syncfs(number):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
 
 
 @contextmanager
@@ -148,7 +118,7 @@ def _apply(folder: Path) -> None:
     for name in plan["remove"]:
         (folder / name).unlink(missing_ok=True)
         _prune(folder / name, folder)
-    flush_all(hidden)
+    flush_file_system(hidden)
     (hidden / PLAN_FILE).unlink()
     flush(hidden)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +19,7 @@ from segmill.data.storage.images import read_image, read_mask
 from segmill.data.storage.labelled import Part
 from segmill.data.validation.leaks import Pair
 from segmill.errors import InputError
+from segmill.files import write_atomically
 
 SHOWN_FILES = 6  # pictures of one fault
 SHOWN_FAULTS = 20  # faults of one kind
@@ -66,10 +66,7 @@ def write_checks_page(
         shown_pairs=SHOWN_PAIRS,
         listed_files=LISTED_FILES,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    write_atomically(path, text)
 
 
 def set_picture(raw_dir: Path, part: Part, info: DatasetInfo) -> NDArray[np.uint8] | None:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from segmill.data.schema.manifest import INFO_FILE, SAMPLES_FILE, read_dataset_info
 from segmill.data.schema.mask_counts import RAW_VALUES, append_counts, count_masks, total_pixels
-from segmill.data.storage.journal import flush
 from segmill.data.storage.labelled import INDEX_FILE, Part, read_index
 from segmill.errors import InputError
+from segmill.files import flush
 
 if TYPE_CHECKING:
     import pyarrow

@@ -16,6 +16,7 @@ from segmill.data.schema.special_files import refuse_strange_files
 from segmill.data.storage import journal
 from segmill.data.versioning.repository import repository, who_works
 from segmill.errors import InfrastructureError, InputError
+from segmill.files import write_atomically
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -139,7 +140,7 @@ def explained(root: Path, path: str, message: str) -> Iterator[None]:
     folder = root / path
     before = recorded_version(root, path)
     note = journal.make_hidden_folder(folder) / NOTE_FILE
-    journal.write_whole(note, json.dumps({"message": message, "before": before.md5 if before else None}))
+    write_atomically(note, json.dumps({"message": message, "before": before.md5 if before else None}))
     try:
         yield
     except BaseException:
@@ -172,7 +173,7 @@ def checkout_data(root: Path, path: str, remote: str | None, version: DataVersio
     with store(root, remote) as files:
         files.bring(files.listing(version.md5).values())
     note = journal.make_hidden_folder(root / path) / CHECKOUT_FILE
-    journal.write_whole(note, json.dumps(asdict(version)))
+    write_atomically(note, json.dumps(asdict(version)))
     _finish_checkout(root, path, remote)
 
 
@@ -288,7 +289,7 @@ def _finish_checkout(root: Path, path: str, remote: str | None) -> None:
     content["outs"][0] |= {"md5": f"{facts['md5']}.dir", "size": facts["size_bytes"], "nfiles": facts["files"]}
     text = StringIO()
     yaml.dump(content, text)
-    journal.write_whole(record, text.getvalue())
+    write_atomically(record, text.getvalue())
     with repository(root) as repo:
         repo.checkout(str(record), force=True)
     (journal.hidden_folder(root / path) / CHECKOUT_FILE).unlink()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from segmill.cluster.memory import ran_out_of_memory
+from segmill.files import write_atomically
 from segmill.training.measure.rehearsal import Rehearsal
 
 STEPS = 3
@@ -80,10 +81,7 @@ def remembered(facts: dict[str, Any], measure: Callable[[], Speeds], folder: Pat
         return Speeds(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         speeds = measure()
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(asdict(speeds)))
-    draft.replace(path)
+    write_atomically(path, json.dumps(asdict(speeds)))
     return speeds
 
 

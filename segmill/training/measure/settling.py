@@ -15,6 +15,7 @@ from torch import distributed
 
 from segmill import progress
 from segmill.data.packing.packed import PackedSplit, PackInfo
+from segmill.files import write_atomically
 from segmill.models.members import MemberModule, MemberSpec
 from segmill.training.clock import Rank
 from segmill.training.measure.batch_size import LARGEST, SMALLEST, largest_batch
@@ -55,10 +56,7 @@ def settle(
         samples = packed.samples["train"]
         found = _find(args, module, spec, settings, size_px=size_px, samples=samples, rank=rank, device=device)
         if rank.index == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.tmp")
-            draft.write_text(json.dumps(found))
-            draft.replace(path)
+            write_atomically(path, json.dumps(found))
     record = {**args["params"], "train": {**args["params"]["train"], **found}}
     return {**args, **found, "params": record}, replace(settings, compile=found["compile"])
 
