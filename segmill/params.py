@@ -17,6 +17,7 @@ from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from segmill.errors import InputError, near_miss
 from segmill.files import replacing
+from segmill.renamed_keys import former_keys, name_now
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -333,11 +334,15 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
     """
     yaml = _yaml()
     values = _load(path)
+    if former_keys(values):
+        parse_params(values, path.name)
     changes = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise InputError(f"--set {assignment}: write it as key=value, for example --set train.epochs=10")
+        if new := name_now(key):
+            raise InputError(f"--set {assignment}: {key} is called {new} now; write --set {new}={text}")
         *parents, leaf = key.split(".")
         block = values
         for parent in parents:
@@ -436,6 +441,8 @@ def _sentence(fault: ErrorDetails, parents: list[str]) -> str:
     key = ".".join(location) or "the file"
     match fault["type"]:
         case "extra_forbidden":
+            if new := name_now(key):
+                return f"{key} is called {new} now; `segmill doctor --fix` renames it in params.yaml"
             allowed = _keys_beside(location)
             return f"unknown key {key}{near_miss(location[-1], allowed)} (allowed here: {', '.join(allowed)})"
         case "missing":

@@ -251,10 +251,18 @@ def ui(
 
 
 @app.command()
-def doctor(workspace: WorkspaceOption = HERE) -> None:
+def doctor(
+    workspace: WorkspaceOption = HERE,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="First rename keys of params.yaml that have a new name; comments stay.")
+    ] = False,
+) -> None:
     """Check installation, machine and workspace."""
     from flows.commands.doctor import examine
+    from flows.commands.doctor import fix as rename
 
+    if fix:
+        rename(workspace, out)
     if not examine(workspace, out):
         raise typer.Exit(1)
 

@@ -16,6 +16,7 @@ from flows.environment import prepare_environment, ray_address, tracking_uri
 from segmill.data.versioning.versions import data_changed
 from segmill.errors import InputError, SegmillError
 from segmill.params import read_params
+from segmill.renamed_keys import rename_former_keys
 from segmill.workspace import Workspace, free_bytes
 
 SHOWN = (
@@ -30,6 +31,13 @@ SHOWN = (
     "segmentation-models-pytorch",
 )
 LEAST_FREE_GIB = 5.0
+
+
+def fix(folder: Path, console: Console) -> None:
+    """Rename keys of params.yaml that have a new name since, and print each; InputError where there is no workspace."""
+    workspace = Workspace.open(folder)
+    for change in rename_former_keys(workspace.params):
+        console.print(f"params.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
 
 
 def examine(folder: Path, console: Console) -> bool:
