@@ -30,11 +30,12 @@ from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage.images import read_mask
 from segmill.data.validation.checks import validate_dataset
 from segmill.evaluation.audit import Source, audit
-from segmill.evaluation.audit_page import csv_text, page_text
+from segmill.evaluation.audit_report import csv_text, page_of
 from segmill.evaluation.folds import deal_folds, train_groups, write_fold
 from segmill.models.members import MemberSpec, build, save_member
 from segmill.models.precision import pick_device
 from segmill.models.weights import Weights, load_into, resolve
+from segmill.reports.audit_page import write_audit_page
 from segmill.training.clock import Rank
 from segmill.training.loop import train_member
 from segmill.training.losses import class_weights
@@ -165,7 +166,7 @@ def _audit(root: Path, options: argparse.Namespace) -> tuple[list[str], int]:
     if options.to:
         out_dir = options.to / f"{options.set}-{root.name}"
         out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / "index.html").write_text(page_text(found))
+        write_audit_page(page_of(found), out_dir / "index.html")
         (out_dir / "audit.csv").write_text(csv_text(found))
     return [suspect.id for suspect in found.suspects], sum(found.samples.values())
 

@@ -78,7 +78,7 @@ def audit(
         with noted(workspace, STEP):
             found = wait(
                 launch.on_ray(
-                    "segmill.evaluation.audit_page:audit_and_report",
+                    "segmill.evaluation.audit_report:audit_and_report",
                     sources,
                     workspace.root / params.data.path,
                     workspace.manifest,

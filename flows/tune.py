@@ -200,7 +200,7 @@ def evidence_step(
     """Write patch.yaml, trials.csv and the page into ``tuning/MEMBER``."""
     winner_of(work)
     reference = launch.on_ray(
-        "segmill.evaluation.tuning_page:write_evidence", work, space, workspace.root / "tuning" / work.member,
+        "segmill.tuning.evidence:write_evidence", work, space, workspace.root / "tuning" / work.member,
         present=present, repeats=repeats, confidence=params.promotion.confidence,
     )  # fmt: skip
     found: dict[str, Any] = wait(reference)

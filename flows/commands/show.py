@@ -38,19 +38,25 @@ def show(workspace: Workspace, params: Params, sample: str, epoch: int, member: 
         raise InputError(f"{name} trains for {epochs} epochs, so there is no epoch {epoch}; the last is {epochs - 1}")
 
     from segmill.data.loading.seen import TrainingView
-    from segmill.evaluation.report import draw_beside, say_origin
+    from segmill.data.schema.mask_values import palette
+    from segmill.reports.pictures import image_above_classes, sheet
 
     seed, crop_size = train["seed"], train["crop_size"]
     view = TrainingView(workspace.packed, workspace.augmented, seed=seed, batch_size=batch_size, crop_size=crop_size)
     index = view.index(sample)
+    colors = palette(view.info.colors)
+    both = [
+        image_above_classes(image, mask, colors, view.info.ignore_id)
+        for image, mask in (view.original(index), view.seen(index, epoch))
+    ]
     picture.parent.mkdir(parents=True, exist_ok=True)
     try:
-        draw_beside(view, index, epoch).save(picture)
+        sheet([both]).save(picture)
     except ValueError:
         raise InputError(f"{picture} names no picture format; write --to NAME.png") from None
     policy = f"{view.policy.title}, seed {seed}"
     lines = [f"{picture}: {sample}, packed and as {name} sees it in epoch {epoch} ({policy})"]
-    lines += [f"made from {say_origin(one, view.info.class_names)}" for one in view.origins() if one.id == sample]
+    lines += [f"made from {one.describe(view.info.class_names)}" for one in view.origins() if one.id == sample]
     if not view.takes(index, epoch):
         lines.append(f"epoch {epoch} leaves it out: samples that do not fill a batch of {batch_size} wait for another")
     return lines + _about_the_member(workspace, name)

@@ -1,36 +1,38 @@
-"""The page a person reads: figures, curves and pictures of one evaluation, without a request to anywhere."""
+"""What an evaluation leaves: its figures, and the page that shows them with curves and pictures."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from segmill.data.loading.extras import Origin
 from segmill.data.loading.seen import TrainingView
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.data.schema.mask_values import palette
 from segmill.ensembling.predict import read_ensemble
 from segmill.evaluation.scoring import Scored, evaluate, read_counts
 from segmill.metrics import scores
-from segmill.metrics.intervals import Gain, gain_interval
+from segmill.metrics.intervals import gain_interval
 from segmill.renamed_keys import with_new_names
+from segmill.reports.evaluation_page import (
+    ClassShare,
+    Curve,
+    EvaluationPage,
+    Example,
+    GainOverBest,
+    MemberRow,
+    SeenSample,
+    TrainingSeen,
+    View,
+    write_evaluation_page,
+)
 
-# Pictures wider than this are shrunk for the page.
-KINDS = ("image", "truth", "prediction", "errors")
-PICTURE_PX = 640
-WRONG = (255, 45, 96)
-UNLABELLED = (128, 128, 128)
-# Okabe & Ito, "Color Universal Design", 2008, without the yellow that white swallows: one colour per member.
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-THEMES = {"light": ("#1d2430", "#d8dde6"), "dark": ("#e7ebf2", "#3a4352")}
 TRAINING_SAMPLES = 3  # drawn as training saw them, and as many extra ones of each kind
 # Column of curves.csv: title and factor.
 CURVES = {"loss": ("Training loss", 1), "val_miou": ("mIoU on val, %", 100)}
@@ -52,7 +54,7 @@ def evaluate_and_report(
         packed_dir: packed splits.
         augmented_dir: the recipe and the extra samples that the members were trained with.
         out_dir: a temporary folder that the caller renames when everything is in it.
-        overlays: how many test images are drawn: the worst, middling and best third each.
+        overlays: how many test images are drawn: the worst, most typical and best third each.
         device: as for ``load_member``.
 
     Raises:
@@ -66,52 +68,56 @@ def evaluate_and_report(
 
 def write_report(out_dir: Path, ensemble_dir: Path, packed_dir: Path, augmented_dir: Path) -> None:
     """Write index.html and figures/ beside what ``evaluate`` left in ``out_dir``."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     metrics = json.loads((out_dir / "metrics.json").read_text())
     info, scored = read_pack(packed_dir), read_counts(out_dir / "counts.npz")
     members = {
         name: json.loads((ensemble_dir / "members" / name / "member.json").read_text()) for name in metrics["members"]
     }
-    figures = out_dir / "figures"
-    figures.mkdir(exist_ok=True)
-    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-    page.filters["score"] = lambda value: "-" if value is None else f"{100 * value:.1f}"
-    text = page.get_template("report.html.jinja").render(
+    page = EvaluationPage(
         name=info.name,
+        data_version=", ".join(sorted({member["data_version"] or "unversioned" for member in members.values()})),
         metrics=metrics,
-        members=members,
         tta_hflip=read_ensemble(ensemble_dir)["flips"],
-        data_version=_data_versions(members),
-        classes=_class_rows(info, scored),
-        versus=_versus_best_member(scored),
-        confusion=_confusion_rows(scored.ensemble),
-        curves=_draw_curves(ensemble_dir, list(members), figures),
-        training=_draw_training(packed_dir, augmented_dir, ensemble_dir, members, figures),
-        examples=list(_draw_examples(out_dir, PackedSplit(packed_dir / metrics["split"]), info, scored, figures)),
+        classes=_class_shares(info, scored),
+        colors_K3=palette(info.colors),
+        ignore_id=info.ignore_id,
+        members=[_member_row(name, facts, metrics["ensemble"]["weights"][name]) for name, facts in members.items()],
+        gain=_gain_over_best(scored),
+        confusion_KK=_confusion_rows(scored.ensemble),
+        curves=_curves(ensemble_dir, list(members)),
+        examples=_examples(out_dir, PackedSplit(packed_dir / metrics["split"]), scored),
+        training=_training_seen(packed_dir, augmented_dir, ensemble_dir, members),
     )
-    (out_dir / "index.html").write_text(text)
-    _draw_overview(len(list(figures.glob("example-*-image.png"))), figures)
+    write_evaluation_page(page, out_dir)
 
 
-def _data_versions(members: dict[str, Any]) -> str:
-    return ", ".join(sorted({member["data_version"] or "unversioned" for member in members.values()}))
-
-
-def _class_rows(info: PackInfo, scored: Scored) -> list[dict[str, Any]]:
+def _class_shares(info: PackInfo, scored: Scored) -> list[ClassShare]:
     """Return name, colour and share of the labelled pixels per class."""
     pixels = scores.total(scored.ensemble).sum(axis=1)
     return [
-        {"name": name, "color": color, "share": float(share)}
+        ClassShare(name, color, float(share))
         for name, color, share in zip(info.class_names, info.colors, pixels / max(int(pixels.sum()), 1), strict=True)
     ]
 
 
-def _versus_best_member(scored: Scored) -> tuple[str, Gain]:
-    """Return the name of the member with the best mIoU and the ensemble's gain over it."""
+def _member_row(name: str, facts: dict[str, Any], weight: float) -> MemberRow:
+    """Return what the page says of a member from its member.json."""
+    backbone = facts["spec"]["backbone"] or ""
+    started_from = facts["encoder_weights"]["source"] if backbone else ""
+    return MemberRow(
+        name,
+        backbone,
+        decoder="SVM" if facts["kind"] == "svm" else facts["spec"]["decoder"],
+        started_from="random initialisation" if started_from == "none" else started_from,
+        weight=weight,
+    )
+
+
+def _gain_over_best(scored: Scored) -> GainOverBest:
+    """Return the ensemble's gain over the member with the best mIoU."""
     best = max(scored.members, key=lambda name: scores.miou(scored.members[name]))
     gain = gain_interval(scored.ensemble, scored.members[best], scored.groups, confidence=0.95, seed=0)
-    return best, gain
+    return GainOverBest(best, gain.estimate, gain.low, gain.high, gain.groups)
 
 
 def _confusion_rows(counts_NKK: NDArray[np.int64]) -> list[list[float | None]]:
@@ -123,35 +129,14 @@ def _confusion_rows(counts_NKK: NDArray[np.int64]) -> list[list[float | None]]:
     ]
 
 
-def _draw_curves(ensemble_dir: Path, names: list[str], figures: Path) -> list[dict[str, str]]:
-    """Draw the ``CURVES`` of the members' curves.csv, once for each theme; return file stems and titles."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
+def _curves(ensemble_dir: Path, names: Sequence[str]) -> list[Curve]:
+    """Return the ``CURVES`` of the members' curves.csv that have a point."""
     rows = {name: _read_curves(ensemble_dir / "members" / name / "curves.csv") for name in names}
-    drawn = []
-    for column, (title, factor) in CURVES.items():
-        points = {name: _points(rows[name], column, factor) for name in names}
-        if not any(points.values()):
-            continue
-        for theme, (ink, grid) in THEMES.items():
-            figure = Figure(figsize=(5.2, 3.1), layout="constrained")
-            FigureCanvasAgg(figure)
-            axes = figure.add_subplot(facecolor="none")
-            for index, (name, line) in enumerate(points.items()):
-                epochs, values = [epoch for epoch, _ in line], [value for _, value in line]
-                color, marker = LINES[index % len(LINES)], "o" if len(line) == 1 else None
-                axes.plot(epochs, values, label=name, color=color, lw=2, marker=marker)
-            axes.set_xlabel("epoch", color=ink)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.tick_params(colors=ink, length=0)
-            axes.grid(color=grid, lw=0.7)
-            axes.spines[:].set_visible(False)
-            axes.legend(frameon=False, labelcolor=ink, fontsize=9)
-            figure.savefig(figures / f"curve-{column}-{theme}.png", dpi=160, transparent=True)
-        drawn.append({"stem": f"figures/curve-{column}", "title": title})
-    return drawn
+    found = [
+        Curve(column, title, {name: _points(rows[name], column, factor) for name in names})
+        for column, (title, factor) in CURVES.items()
+    ]
+    return [curve for curve in found if any(curve.lines.values())]
 
 
 def _read_curves(path: Path) -> list[dict[str, str]]:
@@ -163,68 +148,28 @@ def _points(rows: list[dict[str, str]], column: str, factor: float) -> list[tupl
     return [(int(row["epoch"]), factor * float(row[column])) for row in rows if row.get(column)]
 
 
-def _draw_examples(
-    out_dir: Path, samples: PackedSplit, info: PackInfo, scored: Scored, figures: Path
-) -> Iterator[dict[str, Any]]:
-    """Draw image, truth, prediction and errors of the kept predictions; yield captions and file names."""
+def _examples(out_dir: Path, samples: PackedSplit, scored: Scored) -> Iterator[Example]:
+    """Yield the images whose predictions were kept, in their order: worst first."""
     mious = np.array([scores.miou(counts) for counts in scored.ensemble])
-    colors = palette(info.colors)
     with np.load(out_dir / "examples.npz", allow_pickle=False) as predictions:
-        for rank, key in enumerate(predictions.files):
+        for key in predictions.files:
             index = int(key)
-            image, truth, prediction = samples.image(index), samples.mask(index), predictions[key]
-            pictures = (
-                image,
-                overlay(image, truth, colors, info.ignore_id),
-                overlay(image, prediction, colors, info.ignore_id),
-                errors(image, truth, prediction, info.ignore_id),
+            yield Example(
+                id=samples.ids[index],
+                group=samples.groups[index],
+                place=int((mious < mious[index]).sum()) + 1,
+                miou=float(mious[index]),
+                accuracy=scores.accuracy(scored.ensemble[index]),
+                image_HWC=samples.image(index),
+                target_HW=samples.mask(index),
+                prediction_HW=predictions[key],
             )
-            for kind, picture in zip(KINDS, pictures, strict=True):
-                drawn = Image.fromarray(picture)
-                drawn.thumbnail((PICTURE_PX, PICTURE_PX))
-                drawn.save(figures / f"example-{rank:02d}-{kind}.png")
-            yield {
-                "stem": f"figures/example-{rank:02d}",
-                "id": samples.ids[index],
-                "group": samples.groups[index],
-                "place": int((mious < mious[index]).sum()) + 1,
-                "miou": float(mious[index]),
-                "accuracy": scores.accuracy(scored.ensemble[index]),
-                "kinds": KINDS,
-            }
 
 
-def draw_sample(view: TrainingView, index: int, epoch: int | None) -> Image.Image:
-    """Draw a sample as it is packed (``epoch`` None) or as training saw it: the image, below it tinted by class."""
-    image, mask = view.original(index) if epoch is None else view.seen(index, epoch)
-    tinted = overlay(image, mask, palette(view.info.colors), view.info.ignore_id)
-    return Image.fromarray(np.vstack([image, tinted]))
-
-
-def draw_beside(view: TrainingView, index: int, epoch: int) -> Image.Image:
-    """Draw a sample as it is packed and, on its right, as training saw it in ``epoch``."""
-    both = [draw_sample(view, index, shown) for shown in (None, epoch)]
-    gap = 4
-    width, height = sum(one.width for one in both) + gap, max(one.height for one in both)
-    sheet = Image.new("RGB", (width, height), "white")
-    sheet.paste(both[0], (0, 0))
-    sheet.paste(both[1], (both[0].width + gap, 0))
-    return sheet
-
-
-def say_origin(origin: Origin, class_names: tuple[str, ...]) -> str:
-    """Say in a line where an extra sample comes from."""
-    names = [class_names[class_id] for class_id in origin.classes]
-    if origin.kind == "balance":
-        return f"{origin.target} again, for {', '.join(names)}"
-    pasted = (f"{name} of {source}" for name, source in zip(names, origin.source, strict=True))
-    return f"{origin.target} with {', '.join(pasted)}"
-
-
-def _draw_training(
-    packed_dir: Path, augmented_dir: Path, ensemble_dir: Path, members: dict[str, Any], figures: Path
-) -> dict[str, Any] | None:
-    """Draw some train samples as the first network saw them in its first, middle and last epoch, and extra ones."""
+def _training_seen(
+    packed_dir: Path, augmented_dir: Path, ensemble_dir: Path, members: dict[str, Any]
+) -> TrainingSeen | None:
+    """Return some train samples as the first network saw them in its first, middle and last epoch, and extra ones."""
     name = next((name for name, facts in members.items() if facts["kind"] == "network"), None)
     if name is None:
         return None
@@ -232,85 +177,30 @@ def _draw_training(
     epochs = json.loads((ensemble_dir / "members" / name / "metrics.json").read_text())["epochs"]
     facts: dict[str, Any] = {key: train.get(key) for key in ("seed", "batch_size", "crop_size")}
     view = TrainingView(packed_dir, augmented_dir, **facts)
-    shown = sorted({0, epochs // 2, epochs - 1})
+    return TrainingSeen(
+        member=name,
+        recipe=view.policy.title,
+        originals=view.originals,
+        made=view.policy.extra,
+        samples=_seen_samples(view, sorted({0, epochs // 2, epochs - 1})),
+    )
+
+
+def _seen_samples(view: TrainingView, epochs: Sequence[int]) -> Iterator[SeenSample]:
+    """Yield train samples spread evenly, then the first extra ones of each kind."""
     evenly = np.linspace(0, view.originals - 1, min(TRAINING_SAMPLES, view.originals)).round().astype(int).tolist()
-    rows = [_draw_row(view, index, [None, *shown], view.split.ids[index], figures) for index in evenly]
+    for index in evenly:
+        yield SeenSample(view.split.ids[index], _views(view, index, epochs))
     kept = {kind: 0 for kind in view.policy.extra}
-    extra = []
     for origin in view.origins():
         if kept[origin.kind] < TRAINING_SAMPLES:
             kept[origin.kind] += 1
-            title = say_origin(origin, view.info.class_names)
-            extra.append(_draw_row(view, view.index(origin.id), [None, *shown], title, figures, origin.boxes))
-    return {
-        "member": name,
-        "recipe": view.policy.title,
-        "originals": view.originals,
-        "made": view.policy.extra,
-        "samples": rows,
-        "extra": extra,
-    }
+            boxes = [(top, left, height, width) for top, left, height, width in origin.boxes]
+            views = _views(view, view.index(origin.id), epochs)
+            yield SeenSample(origin.describe(view.info.class_names), views, boxes)
 
 
-def _draw_row(
-    view: TrainingView,
-    index: int,
-    epochs: list[int | None],
-    title: str,
-    figures: Path,
-    boxes: list[list[int]] | None = None,
-) -> dict[str, Any]:
-    """Draw a sample as packed, with ``boxes`` (top, left, height, width in px) around what was pasted, and by epoch."""
-    pictures = []
+def _views(view: TrainingView, index: int, epochs: Sequence[int]) -> Iterator[View]:
+    yield View(f"training-{index}-packed.png", "as packed", *view.original(index))
     for epoch in epochs:
-        drawn = draw_sample(view, index, epoch)
-        if epoch is None:
-            for top, left, height, width in boxes or []:
-                corners = (left - 2, top - 2, left + width + 1, top + height + 1)
-                ImageDraw.Draw(drawn).rectangle(corners, outline=WRONG)
-        drawn.thumbnail((PICTURE_PX, 2 * PICTURE_PX))
-        file = f"training-{index}-{'packed' if epoch is None else epoch}.png"
-        drawn.save(figures / file)
-        pictures.append({"file": f"figures/{file}", "kind": "as packed" if epoch is None else f"epoch {epoch}"})
-    return {"title": title, "pictures": pictures}
-
-
-def _draw_overview(count: int, figures: Path) -> None:
-    """Put a worst, a middling and a best example under one another: one picture to show elsewhere."""
-    rows = [
-        [Image.open(figures / f"example-{rank:02d}-{kind}.png") for kind in KINDS]
-        for rank in sorted({0, count // 2, count - 1})
-    ]
-    width, height = (max(getattr(picture, side) for row in rows for picture in row) for side in ("width", "height"))
-    gap = 4
-    sheet = Image.new("RGB", (len(KINDS) * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
-    for place, row in enumerate(rows):
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (column * (width + gap), place * (height + gap)))
-    sheet.save(figures / "overview.png")
-
-
-def overlay(
-    image_HWC: NDArray[np.uint8], ids_HW: NDArray[np.uint8], colors: NDArray[np.uint8], ignore_id: int
-) -> NDArray[np.uint8]:
-    """Tint each class with its colour over the grey image. A black class (background) stays as it is."""
-    grey = image_HWC.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    known = ids_HW != ignore_id
-    tint = np.full_like(grey, UNLABELLED)
-    tint[known] = colors[ids_HW[known]]
-    strength = np.where(tint.any(axis=2, keepdims=True), 0.6, 0.0)
-    blended: NDArray[np.uint8] = (grey * (1 - strength) + tint * strength).astype(np.uint8)
-    return blended
-
-
-def errors(
-    image_HWC: NDArray[np.uint8],
-    truth_HW: NDArray[np.uint8],
-    prediction_HW: NDArray[np.uint8],
-    ignore_id: int,
-) -> NDArray[np.uint8]:
-    """Mark wrong pixels over the dimmed grey image; unlabelled ones are flat grey."""
-    picture: NDArray[np.uint8] = (image_HWC.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.55).astype(np.uint8)
-    picture[(truth_HW != prediction_HW) & (truth_HW != ignore_id)] = WRONG
-    picture[truth_HW == ignore_id] = UNLABELLED
-    return picture
+        yield View(f"training-{index}-{epoch}.png", f"epoch {epoch}", *view.seen(index, epoch))

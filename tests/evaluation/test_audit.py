@@ -23,9 +23,20 @@ from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InputError
 from segmill.evaluation import audit as audit_module
-from segmill.evaluation.audit import ClassNorms, Largest, Region, Source, audit, class_norms, find_regions, sample_score
-from segmill.evaluation.audit_page import COLUMNS, audit_and_report, csv_text, page_text
+from segmill.evaluation.audit import (
+    Audited,
+    ClassNorms,
+    Largest,
+    Region,
+    Source,
+    audit,
+    class_norms,
+    find_regions,
+    sample_score,
+)
+from segmill.evaluation.audit_report import COLUMNS, audit_and_report, csv_text, page_of
 from segmill.evaluation.folds import deal_folds, train_groups, write_fold
+from segmill.reports.audit_page import write_audit_page
 
 IGNORE = 255
 CLASSES = (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "<hut>", "#c06000"), ClassInfo(2, "pole", "#2050d0"))
@@ -54,6 +65,11 @@ def scene(height: int = 20, width: int = 20, *, square: slice = slice(8, 14), cl
 def only(regions: Sequence[Region]) -> Region:
     (region,) = regions
     return region
+
+
+def page_text(found: Audited, folder: Path) -> str:
+    write_audit_page(page_of(found), folder / "page.html")
+    return (folder / "page.html").read_text()
 
 
 def test_an_erased_object_is_one_region_with_its_box_and_score() -> None:
@@ -239,9 +255,9 @@ def test_the_list_can_be_worked_from(labelled: Path, manifest: Path) -> None:
     assert {row["rank"] for row in rows} == {"1", "2", "3"}
 
 
-def test_the_page_is_one_file_with_a_card_per_drawn_sample(labelled: Path, manifest: Path) -> None:
+def test_the_page_is_one_file_with_a_card_per_drawn_sample(labelled: Path, manifest: Path, tmp_path: Path) -> None:
     found = audit(HELD_OUT, labelled, manifest, draw=2)
-    text = page_text(found)
+    text = page_text(found, tmp_path)
     assert "http" not in text and "<script" not in text and 'src="figures' not in text
     assert "&lt;hut&gt;" in text and "<hut>" not in text
     pictures = text.split('src="data:image/jpeg;base64,')[1:]
@@ -249,13 +265,13 @@ def test_the_page_is_one_file_with_a_card_per_drawn_sample(labelled: Path, manif
     assert Image.open(BytesIO(base64.b64decode(pictures[0].partition('"')[0]))).size == (480, 360)
     drawn = [suspect.id for suspect in found.suspects[:2]]
     assert [name in text for name in drawn] == [True, True] and found.suspects[2].id not in text
-    assert "train not looked at" in text
+    assert "train not examined" in text
 
 
-def test_regions_are_marked_and_boxed_in_the_pictures(labelled: Path, manifest: Path) -> None:
+def test_regions_are_marked_and_boxed_in_the_pictures(labelled: Path, manifest: Path, tmp_path: Path) -> None:
     found = audit(HELD_OUT, labelled, manifest, draw=3)
-    text = page_text(found)
-    card = text[text.index("<b>g1_02</b>") :]
+    text = page_text(found, tmp_path)
+    card = text[text.index("<b><bdi>g1_02</bdi></b>") :]
     data = [part.partition('"')[0] for part in card.split('src="data:image/jpeg;base64,')[1:5]]
     image, label, prediction, disagreement = (np.asarray(Image.open(BytesIO(base64.b64decode(one)))) for one in data)
     scale = 480 / 64
@@ -329,7 +345,7 @@ def test_a_class_the_model_does_not_know_is_named(
     )
     said = audit_and_report(HELD_OUT, labelled, manifest, tmp_path / "audit", top=1)
     assert said["unknown"] == ["<hut>", "pole"]
-    assert "Not judged:</b> &lt;hut&gt;, pole." in (tmp_path / "audit" / "index.html").read_text()
+    assert "Not judged:</b> <bdi>&lt;hut&gt;</bdi>, <bdi>pole</bdi>." in (tmp_path / "audit" / "index.html").read_text()
 
 
 def test_folds_keep_groups_together_and_are_about_even() -> None:

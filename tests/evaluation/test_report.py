@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from segmill.data.loading.augmentation import Augmenter, settle_policy
-from segmill.data.loading.extras import Origin, make_extras, read_origins
+from segmill.data.loading.extras import make_extras, read_origins
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.data.schema.mask_values import palette
 from segmill.evaluation import report
 from segmill.evaluation.report import evaluate_and_report
-
-COLORS = np.array([[0, 0, 0], [200, 100, 0]], np.uint8)
+from segmill.reports import evaluation_page
+from segmill.reports.pictures import WRONG, overlay
 
 
 class Links(HTMLParser):
@@ -70,7 +70,7 @@ def test_every_link_is_a_file_beside_the_page(page: Path) -> None:
     assert {path.name for path in (page / "figures").iterdir()} == shown | {"overview.png"}
 
 
-def test_the_overview_puts_worst_middling_and_best_under_one_another(page: Path) -> None:
+def test_the_overview_puts_worst_typical_and_best_under_one_another(page: Path) -> None:
     overview = np.asarray(Image.open(page / "figures" / "overview.png"))
     example = np.asarray(Image.open(page / "figures" / "example-00-image.png"))
     height, width = example.shape[:2]
@@ -81,12 +81,12 @@ def test_the_overview_puts_worst_middling_and_best_under_one_another(page: Path)
 def test_the_figures_on_the_page_are_those_measured(page: Path) -> None:
     metrics = json.loads((page / "metrics.json").read_text())
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (page / "index.html").read_text()))
-    assert f"ensemble mIoU {100 * metrics['ensemble']['miou']:.1f}" in text
+    assert f"ensemble mIoU, % {100 * metrics['ensemble']['miou']:.1f}" in text
     for name in metrics["classes"]:
         row = [metrics["ensemble"], *metrics["members"].values()]
         shown = " ".join("-" if one["iou"][name] is None else f"{100 * one['iou'][name]:.1f}" for one in row)
         assert re.search(rf"{name} [\d.]+ {shown} ", text), name
-    assert "data version v1" in text and "random weights" in text
+    assert "data version v1" in text and "random initialisation" in text
 
 
 def test_names_are_escaped_and_large_pictures_shrunk(
@@ -97,10 +97,10 @@ def test_names_are_escaped_and_large_pictures_shrunk(
     shutil.copytree(page, out_dir)
     facts = json.loads((packed / "pack.json").read_text())
     (packed / "pack.json").write_text(json.dumps(facts | {"name": "<b>&"}))
-    monkeypatch.setattr(report, "PICTURE_PX", 32)
+    monkeypatch.setattr(evaluation_page, "PICTURE_PX", 32)
     report.write_report(out_dir, trained / "ensemble", packed, trained / "augmented")
     text = (out_dir / "index.html").read_text()
-    assert "<h1>&lt;b&gt;&amp;</h1>" in text and "<b>&<" not in text
+    assert "<h1><bdi>&lt;b&gt;&amp;</bdi></h1>" in text and "<b>&<" not in text
     assert {Image.open(path).size for path in (out_dir / "figures").glob("example-*.png")} == {(32, 32)}
 
 
@@ -115,7 +115,7 @@ def test_the_contact_sheet_shows_samples_as_training_saw_them(page: Path, judgin
     drawn = [0, round(last / 2), last]
     for origin in (*kinds[0], *kinds[1]):
         drawn.append(split.ids.index(origin.id))
-        assert report.say_origin(origin, read_pack(judging / "packed").class_names) in text
+        assert origin.describe(read_pack(judging / "packed").class_names) in text
     named = {path.name for path in page.glob("figures/training-*.png")}
     assert named == {f"training-{index}-{epoch}.png" for index in drawn for epoch in ("packed", 0, 3, 6)}
     augment = Augmenter(settle_policy("driving").transforms, None, 5, ignore_id=255)
@@ -128,33 +128,11 @@ def test_the_contact_sheet_shows_samples_as_training_saw_them(page: Path, judgin
         wanted, mask = augment(split.image(index), split.mask(index), epoch=3, sample=split.ids[index])
         np.testing.assert_array_equal(seen[:height], wanted)
         colors = palette(read_pack(judging / "packed").colors)
-        np.testing.assert_array_equal(seen[height:], report.overlay(wanted, mask, colors, 255))
+        np.testing.assert_array_equal(seen[height:], overlay(wanted, mask, colors, 255))
     paste = split.ids.index(kinds[0][0].id)
     boxed = np.asarray(Image.open(page / "figures" / f"training-{paste}-packed.png"))
-    assert (boxed == report.WRONG).all(axis=2).any()
+    assert (boxed == WRONG).all(axis=2).any()
     assert f"{last + 1} train samples and {len(origins)} extra ones" in text and "recipe driving@2" in text
-
-
-def test_an_origin_is_said_in_a_line() -> None:
-    names = ("road", "car", "sign")
-    assert report.say_origin(Origin("a+balance-000001", "balance", "a", [], [1, 2], []), names) == (
-        "a again, for car, sign"
-    )
-    pasted = Origin("a+paste-000001", "copy_paste", "a", ["b", "c"], [2, 1], [[0, 0, 4, 4], [1, 1, 4, 4]])
-    assert report.say_origin(pasted, names) == "a with sign of b, car of c"
-
-
-def test_errors_are_marked_and_unlabelled_pixels_are_grey() -> None:
-    image = np.full((1, 3, 3), 100, np.uint8)
-    truth, prediction = np.array([[0, 0, 255]], np.uint8), np.array([[0, 1, 1]], np.uint8)
-    picture = report.errors(image, truth, prediction, 255)
-    assert picture[0].tolist() == [[55, 55, 55], list(report.WRONG), list(report.UNLABELLED)]
-
-
-def test_black_classes_leave_the_image_as_it_is() -> None:
-    image = np.full((1, 2, 3), 100, np.uint8)
-    picture = report.overlay(image, np.array([[0, 1]], np.uint8), COLORS, 255)
-    assert picture[0].tolist() == [[100, 100, 100], [160, 100, 40]]
 
 
 def test_confusion_is_in_shares_of_the_row() -> None:

@@ -40,6 +40,14 @@ class Origin(NamedTuple):
     classes: list[int]
     boxes: list[list[int]]
 
+    def describe(self, class_names: Sequence[str]) -> str:
+        """Say in a line what it is made from."""
+        names = [class_names[class_id] for class_id in self.classes]
+        if self.kind == "balance":
+            return f"{self.target} again, for {', '.join(names)}"
+        pasted = (f"{name} of {source}" for name, source in zip(names, self.source, strict=True))
+        return f"{self.target} with {', '.join(pasted)}"
+
 
 def rare_classes(class_pixels: Sequence[int], below: float) -> list[int]:
     """Return the ids of classes that occur, on less than ``below`` of the labelled pixels."""

@@ -17,7 +17,7 @@ from segmill.data.schema.issues import Fault, check_accepted, fault, faults_as_m
 from segmill.data.schema.manifest import SPLITS, DatasetInfo, row_part, write_manifest
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import assign_splits, read_frozen
-from segmill.data.storage.images import Finding, list_entries, read_image
+from segmill.data.storage.images import Finding, read_image
 from segmill.data.validation.examination import examine
 from segmill.data.validation.leaks import Pair, find_leaks
 from segmill.errors import InputError
@@ -106,7 +106,9 @@ def validate_dataset(
         faults += leaks.faults
     faults.sort(key=lambda fault: (fault.severity, fault.kind, fault.files))
     if page:
-        _write_page(page, raw_dir, info, samples, faults, pairs, accept)
+        from segmill.data.validation.faults_page import write_faults_page
+
+        write_faults_page(page, raw_dir, info, samples, faults, pairs, accept)
     if stops := stopping(faults, accept):
         raise BadData(raw_dir, stops, faults)
     if not samples:
@@ -155,31 +157,6 @@ def _with_splits(table: pyarrow.Table, splits: list[str]) -> pyarrow.Table:
 def _image_of_row(raw_dir: Path, table: pyarrow.Table, row: int) -> NDArray[np.uint8]:
     (facts,) = table.slice(row, 1).select(["image", "image_file", "image_offset", "image_bytes"]).to_pylist()
     return read_image(row_part(facts, "image").read(raw_dir))
-
-
-def _write_page(
-    page: Path,
-    raw_dir: Path,
-    info: DatasetInfo,
-    samples: int,
-    faults: Sequence[Fault],
-    pairs: Sequence[Pair],
-    accept: Sequence[str],
-) -> None:
-    from segmill.data.validation.checks_page import set_picture, write_checks_page
-
-    wanted = {file for fault in faults for file in fault.files} | {file for pair in pairs for file in pair.files}
-    entries = list_entries(raw_dir)[0] if wanted else []
-    parts = {part.name: part for entry in entries for part in (entry.image, entry.mask) if part.name in wanted}
-    write_checks_page(
-        page,
-        name=info.name,
-        samples=samples,
-        faults=faults,
-        pairs=pairs,
-        accept=accept,
-        picture=lambda name: set_picture(raw_dir, parts[name], info) if name in parts else None,
-    )
 
 
 def _refuse_empty_split(raw_dir: Path, split_of: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from traffic import CAR, IGNORE, SIGN, SIZE, SKY, scene
 
-from segmill.data.loading.extras import even_draw, make_extras, rare_classes, read_origins, repeat_weights
+from segmill.data.loading.extras import Origin, even_draw, make_extras, rare_classes, read_origins, repeat_weights
 from segmill.data.packing.packed import PackedSplit, PackInfo, Sample, SplitWriter
 
 MARKER = (255, 0, 255)  # the colour of everything in val and test
@@ -158,3 +158,10 @@ def test_progress_counts_to_the_end(packed: Path, tmp_path: Path) -> None:
     said: list[tuple[int, int]] = []
     make(packed, tmp_path / "extra", oversample=0.5, progress=lambda done, total: said.append((done, total)))
     assert said == [(done, 30) for done in range(1, 31)]
+
+
+def test_an_origin_is_said_in_a_line() -> None:
+    names = ("road", "car", "sign")
+    assert Origin("a+balance-000001", "balance", "a", [], [1, 2], []).describe(names) == "a again, for car, sign"
+    pasted = Origin("a+paste-000001", "copy_paste", "a", ["b", "c"], [2, 1], [[0, 0, 4, 4], [1, 1, 4, 4]])
+    assert pasted.describe(names) == "a with sign of b, car of c"

@@ -1,6 +1,6 @@
-"""Which searched key mattered, as the page of a tuning says it."""
+"""Which searched key mattered, and what the page of a tuning shows."""
 
-from segmill.evaluation.tuning_page import LEAST_TRIALS, importances
+from segmill.tuning.evidence import LEAST_TRIALS, importances
 from segmill.tuning.space import Dimension
 from segmill.tuning.trials import Trial
 

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from io import BytesIO, StringIO
+from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from segmill import progress
 from segmill.data.schema.manifest import DatasetInfo
 from segmill.data.schema.mask_values import palette
 from segmill.evaluation.audit import Audited, Evidence, Region, Source, Suspect, audit
-from segmill.evaluation.report import errors, overlay
 from segmill.files import write_atomically
+from segmill.reports.audit_page import AuditCard, AuditPage, Change, ClassPair, NamedClass, write_audit_page
 
 COLUMNS = (
     "rank", "sample", "split", "group", "image", "mask", "x", "y", "width", "height",
     "given", "suggested", "pixels", "confidence", "score", "sample_score",
 )  # fmt: skip
-KINDS = ("image", "label", "prediction", "disagreement")
-# Pictures larger than this are shrunk, smaller ones enlarged, so that boxes and numbers can be read.
-PICTURE_PX = 480
-QUALITY = 85
-BOXES = 5  # regions of one sample that are numbered
-BOX = (255, 255, 255)
+BOXES = 5  # regions of one sample that are numbered on its pictures
 TABLE_ROWS = 10
 
 
@@ -68,7 +58,7 @@ def audit_and_report(
     out_dir.mkdir(parents=True, exist_ok=True)
     page, table = out_dir / "index.html", out_dir / "audit.csv"
     write_atomically(table, csv_text(found))
-    write_atomically(page, page_text(found))
+    write_audit_page(page_of(found), page)
     best = [{**row, "regions": len(one.regions)} for one, row in _first_rows(found, TABLE_ROWS)]
     return {
         "page": str(page), "table": str(table), "samples": found.samples, "suspicious": found.suspicious,
@@ -89,23 +79,22 @@ def csv_text(found: Audited) -> str:
     return text.getvalue()
 
 
-def page_text(found: Audited) -> str:
-    """Return the page: a card per drawn suspect with image, label, prediction and disagreement, all in one file."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-    classes = found.info.classes
+def page_of(found: Audited) -> AuditPage:
+    """Return what the page shows: a card for each suspect whose pixels were kept."""
+    info = found.info
     drawn = [(rank, one) for rank, one in enumerate(found.suspects, 1) if one.id in found.evidence]
-    return page.get_template("audit.html.jinja").render(
-        name=found.info.name,
-        classes=classes,
+    return AuditPage(
+        name=info.name,
+        classes=_named(info),
+        colors_K3=palette(info.colors),
+        ignore_id=info.ignore_id,
         samples=found.samples,
         suspicious=found.suspicious,
-        unknown=found.unknown,
         listed=len(found.suspects),
-        pairs=_pairs(found),
-        cards=(_card(rank, one, found.evidence[one.id], found.info) for rank, one in drawn),
         drawn=len(drawn),
+        unknown=found.unknown,
+        pairs=_pairs(found),
+        cards=[_card(rank, one, found.evidence[one.id], info) for rank, one in drawn],
     )
 
 
@@ -125,55 +114,42 @@ def _row(rank: int, suspect: Suspect, region: Region, info: DatasetInfo) -> dict
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _pairs(found: Audited, most: int = 8) -> list[dict[str, Any]]:
-    """Return the commonest changes of class: given, suggested, and in how many of the listed samples."""
+def _named(info: DatasetInfo) -> list[NamedClass]:
+    return [NamedClass(one.name, one.color) for one in info.classes]
+
+
+def _pairs(found: Audited, most: int = 8) -> list[ClassPair]:
+    """Return the most frequent changes of class."""
+    classes = _named(found.info)
     seen = Counter(pair for one in found.suspects for pair in {(r.given, r.suggested) for r in one.regions})
     return [
-        {"given": found.info.classes[given], "suggested": found.info.classes[suggested], "samples": count}
-        for (given, suggested), count in seen.most_common(most)
+        ClassPair(classes[given], classes[suggested], count) for (given, suggested), count in seen.most_common(most)
     ]
 
 
-def _card(rank: int, suspect: Suspect, evidence: Evidence, info: DatasetInfo) -> dict[str, Any]:
-    colors = palette(info.colors)
-    image, label, ignore_id = evidence.image_HWC, evidence.label_HW, info.ignore_id
-    labelled = np.where(label == ignore_id, label, np.uint8(0))
-    pictures = (
-        image,
-        overlay(image, label, colors, ignore_id),
-        overlay(image, evidence.predicted_HW, colors, ignore_id),
-        errors(image, labelled, np.where(label == ignore_id, label, evidence.flagged_HW), ignore_id),
-    )
-    boxed = suspect.regions[:BOXES]
-    return {
-        "rank": rank,
-        "suspect": suspect,
-        "regions": [
-            {"region": region, "given": info.classes[region.given], "suggested": info.classes[region.suggested]}
+def _card(rank: int, suspect: Suspect, evidence: Evidence, info: DatasetInfo) -> AuditCard:
+    classes, boxed = _named(info), suspect.regions[:BOXES]
+    return AuditCard(
+        rank=rank,
+        id=suspect.id,
+        split=suspect.split,
+        group=suspect.group,
+        mask=suspect.mask,
+        score=suspect.score,
+        changes=[
+            Change(
+                classes[region.given],
+                classes[region.suggested],
+                (region.y, region.x, region.height, region.width),
+                region.pixels,
+                region.confidence,
+                region.score,
+            )
             for region in boxed
         ],
-        "more": len(suspect.regions) - len(boxed),
-        "pictures": [
-            {"kind": kind, "data": _as_data(picture, boxed if kind != "image" else ())}
-            for kind, picture in zip(KINDS, pictures, strict=True)
-        ],
-    }
-
-
-def _as_data(pixels: NDArray[np.uint8], regions: Iterable[Region]) -> str:
-    """Return pixels with numbered boxes as a JPEG in a data URI."""
-    picture = Image.fromarray(pixels)
-    scale = PICTURE_PX / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(picture)
-    for number, region in enumerate(regions, 1):
-        left, top = scale * region.x, scale * region.y
-        right, bottom = scale * (region.x + region.width) - 1, scale * (region.y + region.height) - 1
-        draw.rectangle((left, top, right, bottom), outline=BOX, width=2)
-        corner = (min(left, picture.width - 16), min(top, picture.height - 18))
-        draw.rectangle((*corner, corner[0] + 15, corner[1] + 17), fill=BOX)
-        draw.text((corner[0] + 4, corner[1] + 1), str(number), fill=(0, 0, 0), font_size=14)
-    content = BytesIO()
-    picture.save(content, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+        more=len(suspect.regions) - len(boxed),
+        image_HWC=evidence.image_HWC,
+        label_HW=evidence.label_HW,
+        prediction_HW=evidence.predicted_HW,
+        flagged_HW=evidence.flagged_HW,
+    )

@@ -10,8 +10,9 @@ from PIL import Image
 from segmill.data.schema.issues import Fault
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo
 from segmill.data.storage.labelled import Part
-from segmill.data.validation.checks_page import LISTED_FILES, SHOWN_FILES, SHOWN_PAIRS, set_picture, write_checks_page
+from segmill.data.validation.faults_page import fault_kinds, pixels_to_look_at
 from segmill.data.validation.leaks import Pair
+from segmill.reports.checks_page import LISTED_FILES, SHOWN_FILES, SHOWN_PAIRS, ChecksPage, Picture, write_checks_page
 
 PIXELS = np.full((30, 40, 3), 90, np.uint8)
 
@@ -38,11 +39,19 @@ class Page(HTMLParser):
 
 def written(tmp_path: Path, faults: list[Fault], pairs: list[Pair], accept: tuple[str, ...] = ()) -> Page:
     path = tmp_path / "data" / "checks.html"
-    write_checks_page(
-        path, name="tiny", samples=12345, faults=faults, pairs=pairs, accept=accept, picture=lambda file: PIXELS
-    )
+    write(path, faults, pairs, accept)
     assert [each.name for each in path.parent.iterdir()] == ["checks.html"]
     return Page(path)
+
+
+def write(
+    path: Path,
+    faults: list[Fault],
+    pairs: list[Pair],
+    accept: tuple[str, ...] = (),
+    picture: Picture = lambda file: PIXELS,
+) -> None:
+    write_checks_page(ChecksPage("tiny", 12345, fault_kinds(faults, pairs, accept), picture), path)
 
 
 def near(number: int, severity: str = "error") -> Pair:
@@ -80,7 +89,7 @@ def test_kinds_come_in_order_of_weight(tmp_path: Path) -> None:
     page = written(tmp_path, faults, [near(0)], accept=("jpeg_mask",))
     places = [page.text.index(kind) for kind in ("near_duplicate stops", "empty_mask warning", "jpeg_mask accepted")]
     assert places == sorted(places)
-    assert "1 kind of fault must be mended" in page.text
+    assert "1 kind of fault to repair" in page.text
     assert "(data.accept): jpeg_mask" in page.text
     assert "What to do: remove one" in page.text
 
@@ -114,7 +123,7 @@ def test_what_crashed_a_decoder_is_not_opened_again(tmp_path: Path) -> None:
         raise AssertionError(f"{file} was opened")
 
     fault = Fault("crashes_decoder", "error", ("images/bomb.tif",), "it crashes", "replace it")
-    write_checks_page(tmp_path / "p.html", name="x", samples=1, faults=[fault], pairs=[], accept=(), picture=picture)
+    write(tmp_path / "p.html", [fault], [], picture=picture)
     assert "images/bomb.tif" in Page(tmp_path / "p.html").text
 
 
@@ -124,9 +133,9 @@ def test_pictures_of_a_set(tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
         Image.fromarray(pixels).save(tmp_path / kind / "a.png")
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
-    mask = set_picture(tmp_path, Part("masks/a.png", "masks/a.png"), info)
+    mask = pixels_to_look_at(tmp_path, Part("masks/a.png", "masks/a.png"), info)
     assert mask is not None and mask.tolist() == [[[16, 32, 48], [255, 0, 0], [128, 128, 128]]]
-    image = set_picture(tmp_path, Part("images/a.png", "images/a.png"), info)
+    image = pixels_to_look_at(tmp_path, Part("images/a.png", "images/a.png"), info)
     assert image is not None and image.shape == (2, 3, 1)
     for name in ("images/broken.png", "images/gone.png"):
-        assert set_picture(tmp_path, Part(name, name), info) is None
+        assert pixels_to_look_at(tmp_path, Part(name, name), info) is None

@@ -1,0 +1,84 @@
+"""What the page of a checked set shows: its faults by kind, pairs of leaks, and how a file looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmill.data.schema.issues import Fault
+from segmill.data.schema.manifest import DatasetInfo
+from segmill.data.schema.mask_values import palette
+from segmill.data.storage.images import list_entries, read_image, read_mask
+from segmill.data.storage.labelled import Part
+from segmill.data.validation.leaks import Pair
+from segmill.errors import InputError
+from segmill.reports.checks_page import ChecksPage, FaultKind, FoundFault, Side, SidePair, write_checks_page
+
+# Files of these kinds are not opened again: there is nothing to see, or opening them is what went wrong.
+_UNSEEN = ("unreadable", "crashes_decoder", "not_a_file", "link_outside", "wrong_file_type")
+
+
+def write_faults_page(
+    path: Path,
+    raw_dir: Path,
+    info: DatasetInfo,
+    samples: int,
+    faults: Sequence[Fault],
+    pairs: Sequence[Pair],
+    accept: Sequence[str],
+) -> None:
+    """Write the page of the set under ``raw_dir`` to ``path``, atomically.
+
+    Args:
+        path: one HTML file that loads nothing from anywhere.
+        raw_dir, info, samples: the set, what dataset.yaml says, and how many samples it has.
+        faults: all of them, accepted ones too. ``pairs``: what find_leaks found besides.
+        accept: kinds that do not stop the pipeline.
+    """
+    wanted = {file for fault in faults for file in fault.files} | {file for pair in pairs for file in pair.files}
+    entries = list_entries(raw_dir)[0] if wanted else []
+    parts = {part.name: part for entry in entries for part in (entry.image, entry.mask) if part.name in wanted}
+
+    def picture(name: str) -> NDArray[np.uint8] | None:
+        return pixels_to_look_at(raw_dir, parts[name], info) if name in parts else None
+
+    write_checks_page(ChecksPage(info.name, samples, fault_kinds(faults, pairs, accept), picture), path)
+
+
+def fault_kinds(faults: Sequence[Fault], pairs: Sequence[Pair], accept: Sequence[str]) -> list[FaultKind]:
+    """Return the faults by kind and severity, each with its pairs."""
+    kinds: dict[tuple[str, str], list[Fault]] = {}
+    for fault in faults:
+        kinds.setdefault((fault.kind, fault.severity), []).append(fault)
+    return [
+        FaultKind(
+            kind=kind,
+            state="warning" if severity == "warning" else "accepted" if kind in accept else "stops",
+            repairable=any(fault.repairable for fault in members),
+            faults=[FoundFault(fault.what, fault.fix, fault.files, kind not in _UNSEEN) for fault in members],
+            pairs=[_pair(pair) for pair in pairs if (pair.kind, pair.severity) == (kind, severity)],
+        )
+        for (kind, severity), members in kinds.items()
+    ]
+
+
+def pixels_to_look_at(raw_dir: Path, part: Part, info: DatasetInfo) -> NDArray[np.uint8] | None:
+    """Return an image or mask of the set as RGB, classes in their colours; None where it can't be read."""
+    try:
+        content = part.read(raw_dir)
+        if not part.name.startswith("masks/"):
+            return read_image(content)
+        mask_HW = read_mask(content)
+    except (InputError, OSError):
+        return None
+    shown = np.full((256, 3), 128, np.uint8)
+    shown[: info.num_classes] = palette(info.colors)
+    return shown[mask_HW]
+
+
+def _pair(pair: Pair) -> SidePair:
+    first, second = (Side(*one) for one in zip(pair.ids, pair.files, pair.groups, pair.splits, strict=True))
+    return SidePair((first, second), pair.likeness, pair.mirrored)

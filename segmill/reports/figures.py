@@ -1,0 +1,56 @@
+"""Plots in the style of the pages, drawn once for each theme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe & Ito, "Color Universal Design", 2008, without the yellow that is invisible on white.
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+GREY = "#8a94a3"
+THEMES = {"light": ("#1d2430", "#d8dde6"), "dark": ("#e7ebf2", "#3a4352")}  # text and grid
+
+
+class Figure(NamedTuple):
+    """A plot beside the page: the files are ``{stem}-light.png`` and ``{stem}-dark.png``."""
+
+    stem: str
+    title: str
+
+
+def draw(folder: Path, name: str, title: str, plot: Callable[[Axes], None]) -> Figure:
+    """Let ``plot`` draw on axes, once for each theme, into ``folder``, which lies beside the page.
+
+    Labels are text, never mathematics: a name may hold a dollar sign.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    for theme, (ink, grid) in THEMES.items():
+        with rc_context({"text.parse_math": False}):
+            canvas = Canvas(figsize=(5.2, 3.1), layout="constrained")
+            FigureCanvasAgg(canvas)
+            axes = canvas.add_subplot(facecolor="none")
+            plot(axes)
+            axes.tick_params(which="both", colors=ink, length=0)
+            axes.xaxis.label.set_color(ink)
+            axes.yaxis.label.set_color(ink)
+            axes.grid(color=grid, lw=0.7)
+            axes.spines[:].set_visible(False)
+            if axes.get_legend_handles_labels()[1]:
+                axes.legend(frameon=False, labelcolor=ink, fontsize=8.5)
+            canvas.savefig(folder / f"{name}-{theme}.png", dpi=160, transparent=True)
+    return Figure(f"{folder.name}/{name}", title)
+
+
+def whole_numbers(axes: Axes, label: str) -> None:
+    """Label the x axis and mark it at whole numbers only, such as epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(label)
