@@ -9,23 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from segmill import progress
 from segmill.data.schema.special_files import refuse_strange_files
-from segmill.data.versioning.repository import repository
+from segmill.data.versioning.dvc_adapter import DvcRepository, DvcStage, repository
 from segmill.errors import InputError, near_miss
 from segmill.files import write_atomically
 from segmill.fingerprint import fingerprints, package_folders
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace
 
-if TYPE_CHECKING:
-    from dvc.repo import Repo
-    from dvc.stage import PipelineStage
-
 # What runs the stages, in the order of dvc.yaml (a contract test holds the two together).
 STAGES = ("fingerprint", "validate", "prepare", "augment", "finetune", "ensemble", "evaluate")
+
+MOST_NAMED = 3  # damaged files of an out
+_DAMAGE = {"deleted": "is missing", "modified": "is damaged, or was changed by hand", "new": "is not recorded"}
 
 State = Literal["fresh", "restored", "ran", "stale"]
 
@@ -50,18 +49,14 @@ def survey(workspace: Workspace) -> dict[str, Outcome]:
     """Say of every stage, upstream first, whether it is fresh or stale and why. Runs and records nothing."""
     refuse_strange_files(workspace.root / read_params(workspace.params).data.path)
     watch_code(workspace)
-    import networkx
-
     found: dict[str, Outcome] = {}
     with repository(workspace.root) as repo:
-        graph = repo.index.graph
-        for stage in reversed(list(networkx.topological_sort(graph))):
-            if not hasattr(stage, "name"):
-                continue
-            upstream = {getattr(up, "name", "") for up in graph.successors(stage)} - {"fingerprint"}  # just refreshed
-            followed = [name for name in upstream if name in found and found[name].state == "stale"]
-            why = _why_stale(repo, stage) or (f"follows {', '.join(sorted(followed))}" if followed else "")
-            found[stage.name] = Outcome(stage.name, "stale" if why else "fresh", why or "unchanged")
+        for name, upstream in repo.upstream().items():
+            followed = [
+                up for up in upstream - {"fingerprint"} if found[up].state == "stale"
+            ]  # that was just refreshed
+            why = _why_stale(repo, repo.stage(name)) or (f"follows {', '.join(sorted(followed))}" if followed else "")
+            found[name] = Outcome(name, "stale" if why else "fresh", why or "unchanged")
     return {name: found[name] for name in stage_names(read_params(workspace.params)) if name in found}
 
 
@@ -77,14 +72,14 @@ def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
     if name == "fingerprint":
         watch_code(workspace)  # makes the links it depends on, in a new clone or where the installation moved
     with repository(workspace.root) as repo:
-        stage = _find(repo, name)
+        stage = repo.stage(name)
         why = _why_stale(repo, stage)
         if not why:
             return _done(note, Outcome(name, "fresh", "unchanged"))
         _refuse_missing(stage)
-        if _restore(repo, stage):
+        if stage.restore():
             return _done(note, Outcome(name, "restored", f"{why}; known result", time.monotonic() - started))
-        before = _dependency_hashes(stage)
+        before = stage.dependency_hashes()
         stage.remove_outs()
     progress.report(note, stage=name, state="running", why=why, began=time.time())
     try:
@@ -93,11 +88,12 @@ def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
         progress.report_failure(note, stage=name, state="failed", why=why)
         raise
     with repository(workspace.root) as repo:
-        moved = sorted(path for path, value in _dependency_hashes(_find(repo, name)).items() if before[path] != value)
+        stage = repo.stage(name)
+        moved = sorted(path for path, value in stage.dependency_hashes().items() if before[path] != value)
         if moved:
             progress.report_failure(note, stage=name, state="failed", why=why)
             raise InputError(f"{', '.join(moved)} changed while {name} ran, so its result was not recorded; run again")
-        _record(repo, name)
+        stage.record()
     return _done(note, Outcome(name, "ran", why, time.monotonic() - started))
 
 
@@ -154,16 +150,14 @@ def watch_code(workspace: Workspace) -> None:
 def recorded_md5(workspace: Workspace, name: str, dependency: str | None = None) -> str:
     """Return the md5 that dvc.lock records for the first out of the stage ``name``, or for the ``dependency`` (a path)
     it ran with; "" where it was never run."""
-    from ruamel.yaml import YAML
-
-    lock = workspace.root / "dvc.lock"
-    stages = YAML(typ="safe").load(lock.read_text())["stages"] if lock.is_file() else {}
+    with repository(workspace.root) as repo:
+        stages = repo.lock_entries()
     if name not in stages:
         return ""
     if dependency is None:
-        found = stages[name]["outs"][:1]
+        found = stages[name].get("outs", [])[:1]
     else:
-        found = [dep for dep in stages[name]["deps"] if dep["path"] == dependency]
+        found = [dep for dep in stages[name].get("deps", []) if dep["path"] == dependency]
     return str(found[0]["md5"]).removesuffix(".dir") if found else ""
 
 
@@ -172,85 +166,35 @@ def _done(note: Path, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _find(repo: Repo, name: str) -> PipelineStage:
-    from dvc.exceptions import DvcException
-
-    try:
-        stage: PipelineStage = repo.stage.load_one(str(Path(repo.root_dir) / "dvc.yaml"), name)
-    except DvcException as error:
-        raise InputError(f"dvc.yaml does not give a stage {name}: {error}") from None
-    return stage
-
-
-def _address(repo: Repo, name: str) -> str:
-    return f"{Path(repo.root_dir) / 'dvc.yaml'}:{name}"
-
-
-def _record(repo: Repo, name: str) -> None:
-    """Write the stage's hashes to dvc.lock and its outs to the cache, as ``dvc repro`` does after its command.
-
-    The outs stay as they lie: DVC would take a fresh copy for every file that is a hard link (shards of the packed
-    splits are).
-    """
-    repo.commit(_address(repo, name), force=True, relink=False)
-
-
-def _refuse_missing(stage: PipelineStage) -> None:
-    missing = [str(dep) for dep in stage.deps if not dep.exists]
+def _refuse_missing(stage: DvcStage) -> None:
+    missing = stage.missing_dependencies()
     if missing:
         raise InputError(
             f"{stage.name} needs {', '.join(missing)}, which is not there; run `segmill retrain` or `dvc repro`"
         )
 
 
-def _dependency_hashes(stage: PipelineStage) -> dict[str, Any]:
-    return {str(dep): dep.get_hash().value for dep in stage.deps}
-
-
-def _restore(repo: Repo, stage: PipelineStage) -> bool:
-    """Bring the outs back from the cache, the remote or DVC's run-cache; False where this was never computed."""
-    from dvc.exceptions import DvcException
-    from dvc.stage.cache import RunCacheNotFoundError
-
-    if not stage.changed(allow_missing=True):
-        if stage.checkout(force=True).get("failed") and repo.config["core"].get("remote"):
-            try:
-                repo.fetch(_address(repo, stage.name))
-                stage.checkout(force=True)
-            except DvcException:
-                return False
-        return not stage.changed()
-    try:
-        repo.stage_cache.restore(stage)
-    except RunCacheNotFoundError:
-        return False
-    _record(repo, stage.name)
-    return True
-
-
-def _why_stale(repo: Repo, stage: PipelineStage) -> str:
+def _why_stale(repo: DvcRepository, stage: DvcStage) -> str:
     """Say in a few words what differs from the recorded run; "" where nothing does."""
-    if not stage.changed():
+    if stage.fresh:
         return ""
-    if all(not dep.hash_info for dep in stage.deps):
+    if not stage.recorded:
         return "never ran here"
+    changes = stage.changes()
     reasons: list[str] = []
-    for dep in stage.deps:
-        for what, how in dep.status().items():
-            if isinstance(how, dict):
-                now = dep.read_params()
-                reasons += _value_changes(
-                    {key: dep.hash_info.value.get(key) for key in how}, {key: now.get(key) for key in how}
-                )
-            elif what.startswith(".segmill/code/"):
-                reasons.append(_code_change(repo, dep))
-            else:
-                reasons.append(f"{what} {'is missing' if how == 'deleted' else 'changed'}")
-    for out in stage.outs:
-        reasons += [f"{what} {'is missing' if how == 'deleted' else how}" for what, how in out.status().items()]
-    if stage.changed_stage() and not reasons:
-        reasons.append("its command or its lists in dvc.yaml changed")
-    return "; ".join(reasons)
+    for change in changes:
+        if change.kind == "parameter":
+            reasons += _value_changes({change.path: change.old}, {change.path: change.new})
+        elif change.kind == "dependency" and change.path.startswith(".segmill/code/"):
+            reasons.append(_code_change(repo, change.path, change.old))
+        elif change.kind == "dependency":
+            reasons.append(f"{change.path} {'is missing' if change.how == 'deleted' else 'changed'}")
+    damaged = [change for change in changes if change.kind == "out"]
+    if len(damaged) > MOST_NAMED:
+        reasons.append(f"{damaged[0].path} and {len(damaged) - 1} more files are missing or damaged")
+    else:
+        reasons += [f"{change.path} {_DAMAGE.get(change.how, change.how)}" for change in damaged]
+    return "; ".join(reasons) or "its command or its lists in dvc.yaml changed"
 
 
 def _value_changes(old: Any, new: Any, key: str = "") -> list[str]:
@@ -269,12 +213,13 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _code_change(repo: Repo, dep: Any) -> str:
-    """Name the modules whose hash moved, from the recorded list in DVC's cache where it still lies there."""
-    now = set(Path(dep.fs_path).read_text().splitlines()) if dep.exists else set()
-    cached = Path(repo.cache.local.oid_to_path(dep.hash_info.value))
+def _code_change(repo: DvcRepository, path: str, old: str) -> str:
+    """Name the modules whose hash moved, from the recorded list where DVC's cache still has it."""
+    now = repo.root / path
+    cached = repo.cache_path(old)
     if not cached.is_file():
         return "its code changed"
-    modules = sorted({line.split()[0] for line in now ^ set(cached.read_text().splitlines())})
+    lines = set(now.read_text().splitlines()) if now.is_file() else set()
+    modules = sorted({line.split()[0] for line in lines ^ set(cached.read_text().splitlines())})
     more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
     return f"code changed: {', '.join(modules[:3])}{more}"

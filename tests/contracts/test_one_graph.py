@@ -39,15 +39,11 @@ def test_each_module_has_the_function_of_its_name(name: str) -> None:
 
 def test_the_flow_runs_the_stages_in_an_order_the_graph_allows(workspace: Workspace) -> None:
     from flows.retrain import steps
-    from tasks.stage import repository
+    from segmill.data.versioning.dvc_adapter import repository
 
     order = steps(read_params(workspace.params))
     with repository(workspace.root) as repo:
-        edges = [
-            (upstream.name, stage.name)
-            for stage, upstream in repo.index.graph.edges
-            if hasattr(stage, "name") and hasattr(upstream, "name")
-        ]
+        edges = [(up, name) for name, ups in repo.upstream().items() for up in ups]
     stages = [step for step in order if step not in SIDE_EFFECTS]
     assert {name for edge in edges for name in edge} == set(stages)
     assert [(before, after) for before, after in edges if order.index(before) >= order.index(after)] == []

@@ -1,52 +1,22 @@
-"""The git and DVC repository that a workspace is: made, opened under lock, committed, and who works in it."""
+"""The git and DVC repository that a workspace is: made, committed, and who works in it."""
 
 from __future__ import annotations
 
 import getpass
-import logging
 import subprocess
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from segmill.data.versioning import dvc_adapter
 from segmill.errors import InputError
-
-if TYPE_CHECKING:
-    from dvc.repo import Repo
-
-
-@contextmanager
-def repository(root: Path) -> Iterator[Repo]:
-    """Open the DVC repository at ``root``, locked. One per call and thread: a Repo is never shared.
-
-    DVC's run-cache takes "dvc.yaml" from the current folder, so that is ``root`` while the lock is held.
-
-    Raises:
-        InputError: ``root`` is no DVC repository.
-    """
-    logging.getLogger("dvc").setLevel(logging.ERROR)
-    from dvc.exceptions import NotDvcRepoError
-    from dvc.repo import Repo, lock_repo
-
-    try:
-        repo = Repo(str(root), _wait_for_lock=True)
-    except NotDvcRepoError:
-        raise InputError(f"{root} is not a DVC repository; run `dvc init` there") from None
-    with repo, lock_repo(repo), chdir(root):
-        yield repo
 
 
 def create_repository(root: Path) -> None:
     """Make ``root`` a git and DVC repository of its own; a second call changes nothing."""
-    from dvc.repo import Repo
-
-    logging.getLogger("dvc").setLevel(logging.ERROR)
     root.mkdir(parents=True, exist_ok=True)
     if not (root / ".git").exists():
         _git(root, "init", "-q", "-b", "main")
     if not (root / ".dvc").is_dir():
-        Repo.init(str(root)).close()
+        dvc_adapter.init(root)
 
 
 def commit_files(root: Path, message: str) -> None:

@@ -10,16 +10,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from segmill.data.schema.special_files import refuse_strange_files
 from segmill.data.storage import journal
-from segmill.data.versioning.repository import repository, who_works
+from segmill.data.versioning.dvc_adapter import DvcRepository, remote_faults, repository
+from segmill.data.versioning.repository import who_works
 from segmill.errors import InfrastructureError, InputError
 from segmill.files import write_atomically
-
-if TYPE_CHECKING:
-    from dvc.repo import Repo
 
 REMOTE_NAME = "segmill"
 MISSING, UNCACHED = "files are missing", "its copy in the cache is lost"
@@ -56,12 +54,12 @@ def data_changed(root: Path, path: str) -> str:
     if recorded is None:
         return "never added"
     with repository(root) as repo:
-        stage = repo.stage.load_one(str(root / f"{path}.dvc"))
-        if not stage.changed():
+        record = root / f"{path}.dvc"
+        if not repo.differs(record):
             return ""
         if not (root / path).exists():
             return MISSING
-        return "files changed" if stage.outs[0].changed_checksum() else UNCACHED
+        return "files changed" if repo.content_differs(record) else UNCACHED
 
 
 def bring_data(root: Path, path: str, remote: str | None) -> DataVersion:
@@ -82,10 +80,10 @@ def bring_data(root: Path, path: str, remote: str | None) -> DataVersion:
     """
     version = record_data(root, path, remote)
     with repository(root) as repo:
-        if repo.config["core"].get("remote"):
+        if repo.has_remote:
             try:
-                repo.push(str(root / f"{path}.dvc"))
-            except _remote_faults() as error:
+                repo.push(root / f"{path}.dvc")
+            except remote_faults() as error:
                 raise InfrastructureError(
                     f"the new data version is safe in the local cache but could not be pushed to {remote}: {error}; "
                     "mend the remote (data.remote in params.yaml) and run again"
@@ -111,13 +109,13 @@ def record_data(root: Path, path: str, remote: str | None) -> DataVersion:
                     f"{folder} is not there and no version of it is recorded; put the labelled set there "
                     "(images/, masks/, dataset.yaml), or name its folder in data.path of params.yaml"
                 )
-            repo.add(str(folder))
+            repo.add(folder)
             state = "added"
         elif not folder.exists():
-            _restore(repo, str(root / f"{path}.dvc"), remote)
+            _restore(repo, root / f"{path}.dvc", remote)
             state = "restored"
-        elif repo.stage.load_one(str(root / f"{path}.dvc")).changed():
-            repo.add(str(folder))
+        elif repo.differs(root / f"{path}.dvc"):
+            repo.add(folder)
             state = "changed"
         now = recorded_version(root, path)
         assert now is not None, "dvc add leaves a record"
@@ -180,12 +178,12 @@ def checkout_data(root: Path, path: str, remote: str | None, version: DataVersio
 class Store:
     """Files of any version by md5: they lie in DVC's cache, or are brought into it from the remote."""
 
-    def __init__(self, repo: Repo, remote: str | None) -> None:
+    def __init__(self, repo: DvcRepository, remote: str | None) -> None:
         self._repo, self._remote = repo, remote
 
     def path(self, md5: str) -> Path:
         """Return where the cache keeps the file, whether it is there or not."""
-        return Path(self._repo.cache.local.oid_to_path(md5))
+        return self._repo.cache_path(md5)
 
     def bring(self, md5s: Iterable[str]) -> None:
         """Have the files in the cache. InfrastructureError where the remote does not answer or lacks one."""
@@ -194,10 +192,8 @@ class Store:
             return
         what = f"{len(lacking)} of the version's files are" if len(lacking) > 1 else "a file of the version is"
         try:
-            remote = self._repo.cloud.get_remote_odb(command="fetch")
-            paths = [remote.oid_to_path(md5) for md5 in lacking]
-            self._repo.cache.local.add(paths, remote.fs, lacking, verify=True)
-        except _remote_faults() as error:
+            self._repo.fetch_files(lacking)
+        except remote_faults() as error:
             raise InfrastructureError(
                 f"{what} not in the cache and could not be fetched from {self._remote or 'a remote'}: {error}; "
                 "check data.remote in params.yaml and its credentials"
@@ -291,7 +287,8 @@ def _finish_checkout(root: Path, path: str, remote: str | None) -> None:
     yaml.dump(content, text)
     write_atomically(record, text.getvalue())
     with repository(root) as repo:
-        repo.checkout(str(record), force=True)
+        if not repo.checkout(record, force=True):
+            raise InfrastructureError(f"files of {path} left the cache while they were brought back; run it again")
     (journal.hidden_folder(root / path) / CHECKOUT_FILE).unlink()
     journal.sweep(root / path)
 
@@ -304,39 +301,18 @@ def _note(folder: Path, name: str) -> dict[str, Any] | None:
     return facts
 
 
-def _remote_faults() -> tuple[type[Exception], ...]:
-    """Return what DVC and its S3 layer raise where a remote can't be reached or used."""
-    from botocore.exceptions import BotoCoreError, ClientError
-    from dvc.exceptions import DvcException
-
-    return DvcException, OSError, BotoCoreError, ClientError
+def _use_remote(repo: DvcRepository, url: str | None) -> None:
+    if url is not None:
+        repo.use_remote(REMOTE_NAME, url)
 
 
-def _use_remote(repo: Repo, url: str | None) -> None:
-    if url is None:
+def _restore(repo: DvcRepository, record: Path, remote: str | None) -> None:
+    if repo.checkout(record):
         return
-    if "://" not in url:
-        url = str((Path(repo.root_dir) / url).resolve())
-    remote: dict[str, Any] = repo.config["remote"].get(REMOTE_NAME, {})
-    if remote.get("url") == url and repo.config["core"].get("remote") == REMOTE_NAME:
-        return
-    with repo.config.edit("local") as config:
-        config["remote"][REMOTE_NAME] = {"url": url}
-        config["core"]["remote"] = REMOTE_NAME
-
-
-def _restore(repo: Repo, target: str, remote: str | None) -> None:
-    from dvc.exceptions import CheckoutError
-
     try:
-        repo.checkout(target)
-        return
-    except CheckoutError:
-        pass
-    try:
-        repo.pull(target)
-    except _remote_faults() as error:
+        repo.pull(record)
+    except remote_faults() as error:
         raise InfrastructureError(
-            f"the files of {target} are in neither the cache nor the remote {remote}: {error}; "
+            f"the files of {record} are in neither the cache nor the remote {remote}: {error}; "
             "check data.remote in params.yaml and its credentials, or put the files back"
         ) from error
