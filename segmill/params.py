@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -18,11 +19,11 @@ from ruamel.yaml.scalarstring import SingleQuotedScalarString
 from segmill.errors import InputError, near_miss
 from segmill.files import replacing
 from segmill.renamed_keys import former_keys, name_now
+from segmill.train_settings import TrainSettings
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 MemberName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-LossName = Literal["ce", "focal", "dice", "tversky", "lovasz", "boundary"]
 HeadName = Literal["presence", "boundary", "distance"]
 
 
@@ -100,75 +101,6 @@ class AugmentParams(Block):
     )
     rare_below: Fraction = Field(0.02, description="A class is rare below this share of train's labelled pixels.")
     seed: int = Field(0, description="Decides the extra samples.")
-
-
-class TrainParams(Block):
-    seed: int = Field(0, description="Decides weights, order and augmentation.")
-    epochs: int = Field(20, ge=1, description="Passes over the training split; with max_minutes an upper bound.")
-    max_minutes: float | None = Field(
-        None, gt=0, description="Time for a member's training; the schedule fits itself to it. null has no limit."
-    )
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        8, description="Samples per pass, all workers together; auto finds the largest that fits the memory."
-    )
-    crop_size: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] | None = Field(
-        None, description="Height and width of the random window of a sample that training sees; null is all of it."
-    )
-    grad_accum_steps: int = Field(1, ge=1, description="Passes whose gradients make one step.")
-    optimizer: Literal["adamw", "nadam", "sgd", "muon"] = Field(
-        "adamw", description="adamw, nadam (AdamW with Nesterov's momentum), sgd (with it too) or muon."
-    )
-    momentum: Fraction = Field(0.9, description="Of sgd and muon.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled decay of what is no bias and no scale.")
-    encoder_lr_factor: float = Field(
-        1.0, gt=0, description="The encoder of a pretrained member learns at lr times this."
-    )
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="Each stage of the encoder learns at this times the lr of the next deeper one."
-    )
-    schedule: Literal["cosine", "poly", "onecycle", "constant"] = Field(
-        "cosine", description="How the learning rate falls after the warm-up."
-    )
-    warmup_epochs: float = Field(1.0, ge=0, description="Epochs of linear warm-up.")
-    loss: dict[LossName, Annotated[float, Field(gt=0)]] = Field(
-        {"ce": 1.0, "dice": 1.0},
-        min_length=1,
-        description="A sum of ce, focal, dice, tversky, lovasz and boundary, each times its number.",
-    )
-    focal_gamma: float = Field(2.0, ge=0, description="How much the focal loss turns to hard pixels.")
-    tversky_alpha: Fraction = Field(
-        0.3, description="What false positives weigh in the Tversky loss; misses weigh 1 - it."
-    )
-    class_weights: Literal["none", "sqrt_inverse", "inverse", "effective"] = Field(
-        "none",
-        description="Weights of ce and focal: none; one over (the root of) a class's pixel share; effective number.",
-    )
-    ohem: float = Field(1.0, gt=0, le=1, description="Share of the pixels, the hardest, that ce and focal count.")
-    ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="Decay of the weights' moving average that is kept; 0 is off."
-    )
-    max_grad_norm: float = Field(0.0, ge=0, description="Gradients with a larger norm are scaled down to it; 0 is off.")
-    freeze_epochs: NonNegative = Field(0, description="Epochs in which the encoder stands still at the start.")
-    unfreeze_epochs: NonNegative = Field(
-        0, description="Epochs after that over which its stages are let go, the deepest first."
-    )
-    early_stopping_patience: NonNegative = Field(
-        0, description="Looks at val without a new best after which training ends; 0 is off."
-    )
-    warm_start: bool = Field(
-        False, description="Begin with the champion's member of the same name, where there is one."
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto",
-        description="Autocast type; auto takes bf16 where the processor is quick at it, else fp16 on a GPU.",
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Compute the encoder twice rather than keep its activations."
-    )
-    compile: Literal["off", "auto", "on"] = Field(
-        "off", description="torch.compile; auto measures once per machine whether it pays."
-    )
-    val_every: int = Field(1, ge=1, description="Epochs between two looks at the val split.")
 
 
 class NetworkParams(Block):
@@ -282,7 +214,7 @@ class Params(Block):
     split: SplitParams
     prepare: PrepareParams
     augment: AugmentParams
-    train: TrainParams
+    train: TrainSettings
     members: dict[MemberName, MemberParams] = Field(min_length=1)
     ensemble: EnsembleParams
     evaluate: EvaluateParams
@@ -291,9 +223,12 @@ class Params(Block):
     mlflow: MlflowParams = MlflowParams()
     prefect: PrefectParams = PrefectParams()
 
-    def training_of(self, name: str) -> TrainParams:
-        """Return the training block with what the network member ``name`` says instead."""
-        return TrainParams.model_validate({**self.train.model_dump(), **(self.members[name].model_extra or {})})
+    def training_of(self, name: str) -> TrainSettings:
+        """Return the training settings with what the network member ``name`` says instead."""
+        return _TRAIN.validate_python({**asdict(self.train), **(self.members[name].model_extra or {})})
+
+
+_TRAIN = TypeAdapter(TrainSettings)
 
 
 def read_params(path: Path) -> Params:
@@ -318,7 +253,7 @@ def parse_params(values: Any, source: str) -> Params:
         faults = [_sentence(fault, []) for fault in error.errors()]
     for name, own in _training_of_members(values):
         try:
-            TrainParams.model_validate(own)
+            _TRAIN.validate_python(own)
         except ValidationError as error:
             faults += [_sentence(fault, ["members", name]) for fault in error.errors()]
     if faults:
@@ -440,10 +375,10 @@ def _sentence(fault: ErrorDetails, parents: list[str]) -> str:
         del location[2]  # which kind of member pydantic took it for
     key = ".".join(location) or "the file"
     match fault["type"]:
-        case "extra_forbidden":
+        case "extra_forbidden" | "unexpected_keyword_argument":
             if new := name_now(key):
                 return f"{key} is called {new} now; `segmill doctor --fix` renames it in params.yaml"
-            allowed = _keys_beside(location)
+            allowed = list(_keys(location))
             return f"unknown key {key}{near_miss(location[-1], allowed)} (allowed here: {', '.join(allowed)})"
         case "missing":
             return f"{key} is missing; add it ({_description(location)})"
@@ -454,23 +389,30 @@ def _sentence(fault: ErrorDetails, parents: list[str]) -> str:
     return f"{key} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]} ({_description(location)})"
 
 
-def _fields(location: list[str]) -> dict[str, FieldInfo]:
-    """Return the fields of the block that holds the last part of ``location``."""
+def _keys(location: list[str]) -> dict[str, str | None]:
+    """Return the keys of the block that holds the last part of ``location``, and what each is for."""
     if len(location) == 1:
-        return Params.model_fields
+        return _described(Params)
     if location[0] == "members":
-        return {**SvmParams.model_fields, **TrainParams.model_fields, **NetworkParams.model_fields}
+        return {**_described(SvmParams), **train_keys(), **_described(NetworkParams)}
+    if location[0] == "train":
+        return train_keys()
     block = Params.model_fields[location[0]].annotation
-    return block.model_fields if isinstance(block, type) and issubclass(block, BaseModel) else Params.model_fields
+    return _described(block if isinstance(block, type) and issubclass(block, BaseModel) else Params)
 
 
-def _keys_beside(location: list[str]) -> list[str]:
-    return list(_fields(location))
+def _described(block: type[BaseModel]) -> dict[str, str | None]:
+    return {key: field.description for key, field in block.model_fields.items()}
+
+
+@cache
+def train_keys() -> dict[str, str | None]:
+    """Return the keys of ``train`` and what each is for: the text below its field in TrainSettings."""
+    return {key: facts["description"] for key, facts in _TRAIN.json_schema()["properties"].items()}
 
 
 def _description(location: list[str]) -> str:
     for depth in range(len(location), 0, -1):
-        field = _fields(location[:depth]).get(location[depth - 1])
-        if field and field.description:
-            return field.description
+        if said := _keys(location[:depth]).get(location[depth - 1]):
+            return said
     return "see the project's params.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def training_arguments(
     return {
         **_common_arguments(workspace, params, name, out_dir),
         **params.members[name].model_dump(),
-        **params.training_of(name).model_dump(),
+        **asdict(params.training_of(name)),
         "recipe": policy.transforms,
         "size": params.prepare.size_px,
         "extra_dir": str(extra_dir) if extra_dir.is_dir() else None,
@@ -130,7 +131,7 @@ def _common_arguments(workspace: Workspace, params: Params, name: str, out_dir: 
         "curves_path": str(curves_path(workspace, name)),
         "data_version": recorded.md5 if recorded else "",
         "params": {
-            "train": params.training_of(name).model_dump() if params.members[name].kind == "network" else {},
+            "train": asdict(params.training_of(name)) if params.members[name].kind == "network" else {},
             "member": params.members[name].model_dump(),
             "split": params.split.model_dump(),
             "augment": {"recipe": policy.title, "recipe_sha256": policy.sha256, "extra_samples": policy.extra},
@@ -144,7 +145,7 @@ def _inputs_hash(workspace: Workspace, params: Params, name: str, start: Start |
         "packed": recorded_md5(workspace, "prepare"),
         "augmented": recorded_md5(workspace, "augment"),
         "code": (workspace.code / "finetune").read_text(),
-        "train": params.train.model_dump(),
+        "train": asdict(params.train),
         "member": params.members[name].model_dump(),
         "start": start and start.source,
     }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_what_is_set_is_read_alike_by_dvc(file: Path, assignment: str, lines: li
 def test_a_member_may_hold_keys_of_train(values: dict[str, Any]) -> None:
     member = {"backbone": "resnet18", "decoder": "fpn", "weights": "none", "lr": 0.1, "epochs": 3, "ohem": 0.5}
     params = parse_params(values | {"members": {"a": member}}, "params.yaml")
-    assert params.training_of("a") == params.train.model_copy(update={"epochs": 3, "ohem": 0.5})
+    assert params.training_of("a") == replace(params.train, epochs=3, ohem=0.5)
 
 
 @pytest.mark.parametrize(

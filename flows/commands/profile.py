@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _arguments(workspace: Workspace, params: Params, name: str) -> dict[str, Any
     extra_dir = workspace.augmented / "extra"
     return {
         **params.members[name].model_dump(),
-        **params.training_of(name).model_dump(),
+        **asdict(params.training_of(name)),
         "name": name,
         "packed_dir": str(workspace.packed),
         "extra_dir": str(extra_dir) if extra_dir.is_dir() else None,

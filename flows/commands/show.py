@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def _settings(workspace: Workspace, params: Params, name: str) -> dict[str, Any]
     record = workspace.member(name) / "member.json"
     if record.is_file():
         return with_new_names("train", json.loads(record.read_text())["params"]["train"])
-    return params.training_of(name).model_dump()
+    return asdict(params.training_of(name))
 
 
 def _about_the_member(workspace: Workspace, name: str) -> list[str]:

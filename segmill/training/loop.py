@@ -215,7 +215,7 @@ def make_objective(settings: Settings, class_weights: Tensor | None) -> Objectiv
     """Return the objective that ``settings`` describe; InputError for an unknown loss or head."""
     return Objective(
         ignore_id=settings.ignore_id,
-        loss=settings.loss,
+        loss={str(name): weight for name, weight in settings.loss.items()},
         class_weights=class_weights,
         focal_gamma=settings.focal_gamma,
         tversky_alpha=settings.tversky_alpha,

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ruamel.yaml import YAML
@@ -147,7 +147,7 @@ def settings_of(values: Values, member: str) -> Values:
     params = parse_params(values, "params.yaml")
     return {
         **params.members[member].model_dump(mode="json"),
-        **params.training_of(member).model_dump(mode="json"),
+        **_plain(asdict(params.training_of(member))),
     }
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_the_seed_is_the_one_of_the_last_training(prepared: Workspace, tmp_path:
     params = read_params(prepared.params)
     member = prepared.member("resnet18-linknet")
     member.mkdir(parents=True)
-    trained = {"train": params.train.model_dump() | {"seed": 9, "epochs": 2}}
+    trained = {"train": asdict(params.train) | {"seed": 9, "epochs": 2}}
     (member / "member.json").write_text(json.dumps({"params": trained}))
     split = PackedSplit(prepared.packed / "train")
     augmenter = Augmenter(settle_policy("driving").transforms, (PX, PX), 9, ignore_id=255)

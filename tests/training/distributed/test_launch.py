@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from segmill.data.packing.pack import pack
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InfrastructureError, InputError
-from segmill.params import TrainParams
+from segmill.train_settings import TrainSettings
 from segmill.training.distributed import launch
 from segmill.training.settings import run_folder
 
@@ -80,7 +81,7 @@ def arguments(root: Path, packed: Path, **own: Any) -> dict[str, Any]:
         "head_weights": "fixed",
         "keep_heads": False,
         "deep_supervision": 0.0,
-        **TrainParams().model_dump(),
+        **asdict(TrainSettings()),
         "epochs": 6,
         "seed": 3,
         "precision": "fp32",

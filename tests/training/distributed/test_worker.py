@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from segmill import progress
 from segmill.data.packing.packed import PackInfo
 from segmill.models.members import save_member
-from segmill.params import TrainParams
+from segmill.train_settings import TrainSettings
 from segmill.training.clock import Rank
 from segmill.training.distributed.worker import Reporter, first_module, make_settings
 from segmill.training.loop import Step
@@ -73,7 +74,7 @@ def arguments(**own: Any) -> dict[str, Any]:
         "name": "a", "backbone": "mobilenetv3_small_050", "decoder": "fpn", "weights": "none", "lr": 0.1,
         "decoder_width": 1.0, "attention": "none", "context": "none", "aux_heads": {}, "head_weights": "fixed",
         "deep_supervision": 0.0,
-        "start_folder": None, "start_source": None, **TrainParams().model_dump(), **own,
+        "start_folder": None, "start_source": None, **asdict(TrainSettings()), **own,
     }  # fmt: skip
 
 
