@@ -30,11 +30,12 @@ from PIL import Image
 from segmill.alongside import alongside
 from segmill.data.ingest.builtin import STREET_CLASSES, draw_street
 from segmill.data.ingest.intake import NewSample, write_set
+from segmill.data.schema.issues import IssuesFound
 from segmill.data.schema.manifest import DatasetInfo, write_dataset_info
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage.images import encode_png, read_image
 from segmill.data.storage.labelled import INDEX_FILE
-from segmill.data.validation.checks import BadData, validate_dataset
+from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InputError
 
 GOOD = 60
@@ -97,10 +98,10 @@ def report(raw_dir: Path, planted: dict[str, str]) -> None:
         try:
             validate_dataset(raw_dir, raw_dir.with_suffix(".parquet"), shares=SplitShares(0.2, 0.2, 0), jobs=2)
             raise SystemExit("nothing was found")
-        except BadData as error:
-            faults = error.faults
+        except IssuesFound as error:
+            issues = error.issues
     seconds = time.monotonic() - began
-    kind_of = {file: fault.kind for fault in faults for file in fault.files}
+    kind_of = {file: issue.kind for issue in issues for file in issue.files}
     ways: dict[str, Counter[str]] = {}
     for name, title in planted.items():
         became = kind_of.get(name) or ("still an image" if is_image(raw_dir / name) else "MISSED")
@@ -115,7 +116,7 @@ def report(raw_dir: Path, planted: dict[str, str]) -> None:
     print(
         f"  missed {missed}, healthy files named {len(healthy)}, {seconds:.1f} s, peak memory {peak[0] / 2**30:.2f} GiB"
     )
-    print("  kinds: " + ", ".join(f"{len(fault.files)} {fault.kind}" for fault in faults), flush=True)
+    print("  kinds: " + ", ".join(f"{len(issue.files)} {issue.kind}" for issue in issues), flush=True)
 
 
 def is_image(path: Path) -> bool:

@@ -1,9 +1,9 @@
-"""Plants every kind of fault in drawn street scenes and prints what `segmill validate` found of it, and what besides.
+"""Plants every kind of issue in drawn street scenes and prints what `segmill validate` found of it, and what besides.
 
     python benchmarks/mask_doctor.py [--scenes 60] [--planted 12] [--seed 0] [--clean PATH ...]
 
-Each line is a set of its own: street scenes that have nothing to do with one another, healthy but for the fault that
-is planted in some of them (in all, where the fault is one of all masks). Found: planted files (or classes) that are
+Each line is a set of its own: street scenes that have nothing to do with one another, healthy but for the issue that
+is planted in some of them (in all, where the issue is one of all masks). Found: planted files (or classes) that are
 named with the right kind. False alarms: names under any kind that nothing was planted for, warnings too. Then sets
 with nothing planted: the samples `brain` and `street`, and canonical sets given with --clean.
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from segmill.data.ingest.builtin import STREET_CLASSES, draw_street, write_brain, write_street
-from segmill.data.schema.issues import KINDS, Fault, read_faults
+from segmill.data.schema.issues import KINDS, Issue, IssuesFound, read_issues
 from segmill.data.schema.manifest import (
     SAMPLES_FILE,
     ClassInfo,
@@ -41,7 +41,7 @@ from segmill.data.schema.manifest import (
 )
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import part_of_group
-from segmill.data.validation.checks import BadData, validate_dataset
+from segmill.data.validation.checks import validate_dataset
 from segmill.data.validation.examination import examine
 from segmill.errors import InputError
 
@@ -54,7 +54,7 @@ Change = Callable[[Path, str, np.random.Generator], str]  # of a sample, by its 
 
 @dataclass(frozen=True)
 class Plant:
-    """A fault: what is said of it, what makes it of a sample, whether all masks have it, which classes the set has."""
+    """An issue: what is said of it, what makes it of a sample, whether all masks have it, which classes the set has."""
 
     title: str
     kind: str
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=60, help="per set (default 60)")
     parser.add_argument("--planted", type=int, default=12, help="of them (default 12)")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes and of where faults go (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes and of where issues go (default 0)")
     parser.add_argument("--clean", type=Path, nargs="*", default=[], help="canonical sets known to be clean")
     arguments = parser.parse_args()
     print(f"{'planted':50} {'kind':24} {'found':>9} {'false alarms':>13} {'seconds':>8}")
@@ -89,15 +89,15 @@ def main() -> None:
             )
         print(f"{'all':75} {f'{totals[0]} / {totals[1]}':>9} {totals[2]:13}")
         print("kinds not planted here:", ", ".join(sorted(KINDS.keys() - seen)))
-        print("\nnothing planted                                    samples   faults")
+        print("\nnothing planted                                    samples   issues")
         write_brain(Path(folder) / "brain", every=1)
         write_street(Path(folder) / "street", count=400, seed=arguments.seed)
         for raw_dir in (Path(folder) / "brain", Path(folder) / "street", *arguments.clean):
             table = examine(raw_dir)
             print(
-                f"{raw_dir.name:50} {len(table.table):7} {len(table.faults):8}",
-                *table.faults,
-                sep="\n  " * bool(table.faults),
+                f"{raw_dir.name:50} {len(table.table):7} {len(table.issues):8}",
+                *table.issues,
+                sep="\n  " * bool(table.issues),
             )
 
 
@@ -119,30 +119,30 @@ def write_scenes(raw_dir: Path, count: int, seed: int, *, two_classes: bool) -> 
 
 
 def measure(raw_dir: Path, plant: Plant, count: int, seed: int) -> tuple[int, int, Counter[str], float]:
-    """Plant the fault; return how many of it were found, how many planted, false alarms by kind, and seconds."""
+    """Plant the issue; return how many of it were found, how many planted, false alarms by kind, and seconds."""
     rng = np.random.default_rng(seed)
     names = sorted(path.stem for path in (raw_dir / "images").iterdir())
     chosen = names if plant.everywhere else sorted(rng.choice(names, count, replace=False).tolist())
     planted = {plant.change(raw_dir, name, rng) for name in chosen}
     began = time.monotonic()
-    faults = faults_of(raw_dir)
+    issues = issues_of(raw_dir)
     seconds = time.monotonic() - began
-    named = {(fault.kind, file) for fault in faults for file in fault.files}
+    named = {(issue.kind, file) for issue in issues for file in issue.files}
     found = {(kind, file) for kind, file in named if kind == plant.kind and file in planted}
     also = planted | {file.replace("masks/", "images/") for file in planted}
     false = named - found - {(plant.also, file) for file in also}
     return len(found), len(planted), Counter(kind for kind, _ in false), seconds
 
 
-def faults_of(raw_dir: Path) -> Sequence[Fault]:
+def issues_of(raw_dir: Path) -> Sequence[Issue]:
     manifest = raw_dir.with_suffix(".parquet")
     try:
         validate_dataset(raw_dir, manifest, shares=SplitShares(0.2, 0.2, 0))
-    except BadData as error:
-        return error.faults
+    except IssuesFound as error:
+        return error.issues
     except InputError as error:
         raise SystemExit(f"{raw_dir}: {error}") from error
-    return read_faults(manifest)
+    return read_issues(manifest)
 
 
 def plants() -> Iterable[Plant]:

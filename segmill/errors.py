@@ -10,7 +10,18 @@ class SegmillError(Exception):
 
 
 class InputError(SegmillError):
-    """Data, parameters or resources that the user can change."""
+    """Data, parameters or resources that the user can change.
+
+    ``what`` came and is wrong, and the ``fix``, what to do, "" where ``what`` says it all. Printed: "what; fix".
+    """
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(*((what, fix) if fix else (what,)))
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.fix}" if self.fix else self.what
 
 
 class GateRefused(SegmillError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segmill import progress
-from segmill.data.schema.special_files import refuse_strange_files
+from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.versioning.dvc_adapter import DvcRepository, DvcStage, repository
 from segmill.errors import InputError, near_miss
 from segmill.files import write_atomically
@@ -47,7 +47,7 @@ def stage_names(params: Params) -> list[str]:
 
 def survey(workspace: Workspace) -> dict[str, Outcome]:
     """Say of every stage, upstream first, whether it is fresh or stale and why. Runs and records nothing."""
-    refuse_strange_files(workspace.root / read_params(workspace.params).data.path)
+    refuse_special_files(workspace.root / read_params(workspace.params).data.path)
     watch_code(workspace)
     found: dict[str, Outcome] = {}
     with repository(workspace.root) as repo:

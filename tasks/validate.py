@@ -14,9 +14,9 @@ from segmill.workspace import Workspace
 
 
 def validate(workspace: Workspace, params: Params) -> None:
-    """Write ``data/manifest.parquet``, and a page of all faults beside the progress.
+    """Write ``data/manifest.parquet``, and a page of all issues beside the progress.
 
-    BadData names every kind of fault that is not accepted.
+    IssuesFound names every kind of issue that is not accepted.
     """
     journal.finish(workspace.root / params.data.path)  # an interrupted `segmill data add` is no half set
     split = params.split
@@ -26,11 +26,11 @@ def validate(workspace: Workspace, params: Params) -> None:
             draft,
             shares=SplitShares(split.val, split.test, split.seed),
             accept=params.data.accept,
-            page=faults_page(workspace),
+            page=issues_page(workspace),
             told=progress.counter(workspace.count("validate")),
         )
 
 
-def faults_page(workspace: Workspace) -> Path:
-    """Where the page with all faults lies."""
+def issues_page(workspace: Workspace) -> Path:
+    """Where the page with all issues lies."""
     return workspace.scratch / "checks" / "index.html"

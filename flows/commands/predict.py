@@ -62,4 +62,4 @@ def _read(path: Path) -> np.ndarray:
     try:
         return read_deep_image(path)
     except InputError as fault:
-        raise InputError(f"{path}: {fault}") from None
+        raise InputError(f"{path}: {fault.what}", fault.fix) from None

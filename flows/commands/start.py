@@ -64,7 +64,7 @@ def create(
         say: takes lines for the user: what was recognised and why, and what to know of it.
 
     Raises:
-        InputError: ``folder`` is a workspace already or holds something else, or ``data`` can't be read; BadData
+        InputError: ``folder`` is a workspace already or holds something else, or ``data`` can't be read; IssuesFound
             lists every file that is wrong.
     """
     from segmill.data.ingest.formats import open_layout
@@ -150,7 +150,7 @@ def _samples(folder: Path) -> Iterator[NewSample]:
     """Yield the samples of a built-in set, each with the split that the set gives it."""
     from segmill.data.ingest.intake import NewSample
     from segmill.data.schema.manifest import read_dataset_info
-    from segmill.data.storage.images import list_entries
+    from segmill.data.schema.samples import list_entries
 
     info = read_dataset_info(folder)
     split_of = {group: split for split, groups in info.splits.items() for group in groups}
@@ -239,7 +239,7 @@ def _usual_size(raw: Path) -> list[int]:
     """Return the commonest image size, shrunk to ``LARGEST_SIDE_PX`` and rounded to whole strides of 32 px."""
     from PIL import Image
 
-    from segmill.data.storage.images import list_entries
+    from segmill.data.schema.samples import list_entries
 
     sizes: Counter[tuple[int, int]] = Counter()
     entries, _ = list_entries(raw)

@@ -1,4 +1,4 @@
-"""What `segmill validate` does and prints: faults with what to do, the splits, and with --fix a repaired version."""
+"""What `segmill validate` does and prints: issues with what to do, the splits, and with --fix a repaired version."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rich.text import Text
 from flows.summary import dataset_table
 from segmill import progress
 from segmill.alongside import alongside
-from segmill.data.schema.issues import Fault, read_faults
-from segmill.data.schema.special_files import strange_files
+from segmill.data.schema.issues import Issue, read_issues
+from segmill.data.schema.special_files import special_files
 from segmill.data.splitting.shares import SplitShares
 from segmill.params import Params
 from segmill.workspace import Workspace
 from tasks.stage import bring_up_to_date, run
-from tasks.validate import faults_page
+from tasks.validate import issues_page
 
 if TYPE_CHECKING:
     from segmill.data.ingest.intake import NewSample
@@ -41,14 +41,14 @@ def validate(workspace: Workspace, params: Params, console: Console, *, fix: boo
     """
     if fix:
         repair(workspace, params, console)
-    sound, faults = _check(workspace, params, console)
-    if faults:
-        console.print(faults_table(faults, params.data.accept))
-        page = faults_page(workspace)
-        _list_files(page.with_name("faults.csv"), faults)
+    sound, issues = _check(workspace, params, console)
+    if issues:
+        console.print(issues_table(issues, params.data.accept))
+        page = issues_page(workspace)
+        _list_files(page.with_name("faults.csv"), issues)
         said = f"with pictures: {page}; all files: {page.with_name('faults.csv')}"
         console.print(said, highlight=False, soft_wrap=True, style="dim")
-    if not sound and not fix and any(fault.repairable for fault in faults):
+    if not sound and not fix and any(issue.repairable for issue in issues):
         console.print("`segmill validate --fix` mends what says so, as a new version of the data", highlight=False)
     if sound:
         console.print(dataset_table(workspace.manifest))
@@ -59,16 +59,16 @@ def repair(workspace: Workspace, params: Params, console: Console) -> None:
     """Record the set as it is, mend what can be mended, record that: the masks as they were stay in their version."""
     from segmill.data.ingest.intake import change_set
     from segmill.data.ingest.repair import repaired_samples
-    from segmill.data.schema.special_files import refuse_strange_files
+    from segmill.data.schema.special_files import refuse_special_files
     from segmill.data.validation.examination import examine
     from segmill.data.versioning.versions import bring_data, explained
 
     raw_dir, split = workspace.root / params.data.path, params.split
-    refuse_strange_files(raw_dir)
+    refuse_special_files(raw_dir)
     note = workspace.count("validate")
     with _bar(note, console):
         found = examine(raw_dir, told=progress.counter(note))
-    mendable = [fault for fault in found.faults if fault.repairable]
+    mendable = [issue for issue in found.issues if issue.repairable]
     if not mendable:
         console.print("nothing can be mended automatically", highlight=False)
         return
@@ -80,7 +80,7 @@ def repair(workspace: Workspace, params: Params, console: Console) -> None:
             mended.update(kinds)
             yield sample
 
-    message = f"repaired {', '.join(f'{fault.kind} ({len(fault.files)})' for fault in mendable)}"
+    message = f"repaired {', '.join(f'{issue.kind} ({len(issue.files)})' for issue in mendable)}"
     with explained(workspace.root, params.data.path, message):
         change = change_set(raw_dir, samples(), shares=SplitShares(split.val, split.test, split.seed))
     after = bring_data(workspace.root, params.data.path, params.data.remote)
@@ -89,43 +89,43 @@ def repair(workspace: Workspace, params: Params, console: Console) -> None:
     console.print(said, highlight=False, soft_wrap=True)
 
 
-def faults_table(faults: Sequence[Fault], accept: Sequence[str]) -> Table:
-    """Return the table of faults: what stops first, then warnings, then what is accepted."""
+def issues_table(issues: Sequence[Issue], accept: Sequence[str]) -> Table:
+    """Return the table of issues: what stops first, then warnings, then what is accepted."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("fault", "", "files"):
+    for heading in ("issue", "", "files"):
         table.add_column(heading, justify="right" if heading == "files" else "left", no_wrap=True)
     for heading, ratio in (("first files", 2), ("what it is", 3), ("what to do", 3)):
         table.add_column(heading, overflow="fold", ratio=ratio)
     order = ("error", "warning", "accepted")
-    for fault in sorted(faults, key=lambda fault: order.index(_state(fault, accept))):
-        state = _state(fault, accept)
+    for issue in sorted(issues, key=lambda issue: order.index(_state(issue, accept))):
+        state = _state(issue, accept)
         style = {"error": "red", "warning": "yellow", "accepted": "dim"}[state]
-        first = "\n".join(fault.files[:FIRST_FILES]) + ("\n..." if len(fault.files) > FIRST_FILES else "")
-        todo = f"{fault.fix} (--fix does)" if fault.repairable else fault.fix
-        row = (fault.kind, state, str(len(fault.files)), first, fault.what, todo)
+        first = "\n".join(issue.files[:FIRST_FILES]) + ("\n..." if len(issue.files) > FIRST_FILES else "")
+        todo = f"{issue.fix} (--fix does)" if issue.repairable else issue.fix
+        row = (issue.kind, state, str(len(issue.files)), first, issue.what, todo)
         table.add_row(*(Text(cell) for cell in row), style=style)
     return table
 
 
-def _state(fault: Fault, accept: Sequence[str]) -> str:
-    return "accepted" if fault.kind in accept else fault.severity
+def _state(issue: Issue, accept: Sequence[str]) -> str:
+    return "accepted" if issue.kind in accept else issue.severity
 
 
-def _check(workspace: Workspace, params: Params, console: Console) -> tuple[bool, list[Fault]]:
-    from segmill.data.validation.checks import BadData
+def _check(workspace: Workspace, params: Params, console: Console) -> tuple[bool, list[Issue]]:
+    from segmill.data.schema.issues import IssuesFound
 
     try:
         with _bar(workspace.count("validate"), console):
-            if strange_files(workspace.root / params.data.path):
+            if special_files(workspace.root / params.data.path):
                 run(workspace, "validate")  # DVC must not open these, so it is not asked; this raises in any case
             bring_up_to_date(workspace, "fingerprint")
             outcome = bring_up_to_date(workspace, "validate")
-    except BadData as error:
+    except IssuesFound as error:
         lines = str(error).splitlines()
         console.print(lines[0].removesuffix(":"), style="bold red", highlight=False, soft_wrap=True)
-        return False, error.faults
+        return False, error.issues
     console.print(f"validate: {outcome.state} ({outcome.why})", highlight=False, soft_wrap=True)
-    return True, read_faults(workspace.manifest)
+    return True, read_issues(workspace.manifest)
 
 
 @contextmanager
@@ -145,9 +145,9 @@ def _bar(note: Path, console: Console) -> Iterator[None]:
             yield
 
 
-def _list_files(path: Path, faults: Sequence[Fault]) -> None:
+def _list_files(path: Path, issues: Sequence[Issue]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("kind", "severity", "file"))
-        rows.writerows((fault.kind, fault.severity, name) for fault in faults for name in fault.files)
+        rows.writerows((issue.kind, issue.severity, name) for issue in issues for name in issue.files)

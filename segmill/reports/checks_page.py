@@ -1,4 +1,4 @@
-"""The page of what is wrong with a set: each kind of fault, its first files, and leaks side by side. Self-contained."""
+"""The page of what is wrong with a set: each kind of issue, its first files, and leaks side by side. Self-contained."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 from segmill.reports.page import write_page
 from segmill.reports.pictures import Pixels, as_uri, thumbnail
 
-SHOWN_FILES = 6  # pictures of one fault
-SHOWN_FAULTS = 20  # faults of one kind
+SHOWN_FILES = 6  # pictures of one issue
+SHOWN_ISSUES = 20  # issues of one kind
 SHOWN_PAIRS = 24  # pairs of one kind
-LISTED_FILES = 500  # names of one fault
+LISTED_FILES = 500  # names of one issue
 PICTURE_PX = 200
 QUALITY = 75
 STATES = {"stops": "stops the pipeline", "warning": "warning", "accepted": "accepted"}
@@ -22,7 +22,7 @@ Picture = Callable[[str], Pixels | None]
 
 
 class FoundFault(NamedTuple):
-    """A fault: what is wrong, what to do, and every file it was found in. ``pictured``: whether these can be drawn."""
+    """An issue: what is wrong, what to do, and every file it was found in. ``pictured``: whether these can be drawn."""
 
     what: str
     fix: str
@@ -48,17 +48,17 @@ class SidePair(NamedTuple):
 
 
 class FaultKind(NamedTuple):
-    """All faults of one kind and state. ``repairable``: whether ``segmill validate --fix`` repairs it."""
+    """All issues of one kind and state. ``repairable``: whether ``segmill validate --fix`` repairs it."""
 
     kind: str
     state: Literal["stops", "warning", "accepted"]
     repairable: bool
-    faults: Sequence[FoundFault]
+    issues: Sequence[FoundFault]
     pairs: Sequence[SidePair]
 
     @property
     def files(self) -> int:
-        return sum(len(fault.files) for fault in self.faults)
+        return sum(len(issue.files) for issue in self.issues)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ChecksPage:
         name: of the set. ``samples``: how many it has.
         kinds: in any order.
         picture: gives the pixels of a file by its name, HWC RGB or HW uint8, or None where it can't be shown; called
-            for at most SHOWN_FILES files of a fault and SHOWN_PAIRS pairs of a kind.
+            for at most SHOWN_FILES files of an issue and SHOWN_PAIRS pairs of a kind.
     """
 
     name: str
@@ -99,20 +99,20 @@ def write_checks_page(page: ChecksPage, path: Path) -> None:
 def _shown_kind(kind: FaultKind, picture: Picture) -> dict[str, Any]:
     return {
         "facts": kind,
-        "faults": [_shown_fault(fault, picture, pictured=not kind.pairs) for fault in kind.faults[:SHOWN_FAULTS]],
-        "more_faults": max(len(kind.faults) - SHOWN_FAULTS, 0),
+        "issues": [_shown_fault(issue, picture, pictured=not kind.pairs) for issue in kind.issues[:SHOWN_ISSUES]],
+        "more_issues": max(len(kind.issues) - SHOWN_ISSUES, 0),
         "pairs": [_shown_pair(pair, picture) for pair in kind.pairs[:SHOWN_PAIRS]],
         "more_pairs": max(len(kind.pairs) - SHOWN_PAIRS, 0),
     }
 
 
-def _shown_fault(fault: FoundFault, picture: Picture, *, pictured: bool) -> dict[str, Any]:
-    drawn = fault.files[:SHOWN_FILES] if pictured and fault.pictured else ()
+def _shown_fault(issue: FoundFault, picture: Picture, *, pictured: bool) -> dict[str, Any]:
+    drawn = issue.files[:SHOWN_FILES] if pictured and issue.pictured else ()
     return {
-        "what": fault.what,
-        "fix": fault.fix,
-        "files": fault.files[:LISTED_FILES],
-        "more_files": max(len(fault.files) - LISTED_FILES, 0),
+        "what": issue.what,
+        "fix": issue.fix,
+        "files": issue.files[:LISTED_FILES],
+        "more_files": max(len(issue.files) - LISTED_FILES, 0),
         "pictures": list(_pictures(drawn, picture)),
     }
 

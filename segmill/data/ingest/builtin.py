@@ -82,7 +82,7 @@ def write_brain(raw_dir: Path, *, every: int = 2) -> int:
     not installed.
     """
     if every < 1:
-        raise InputError(f"every is {every}; it must be 1 (all slices) or more")
+        raise InputError(f"every is {every}", "it must be 1 (all slices) or more")
     image_XYZ, label_XYZ = _brain_volume()
     blocks = brain_blocks()
     for kind in ("images", "masks"):
@@ -113,7 +113,7 @@ def _brain_volume() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         import nibabel
         from nilearn.datasets import struct
     except ImportError as error:
-        raise InputError("the brain sample needs nilearn; run: pip install 'segmill[demo]'") from error
+        raise InputError("the brain sample needs nilearn", "run: pip install 'segmill[demo]'") from error
     t1, grey, white = (
         np.asarray(nibabel.load(path).dataobj)[19:179, 22:214].astype(np.int16)
         for path in (struct.MNI152_FILE_PATH, struct.GM_MNI152_FILE_PATH, struct.WM_MNI152_FILE_PATH)
@@ -141,7 +141,7 @@ def write_street(
     for a size below 32 px or a count below 1.
     """
     if count < 1 or min(size) < 32:
-        raise InputError(f"count is {count} and size {size}; count must be 1 or more, height and width 32 px or more")
+        raise InputError(f"count is {count} and size {size}", "count must be 1 or more, height and width 32 px or more")
     for kind in ("images", "masks"):
         (raw_dir / kind).mkdir(parents=True, exist_ok=True)
     draw = functools.partial(_write_street_frame, raw_dir, size, seed)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segmill.data.schema.issues import Issue, IssuesFound, wrong_file
 from segmill.data.schema.manifest import (
     SAMPLES_FILE,
     SPLITS,
@@ -20,7 +21,6 @@ from segmill.data.schema.manifest import (
 from segmill.data.schema.mask_counts import group_pixels
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import freeze, read_frozen, settled_splits, whole_group, write_frozen
-from segmill.data.storage.images import Finding
 
 if TYPE_CHECKING:
     import pyarrow
@@ -126,10 +126,10 @@ def settle_groups(
     return settled
 
 
-def without_group(info: DatasetInfo, came: Iterable[str]) -> list[Finding]:
-    """Return a finding for each id that has no group by the set's rule."""
+def without_group(info: DatasetInfo, came: Iterable[str]) -> list[Issue]:
+    """Return an issue for each id that has no group by the set's rule."""
     fix = "rename it, or give its group as the rule wants it"
-    return [Finding(name, info.why_no_group(name), fix) for name in came if info.group_of(name) is None]
+    return [wrong_file(name, info.why_no_group(name), fix) for name in came if info.group_of(name) is None]
 
 
 def settle_splits(
@@ -143,23 +143,21 @@ def settle_splits(
 ) -> None:
     """Freeze the groups that no split knows yet: as their source has it (``splits``: id -> split), else by classes.
 
-    ``rows``: gives ``id``, ``ids`` and ``pixels`` of the set as it will be; asked only where a group is new. BadData
-    where a source puts one group into two splits.
+    ``rows``: gives ``id``, ``ids`` and ``pixels`` of the set as it will be; asked only where a group is new.
+    IssuesFound where a source puts one group into two splits.
     """
-    from segmill.data.validation.checks import BadData
-
     frozen = read_frozen(draft)
     group_of = {sample_id: group for sample_id in came if (group := info.group_of(sample_id)) is not None}
     if not set(group_of.values()) - frozen.keys():
         return
     wished: dict[str, str] = {}
-    findings = []
+    issues = []
     for sample_id, split in splits.items():
         group = group_of.get(sample_id)
         if group is not None and group not in frozen and wished.setdefault(group, split) != split:
             what = f"its source puts it into {split}, and others of its group '{group}' into {wished[group]}"
-            findings.append(Finding(sample_id, what, "keep a group in one split, or leave the source's splits out"))
-    if findings:
-        raise BadData(draft, findings)
+            issues.append(wrong_file(sample_id, what, "keep a group in one split, or leave the source's splits out"))
+    if issues:
+        raise IssuesFound(draft, issues)
     write_frozen(draft, frozen | wished)
     freeze(draft, info, group_pixels(info, rows()), shares=shares)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from segmill.data.ingest.grouping import keep_together, settle_groups, settle_splits, without_group
+from segmill.data.schema.issues import Issue, IssuesFound, wrong_file
 from segmill.data.schema.manifest import (
     INFO_FILE,
     SAMPLES_FILE,
@@ -20,11 +21,12 @@ from segmill.data.schema.manifest import (
     write_dataset_info,
 )
 from segmill.data.schema.mask_counts import Count, append_counts, count_masks
+from segmill.data.schema.samples import list_entries
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import FROZEN_FILE, freeze, write_frozen
 from segmill.data.storage import journal
-from segmill.data.storage.images import IMAGE_SUFFIXES, Finding, list_entries
 from segmill.data.storage.labelled import (
+    IMAGE_SUFFIXES,
     INDEX_FILE,
     PACK_ABOVE,
     Entry,
@@ -91,7 +93,7 @@ def tell_nobody(what: str, done: int, of: int | None) -> None:
 def write_set(
     raw_dir: Path,
     info: DatasetInfo,
-    samples: Iterable[NewSample | Finding],
+    samples: Iterable[NewSample | Issue],
     *,
     shares: SplitShares,
     packed: bool | None = None,
@@ -105,12 +107,12 @@ def write_set(
         facts: a canonical set whose dataset.yaml, samples.csv and splits.csv come along byte for byte.
 
     Raises:
-        BadData: with every Finding among ``samples`` and every id that can't be used; nothing is left then.
+        IssuesFound: with every Issue among ``samples`` and every id that can't be used; nothing is left then.
         InputError: there is something already, or no sample came.
     """
     with journal.drafting(raw_dir) as draft:
         if raw_dir.exists() and any(raw_dir.iterdir()):
-            raise InputError(f"{raw_dir} holds something already; name an empty or a new folder")
+            raise InputError(f"{raw_dir} holds something already", "name an empty or a new folder")
         _copy_facts(facts, draft)
         own = read_dataset_info(draft) if facts else None
         if own != info:
@@ -121,9 +123,9 @@ def write_set(
             write_frozen(draft, {})
         taken = _take(draft, samples, _Loose({}, raw_dir), packed=bool(packed), told=told)
         info = settle_groups(draft, info, taken.groups, added=taken.added, standing=(), gone=set())
-        _refuse(raw_dir, [*taken.findings, *without_group(info, taken.came)])
+        _refuse(raw_dir, [*taken.issues, *without_group(info, taken.came)])
         if not taken.added:
-            raise InputError(f"no sample came for {raw_dir}; check the folder that was named, and --layout")
+            raise InputError(f"no sample came for {raw_dir}", "check the folder that was named, and --layout")
         if packed:
             rows = _with_counts(draft, taken.rows, told)
             write_index(draft, rows)
@@ -137,7 +139,7 @@ def write_set(
 
 def change_set(
     raw_dir: Path,
-    samples: Iterable[NewSample | Finding],
+    samples: Iterable[NewSample | Issue],
     *,
     remove: Sequence[str] = (),
     shares: SplitShares,
@@ -151,7 +153,7 @@ def change_set(
     replaced or taken out stay in their pack until that holds no sample any more.
 
     Raises:
-        BadData: with every Finding among ``samples`` and every sample that can't be used; nothing is changed then.
+        IssuesFound: with every Issue among ``samples`` and every sample that can't be used; nothing is changed then.
         InputError: an id of ``remove`` is unknown or comes at the same time, or no sample would be left.
     """
     with journal.drafting(raw_dir) as draft:
@@ -162,20 +164,20 @@ def change_set(
         taken = _take(draft, samples, known, packed=isinstance(known, _Packed), told=told)
         both = sorted(gone.intersection(taken.came))
         if both:
-            raise InputError(f"'{both[0]}' is to be removed and comes at the same time; say one of the two")
+            raise InputError(f"'{both[0]}' is to be removed and comes at the same time", "say one of the two")
         if not (draft / FROZEN_FILE).is_file():  # dealt by hash so far, and stays so
             hashed = {group for sample_id in known.ids if (group := info.group_of(sample_id)) is not None}
             unseen = np.zeros(info.num_classes, np.int64)
             freeze(draft, info, dict.fromkeys(hashed, unseen), shares=shares)
         groups, notes = keep_together(draft, info, taken.groups, known.ids)
         info = settle_groups(draft, info, groups, added=taken.added, standing=known.ids, gone=gone)
-        _refuse(raw_dir, [*taken.findings, *without_group(info, taken.came)])
+        _refuse(raw_dir, [*taken.issues, *without_group(info, taken.came)])
         replaced = len(taken.came) - len(taken.added)
         change = Change(len(taken.added), replaced, len(gone), taken.unchanged, tuple(notes))
         if change.nothing:
             return change
         if len(known.ids) + change.added == change.removed:
-            raise InputError(f"no sample would be left in {raw_dir}; leave some, or make a new workspace")
+            raise InputError(f"no sample would be left in {raw_dir}", "leave some, or make a new workspace")
         leaving = gone.union(taken.came)
         if isinstance(known, _Packed):
             rows, dead = _grow_packed(draft, known, taken, leaving, told)
@@ -192,7 +194,7 @@ def unpack_set(raw_dir: Path, to: Path, *, told: Told = tell_nobody) -> int:
     InputError where ``to`` holds something already. ``to`` appears when it is complete.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InputError(f"{to} holds something already; name an empty or a new folder")
+        raise InputError(f"{to} holds something already", "name an empty or a new folder")
     with replacing(to) as draft:
         draft.mkdir()
         _copy_facts(raw_dir, draft)
@@ -266,12 +268,12 @@ class _Taken:
     unchanged: int = 0
     groups: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
     rows: pyarrow.Table | None = None
 
 
 def _take(
-    draft: Path, samples: Iterable[NewSample | Finding], known: _Loose | _Packed, *, packed: bool, told: Told
+    draft: Path, samples: Iterable[NewSample | Issue], known: _Loose | _Packed, *, packed: bool, told: Told
 ) -> _Taken:
     """Write what comes and is not there yet below ``draft``; with something wrong, only go on to list it all."""
     taken = _Taken()
@@ -281,9 +283,9 @@ def _take(
     for done, sample in enumerate(samples, start=1):
         if done % _TELL_EVERY == 0:
             told("reading", done, None)
-        finding = sample if isinstance(sample, Finding) else _why_unusable(sample, seen)
-        if finding or not isinstance(sample, NewSample):
-            taken.findings += [finding] if finding else []
+        issue = sample if isinstance(sample, Issue) else _why_unusable(sample, seen)
+        if issue or not isinstance(sample, NewSample):
+            taken.issues += [issue] if issue else []
             continue
         seen.add(sample.id)
         if sample.group is not None:
@@ -297,14 +299,14 @@ def _take(
         taken.came.append(sample.id)
         if sample.id not in known.ids:
             taken.added.append(sample.id)
-        if not taken.findings:
+        if not taken.issues:
             writer.add(sample.id, files)
     if packs:
         taken.rows = packs.close()
     return taken
 
 
-def _why_unusable(sample: NewSample, seen: set[str]) -> Finding | None:
+def _why_unusable(sample: NewSample, seen: set[str]) -> Issue | None:
     """Say what keeps a sample out by its names alone; what is wrong with its pixels is for validate to say."""
     parts = sample.id.split("/")
     if any(part in ("", ".", "..") or part.startswith(".") for part in parts) or "\\" in sample.id:
@@ -320,14 +322,12 @@ def _why_unusable(sample: NewSample, seen: set[str]) -> Finding | None:
     else:
         return None
     name = sample.id if sample.id.isprintable() else repr(sample.id)
-    return Finding(name, what, "rename it in the source, or leave it out")
+    return wrong_file(name, what, "rename it in the source, or leave it out")
 
 
-def _refuse(raw_dir: Path, findings: Sequence[Finding]) -> None:
-    from segmill.data.validation.checks import BadData
-
-    if findings:
-        raise BadData(raw_dir, findings)
+def _refuse(raw_dir: Path, issues: Sequence[Issue]) -> None:
+    if issues:
+        raise IssuesFound(raw_dir, issues)
 
 
 def _known_ids(raw_dir: Path, remove: Sequence[str], ids: Mapping[str, object]) -> set[str]:
@@ -335,7 +335,9 @@ def _known_ids(raw_dir: Path, remove: Sequence[str], ids: Mapping[str, object]) 
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         hint = near_miss(unknown[0], list(ids)) if len(ids) <= PACK_ABOVE else ""
-        raise InputError(f"{raw_dir} has no sample '{unknown[0]}'{more}{hint}; name ids that `segmill validate` knows")
+        raise InputError(
+            f"{raw_dir} has no sample '{unknown[0]}'{more}{hint}", "name ids that `segmill validate` knows"
+        )
     return set(remove)
 
 

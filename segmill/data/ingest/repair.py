@@ -1,4 +1,4 @@
-"""Repaired samples: the same image, and the mask without those of its faults that the mask doctor can mend."""
+"""Repaired samples: the same image, and the mask without those of its issues that the mask doctor can mend."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from segmill.data.ingest.intake import NewSample
-from segmill.data.storage.images import encode_png, list_entries, read_image
+from segmill.data.schema.samples import list_entries
+from segmill.data.storage.images import encode_png, read_image
 from segmill.data.validation.examination import Examination
 from segmill.data.validation.mask_faults import look_at_mask, orientation, repair_mask
 from segmill.errors import InputError
 
 
 class Repaired(NamedTuple):
-    """A sample with its mended mask, and the kinds of faults that it had."""
+    """A sample with its mended mask, and the kinds of issues that it had."""
 
     sample: NewSample
     kinds: tuple[str, ...]
@@ -29,10 +30,10 @@ def repaired_samples(raw_dir: Path, found: Examination) -> Iterator[Repaired]:
         found: what that saw.
     """
     kinds_of: dict[str, set[str]] = defaultdict(set)
-    for fault in found.faults:
-        if fault.repairable:
-            for file in fault.files:
-                kinds_of[file].add(fault.kind)
+    for issue in found.issues:
+        if issue.repairable:
+            for file in issue.files:
+                kinds_of[file].add(issue.kind)
     if not kinds_of:
         return
     for entry in list_entries(raw_dir)[0]:

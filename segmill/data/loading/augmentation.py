@@ -110,7 +110,7 @@ def read_policy(path: Path) -> Policy:
     try:
         return Policy(**json.loads(path.read_text()))
     except FileNotFoundError as error:
-        raise InputError(f"there is no {path}; run the augment stage first") from error
+        raise InputError(f"there is no {path}", "run the augment stage first") from error
 
 
 def settle_policy(recipe: str | Sequence[Mapping[str, Any]]) -> Policy:
@@ -214,7 +214,7 @@ class Augmenter:
                 data = transform(**data)
         except _recipe_errors() as error:
             height, width = mask_HW.shape
-            raise InputError(f"the recipe fails on {sample}, {height} x {width} px ({error}); mend it") from error
+            raise InputError(f"the recipe fails on {sample}, {height} x {width} px ({error})", "mend it") from error
         image = data["image"]
         _check_pixels(image, mask, image_HWC)
         return image, mask
@@ -239,7 +239,7 @@ def _preset(text: str) -> tuple[str, int, Recipe]:
     if name not in PRESETS:
         names = sorted(PRESETS)
         hint = near_miss(name, names)
-        raise InputError(f"recipe is '{text}'; take {', '.join(names)}, or write a list of transforms{hint}")
+        raise InputError(f"recipe is '{text}'", f"take {', '.join(names)}, or write a list of transforms{hint}")
     versions = PRESETS[name]
     known = {str(version): version for version in versions}
     if at and number not in known:
@@ -299,7 +299,7 @@ def _build(entry: Any, ignore_id: int) -> Any:
     params = {} if params is None else params
     allowed = inspect.signature(known[name]).parameters
     if not isinstance(params, Mapping):
-        raise InputError(f"recipe: {name} has {params!r}; write its parameters as a mapping, like {{p: 0.5}}")
+        raise InputError(f"recipe: {name} has {params!r}", "write its parameters as a mapping, like {p: 0.5}")
     for key in params:
         if key not in allowed:
             raise InputError(
@@ -310,7 +310,7 @@ def _build(entry: Any, ignore_id: int) -> Any:
     if name in COMPOSITIONS:
         inner = values.get("transforms")
         if not isinstance(inner, tuple) or not inner:
-            raise InputError(f"recipe: {name} has {inner!r} as its transforms; write a list of them")
+            raise InputError(f"recipe: {name} has {inner!r} as its transforms", "write a list of them")
         values["transforms"] = _build_all(inner, ignore_id)
     fills_mask = "fill_mask" in allowed and allowed["fill_mask"].default is not None
     if fills_mask and "fill_mask" not in values:
@@ -318,7 +318,9 @@ def _build(entry: Any, ignore_id: int) -> Any:
     try:
         return known[name](**values)
     except (ValueError, TypeError) as error:
-        raise InputError(f"recipe: {name} refuses {dict(params)} ({' '.join(str(error).split())}); mend it") from error
+        raise InputError(
+            f"recipe: {name} refuses {dict(params)} ({' '.join(str(error).split())})", "mend it"
+        ) from error
 
 
 def _leaves(recipe: Sequence[Any]) -> Iterator[dict[str, Any]]:
@@ -359,7 +361,7 @@ def _try(entry: dict[str, Any], image: NDArray[np.uint8], mask: NDArray[np.uint8
             f"recipe: {name} needs {', '.join(wants)}, and training has images and masks only; leave it out"
         )
     if "image" not in transform.targets:
-        raise InputError(f"recipe: {name} works on volumes, and training has flat images; leave it out")
+        raise InputError(f"recipe: {name} works on volumes, and training has flat images", "leave it out")
     made = []
     for _ in range(2):
         transform.set_random_state(np.random.default_rng(0), random.Random(0))
@@ -368,7 +370,9 @@ def _try(entry: dict[str, Any], image: NDArray[np.uint8], mask: NDArray[np.uint8
         except Exception as error:  # whatever a library's transform throws, it is no use for this recipe
             height, width = mask.shape
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"recipe: {name} fails on an image of {height} x {width} px ({reason}); mend it") from None
+            raise InputError(
+                f"recipe: {name} fails on an image of {height} x {width} px ({reason})", "mend it"
+            ) from None
     first, again = made
     _check_pixels(first["image"], first["mask"], image, of=name)
     chosen = (params or {}).get("fill_mask")
@@ -380,7 +384,7 @@ def _try(entry: dict[str, Any], image: NDArray[np.uint8], mask: NDArray[np.uint8
             "mask_interpolation: 0 (nearest) or a fill_mask, where it has one, or leave it out"
         )
     if not (np.array_equal(first["image"], again["image"]) and np.array_equal(first["mask"], again["mask"])):
-        raise InputError(f"recipe: {name} does not draw the same twice under one seed; leave it out")
+        raise InputError(f"recipe: {name} does not draw the same twice under one seed", "leave it out")
 
 
 def _check_pixels(image: Any, mask: Any, before: NDArray[np.uint8], of: str = "") -> None:

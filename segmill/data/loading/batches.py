@@ -65,7 +65,7 @@ class TrainBatches:
                 f"batch_size is {batch_size} with {world_size} workers; it must be a multiple of {world_size}"
             )
         if not len(split):
-            raise InputError("the training split holds no samples; add data or lower split.val and split.test")
+            raise InputError("the training split holds no samples", "add data or lower split.val and split.test")
         self.steps_per_epoch = max(1, len(split) // batch_size)
         sizes = split.sizes()
         if augmenter.size is None and len(sizes) > 1:

@@ -51,7 +51,7 @@ class TrainingView:
             return self.split.ids.index(sample)
         for split in ("val", "test"):
             if sample in PackedSplit(self._packed_dir / split).ids:
-                raise InputError(f"{sample} is in {split}: no training ever sees it; name a sample of train")
+                raise InputError(f"{sample} is in {split}: no training ever sees it", "name a sample of train")
         raise InputError(f"train has no sample '{sample}'{near_miss(sample, self.split.ids)}")
 
     def original(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -188,7 +188,7 @@ def read_pack(out_dir: Path) -> PackInfo:
     try:
         content = json.loads((out_dir / "pack.json").read_text())
     except FileNotFoundError as error:
-        raise InputError(f"{out_dir} holds no packed splits (no pack.json); run the prepare stage first") from error
+        raise InputError(f"{out_dir} holds no packed splits (no pack.json)", "run the prepare stage first") from error
     facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     return PackInfo(**facts)
 
@@ -224,7 +224,7 @@ def _read_index(folder: Path) -> _Index:
     try:
         table = pq.read_table(folder / "index.parquet", columns=columns, read_dictionary=["group", "shard"])
     except FileNotFoundError as error:
-        raise InputError(f"{folder} is no packed split (no index.parquet); run the prepare stage first") from error
+        raise InputError(f"{folder} is no packed split (no index.parquet)", "run the prepare stage first") from error
     keys, shard = _numbered(table["shard"])
     groups, group = _numbered(table["group"])
     offset, height, width = (table[name].to_numpy() for name in ("offset", "height", "width"))
@@ -233,7 +233,7 @@ def _read_index(folder: Path) -> _Index:
     shards = [folder / f"{key}.bin" for key in keys]
     for path, end in zip(shards, ends.tolist(), strict=True):
         if not path.is_file() or path.stat().st_size < end:  # longer is fine: an index may leave samples out
-            raise InputError(f"{path} is missing or cut short ({end} bytes expected); prepare again")
+            raise InputError(f"{path} is missing or cut short ({end} bytes expected)", "prepare again")
     return _Index(table["id"].to_numpy().tolist(), shards, shard, groups, group, offset, height, width)
 
 

@@ -232,9 +232,9 @@ def _read_unchanged(raw_dir: Path, row: dict[str, Any], kind: str) -> bytes:
     try:
         content = part.read(raw_dir)
     except FileNotFoundError as error:
-        raise InputError(f"{raw_dir / part.file} is gone since validation; run `segmill validate` again") from error
+        raise InputError(f"{raw_dir / part.file} is gone since validation", "run `segmill validate` again") from error
     if hashlib.sha256(content).hexdigest() != row[f"{kind}_sha256"]:
-        raise InputError(f"{raw_dir / part.name} changed since validation; run `segmill validate` again")
+        raise InputError(f"{raw_dir / part.name} changed since validation", "run `segmill validate` again")
     return content
 
 

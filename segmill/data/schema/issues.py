@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,20 @@ from typing import Literal, NamedTuple
 from segmill.errors import InputError, near_miss
 
 Severity = Literal["error", "warning"]
-FAULTS_KEY = b"segmill.faults"  # in the metadata of the manifest's schema
+ISSUES_KEY = b"segmill.faults"  # in the metadata of the manifest's schema
+
+
+PRINTED = 50  # lines of an error's message
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One kind of fault in a set.
+class Issue:
+    """What is wrong with one file, or with all files (or classes) of a set that have the same kind of issue.
 
-    ``kind``: short name, as ``data.accept`` takes it. ``severity``: an error stops the pipeline, a warning does not.
-    ``files``: every file (or class) it was found in. ``what`` and ``fix``: what is wrong, what to do. ``repairable``:
-    whether ``segmill validate --fix`` can mend it.
+    ``kind``: short name, as ``data.accept`` takes it; "" for a file of another layout that is read in. ``severity``: an
+    error stops the pipeline, a warning does not. ``files``: all it was found in. ``what`` and ``fix``: what is wrong,
+    what to do. ``repairable``: whether ``segmill validate --fix`` can repair it. ``detail``: the part of ``what`` that
+    differs from file to file; it is not recorded.
     """
 
     kind: str
@@ -30,14 +35,43 @@ class Fault:
     what: str
     fix: str
     repairable: bool = False
+    detail: str = ""
+
+    @property
+    def file(self) -> str:
+        """Return the only file, or the first."""
+        return self.files[0]
 
     def __str__(self) -> str:
+        if not self.kind:
+            return f"{self.file}: {self.what}; {self.fix}"
         first = ", ".join(self.files[:3]) + (", ..." if len(self.files) > 3 else "")
         return f"{self.kind} ({len(self.files)}): {first}: {self.what}; {self.fix}"
 
 
+class IssuesFound(InputError):
+    """A set, or samples on their way into one, can't be used as they are. The message prints the first PRINTED lines.
+
+    ``stopping``: the issues that must be fixed. ``issues``: these, and those that alone would not have stopped.
+    """
+
+    def __init__(self, raw_dir: Path, stopping: Sequence[Issue], issues: Sequence[Issue] | None = None) -> None:
+        self.raw_dir = raw_dir
+        self.stopping = list(stopping)
+        self.issues = list(stopping if issues is None else issues)
+        lines = [f"  {issue}" for issue in stopping[:PRINTED]]
+        if len(stopping) > PRINTED:
+            lines.append(f"  and {len(stopping) - PRINTED} more")
+        count = sum(len(issue.files) for issue in stopping)
+        problems = "1 problem" if count == 1 else f"{count} problems"
+        super().__init__("\n".join([f"{problems} in {raw_dir}:", *lines]))
+
+    def __reduce__(self) -> tuple[type[IssuesFound], tuple[Path, list[Issue], list[Issue]]]:
+        return IssuesFound, (self.raw_dir, self.stopping, self.issues)
+
+
 class Kind(NamedTuple):
-    """What is the same of every fault of a kind."""
+    """What is the same of every issue of a kind."""
 
     severity: Severity
     what: str
@@ -45,7 +79,7 @@ class Kind(NamedTuple):
     repairable: bool = False
 
 
-# What --fix can do is in doctor.py. The kinds of leaks are found by leaks.py, which says more of each.
+# What --fix can do is in mask_faults.py. The kinds of leaks are found by leaks.py, which says more of each.
 KINDS: Mapping[str, Kind] = {
     "unreadable": Kind("error", "it can't be read as pixels", "replace or remove it"),
     "crashes_decoder": Kind("error", "decoding it crashes the process that tries", "replace or remove it"),
@@ -110,40 +144,70 @@ KINDS: Mapping[str, Kind] = {
 UNACCEPTABLE = ("not_a_file", "link_outside")  # DVC would hang on them, or follow them
 
 
-def fault(kind: str, files: Iterable[str], detail: str = "", *, fix: str | None = None, **changes: object) -> Fault:
-    """Return the fault of ``kind`` in ``files``, sorted; ``detail`` follows what is always said of that kind."""
+def issue_of(kind: str, *files: str, detail: str = "", fix: str | None = None, repairable: bool | None = None) -> Issue:
+    """Return the issue of ``kind`` in ``files``, sorted; ``detail`` follows what is always said of that kind."""
     known = KINDS[kind]
     what = f"{known.what} ({detail})" if detail else known.what
-    made = Fault(kind, known.severity, tuple(sorted(files)), what, fix or known.fix, known.repairable)
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+    can_repair = known.repairable if repairable is None else repairable
+    return Issue(kind, known.severity, tuple(sorted(files)), what, fix or known.fix, can_repair, detail)
+
+
+def wrong_file(file: str, what: str, fix: str, kind: str = "") -> Issue:
+    """Return the issue of one file in words of its own: an error."""
+    return Issue(kind, "error", (file,), what, fix)
+
+
+def gather(issues: Iterable[Issue]) -> list[Issue]:
+    """Return one issue for all files of a kind that can be repaired, and one for those that can't."""
+    alike: dict[tuple[str, bool], list[Issue]] = defaultdict(list)
+    for issue in issues:
+        alike[issue.kind, issue.repairable].append(issue)
+    gathered = []
+    for (kind, repairable), members in sorted(alike.items()):
+        members.sort(key=lambda issue: issue.files)
+        first = members[0]
+        detail = first.detail
+        if detail and any(issue.detail != detail for issue in members):
+            detail = f"the first: {detail}"
+        files = dict.fromkeys(file for issue in members for file in issue.files)
+        gathered.append(issue_of(kind, *files, detail=detail, fix=first.fix, repairable=repairable))
+    return gathered
 
 
 def check_accepted(accept: Sequence[str]) -> None:
     """Raise InputError for a kind in ``data.accept`` that does not exist, or that nobody can live with."""
     for kind in accept:
         if kind in UNACCEPTABLE:
-            raise InputError(f"data.accept names {kind}, but no data version can hold such a file; remove it")
+            raise InputError(f"data.accept names {kind}, but no data version can hold such a file", "remove it")
         if kind not in KINDS:
             hint = near_miss(kind, list(KINDS))
             known = ", ".join(KINDS)
             raise InputError(f"data.accept names the kind '{kind}', which does not exist{hint} (kinds: {known})")
 
 
-def stopping(faults: Iterable[Fault], accept: Sequence[str]) -> list[Fault]:
+def stopping(issues: Iterable[Issue], accept: Sequence[str]) -> list[Issue]:
     """Return the errors that are not accepted."""
-    return [fault for fault in faults if fault.severity == "error" and fault.kind not in accept]
+    return [issue for issue in issues if issue.severity == "error" and issue.kind not in accept]
 
 
-def faults_as_metadata(faults: Sequence[Fault]) -> dict[bytes, bytes]:
+def issues_as_metadata(issues: Sequence[Issue]) -> dict[bytes, bytes]:
     """Return what the metadata of the manifest's schema holds besides the set's info."""
-    return {FAULTS_KEY: json.dumps([dataclasses.asdict(fault) for fault in faults]).encode()}
+    return {ISSUES_KEY: json.dumps([_plain(issue) for issue in issues]).encode()}
 
 
-def read_faults(manifest: Path) -> list[Fault]:
-    """Return the faults that were found when ``manifest`` was written: warnings, and errors that were accepted."""
+def read_issues(manifest: Path) -> list[Issue]:
+    """Return the issues that were found when ``manifest`` was written: warnings, and errors that were accepted."""
     import pyarrow.parquet as pq
 
     metadata = pq.read_schema(manifest).metadata or {}
-    if FAULTS_KEY not in metadata:
-        raise InputError(f"{manifest} keeps no faults; it is no manifest of this version of segmill, so make it again")
-    return [Fault(**{**plain, "files": tuple(plain["files"])}) for plain in json.loads(metadata[FAULTS_KEY])]
+    if ISSUES_KEY not in metadata:
+        raise InputError(
+            f"{manifest} keeps no issues", "it is no manifest of this version of segmill, so make it again"
+        )
+    return [Issue(**{**plain, "files": tuple(plain["files"])}) for plain in json.loads(metadata[ISSUES_KEY])]
+
+
+def _plain(issue: Issue) -> dict[str, object]:
+    plain = dataclasses.asdict(issue)
+    del plain["detail"]
+    return plain

@@ -94,7 +94,7 @@ class DatasetInfo:
             depth = int(self.group["folder"])
             return "/".join(folders[:depth]) if len(folders) >= depth else None
         if self.samples_file is None:
-            raise InputError(f"groups come from {SAMPLES_FILE}, which no manifest holds; read the set's {INFO_FILE}")
+            raise InputError(f"groups come from {SAMPLES_FILE}, which no manifest holds", f"read the set's {INFO_FILE}")
         return _column(self.samples_file, str(self.group["column"])).get(sample_id)
 
     def why_no_group(self, sample_id: str) -> str:
@@ -122,7 +122,7 @@ def read_dataset_info(raw_dir: Path) -> DatasetInfo:
     try:
         content = YAML(typ="safe").load(path)
     except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())}); mend it") from error
+        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})", "mend it") from error
     info = _parse_info(content, str(path))
     if not (isinstance(info.group, dict) and "column" in info.group):
         return info
@@ -147,10 +147,10 @@ def read_samples(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             rows = csv.reader(file, strict=True)
             header = [name.strip() for name in next(rows, [])]
             if "id" not in header:
-                raise InputError(f"{path}: line 1 is {','.join(header)!r}; it must name the columns, one of them id")
+                raise InputError(f"{path}: line 1 is {','.join(header)!r}", "it must name the columns, one of them id")
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
-                raise InputError(f"{path}: line 1 names column '{twice[0]}' twice; rename one")
+                raise InputError(f"{path}: line 1 names column '{twice[0]}' twice", "rename one")
             seen: set[str] = set()
             place = header.index("id")
             for cells in rows:
@@ -164,11 +164,13 @@ def read_samples(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     )
                 if not cells[place] or cells[place] in seen:
                     what = f"names id '{cells[place]}' again" if cells[place] else "has no id"
-                    raise InputError(f"{path}: line {line} {what}; each sample has one row")
+                    raise InputError(f"{path}: line {line} {what}", "each sample has one row")
                 seen.add(cells[place])
                 yield line, dict(zip(header, cells, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a UTF-8 table of comma-separated values ({error}); save it as one") from error
+        raise InputError(
+            f"{path} is not a UTF-8 table of comma-separated values ({error})", "save it as one"
+        ) from error
 
 
 @functools.lru_cache(maxsize=2)
@@ -253,11 +255,11 @@ def read_manifest(path: Path) -> pyarrow.Table:
     try:
         table = pq.read_table(path)
     except FileNotFoundError as error:
-        raise InputError(f"manifest {path} does not exist; run `segmill validate` first") from error
+        raise InputError(f"manifest {path} does not exist", "run `segmill validate` first") from error
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a Parquet file ({error}); run `segmill validate` again") from error
+        raise InputError(f"{path} is not a Parquet file ({error})", "run `segmill validate` again") from error
     if _INFO_KEY not in (table.schema.metadata or {}):
-        raise InputError(f"{path} is a Parquet file but no segmill manifest; run `segmill validate` again")
+        raise InputError(f"{path} is a Parquet file but no segmill manifest", "run `segmill validate` again")
     return table
 
 
@@ -279,7 +281,7 @@ def _parse_info(content: object, where: str) -> DatasetInfo:
     content = _mapping(content, where, allowed=fields, required=["name", "classes"])
     name = content["name"]
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise InputError(f"{where}: name is {name!r}; use letters, digits, '.', '_' and '-'")
+        raise InputError(f"{where}: name is {name!r}", "use letters, digits, '.', '_' and '-'")
     classes = _parse_classes(content["classes"], where)
     ignore_id = content.get("ignore_id", IGNORE_ID)
     if type(ignore_id) is not int or not len(classes) <= ignore_id <= 255:
@@ -295,14 +297,14 @@ def _parse_info(content: object, where: str) -> DatasetInfo:
 
 def _mapping(content: object, where: str, *, allowed: Sequence[str], required: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise InputError(f"{where}: found {content!r}; write a mapping with the keys {', '.join(allowed)}")
+        raise InputError(f"{where}: found {content!r}", f"write a mapping with the keys {', '.join(allowed)}")
     for key in content:
         if key not in allowed:
             hint = near_miss(str(key), list(allowed))
-            raise InputError(f"{where}: unknown key '{key}'; allowed are {', '.join(allowed)}{hint}")
+            raise InputError(f"{where}: unknown key '{key}'", f"allowed are {', '.join(allowed)}{hint}")
     for key in required:
         if key not in content:
-            raise InputError(f"{where}: key '{key}' is missing; add it")
+            raise InputError(f"{where}: key '{key}' is missing", "add it")
     return content
 
 
@@ -316,22 +318,22 @@ def _parse_classes(content: object, where: str) -> tuple[ClassInfo, ...]:
     for expected, row in enumerate(rows):
         at = f"{where}: classes[{expected}]"
         if type(row["id"]) is not int or row["id"] != expected:
-            raise InputError(f"{at}: id is {row['id']!r}; ids run 0, 1, 2, ... in order, so it must be {expected}")
+            raise InputError(f"{at}: id is {row['id']!r}", f"ids run 0, 1, 2, ... in order, so it must be {expected}")
         if not isinstance(row["name"], str) or not row["name"].strip():
-            raise InputError(f"{at}: name is {row['name']!r}; it must be text that is not empty")
+            raise InputError(f"{at}: name is {row['name']!r}", "it must be text that is not empty")
         if not isinstance(row["color"], str) or not re.fullmatch(r"#[0-9a-fA-F]{6}", row["color"]):
-            raise InputError(f"{at}: color is {row['color']!r}; write it in quotes as '#rrggbb'")
+            raise InputError(f"{at}: color is {row['color']!r}", "write it in quotes as '#rrggbb'")
     names = [row["name"] for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{where}: class name '{twice[0]}' appears twice; every class needs its own name")
+        raise InputError(f"{where}: class name '{twice[0]}' appears twice", "every class needs its own name")
     return tuple(ClassInfo(**row) for row in rows)
 
 
 def _parse_text(content: Mapping[str, Any], key: str, where: str) -> str:
     value = content.get(key) or ""
     if not isinstance(value, str):
-        raise InputError(f"{where}: {key} is {value!r}; write it as text in quotes")
+        raise InputError(f"{where}: {key} is {value!r}", "write it as text in quotes")
     return value
 
 
@@ -348,23 +350,25 @@ def _parse_group(rule: object, where: str) -> GroupRule:
     try:
         pattern = re.compile(rule)
     except re.error as error:
-        raise InputError(f"{where}: group '{rule}' is no regular expression ({error}); mend it") from error
+        raise InputError(f"{where}: group '{rule}' is no regular expression ({error})", "mend it") from error
     if "group" not in pattern.groupindex:
-        raise InputError(f"{where}: group '{rule}' has no part (?P<group>...); mark the part that names the group")
+        raise InputError(f"{where}: group '{rule}' has no part (?P<group>...)", "mark the part that names the group")
     return rule
 
 
 def _parse_group_mapping(rule: dict[str, Any], where: str) -> dict[str, str | int]:
     rule = _mapping(rule, f"{where}: group", allowed=("folder", "column"), required=())
     if len(rule) != 1:
-        raise InputError(f"{where}: group has {len(rule)} keys; write one, {{folder: N}} or {{column: NAME}}")
+        raise InputError(f"{where}: group has {len(rule)} keys", "write one, {folder: N} or {column: NAME}")
     if "folder" in rule and (type(rule["folder"]) is not int or rule["folder"] < 1):
         raise InputError(
             f"{where}: group.folder is {rule['folder']!r}; write how many of an id's first folders name the group, "
             "1 or more"
         )
     if "column" in rule and (not isinstance(rule["column"], str) or rule["column"] in ("", "id")):
-        raise InputError(f"{where}: group.column is {rule['column']!r}; name a column of {SAMPLES_FILE} other than id")
+        raise InputError(
+            f"{where}: group.column is {rule['column']!r}", f"name a column of {SAMPLES_FILE} other than id"
+        )
     return dict(rule)
 
 
@@ -373,8 +377,8 @@ def _parse_splits(content: object, where: str) -> dict[str, tuple[str, ...]]:
     seen: dict[str, str] = {}
     for split, groups in splits.items():
         if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
-            raise InputError(f"{where}: splits.{split} is {groups!r}; write a list of group names in quotes")
+            raise InputError(f"{where}: splits.{split} is {groups!r}", "write a list of group names in quotes")
         for group in groups:
             if seen.setdefault(group, split) != split:
-                raise InputError(f"{where}: group '{group}' is in {seen[group]} and {split}; keep it in one split")
+                raise InputError(f"{where}: group '{group}' is in {seen[group]} and {split}", "keep it in one split")
     return {split: tuple(groups) for split, groups in splits.items()}

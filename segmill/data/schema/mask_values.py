@@ -126,7 +126,7 @@ class Scheme:
         if self.by == "colour":
             return _colours_of(raw)
         if raw.pixels.ndim == 3:
-            raise InputError("it has colours where the set's other masks have class ids; export class ids")
+            raise InputError("it has colours where the set's other masks have class ids", "export class ids")
         return raw.pixels.astype(np.int64)
 
     def _complaint(self, strange: Counter[int]) -> str:
@@ -221,7 +221,7 @@ class Census:
             return _by_colour(classes), f"{why}: {len(classes)} classes were named after their colours in {INFO_FILE}"
         values = sorted(self.values)
         if not values:
-            raise InputError("the masks hold no pixel; check the folder of masks")
+            raise InputError("the masks hold no pixel", "check the folder of masks")
         top = max(self.tops)
         foreground = values[-1] or top
         if len(values) <= 2 and values[0] == 0 and foreground > 1 and (foreground <= 255 or foreground == top):
@@ -283,7 +283,7 @@ def ids_by_info(raw: RawMask, info: DatasetInfo) -> NDArray[np.uint8]:
         return by_colour.to_ids(raw)
     if raw.lossy:
         if info.num_classes != 2:
-            raise InputError("it is JPEG or lossy WebP, which blurs class ids; export it as PNG")
+            raise InputError("it is JPEG or lossy WebP, which blurs class ids", "export it as PNG")
         return Scheme("threshold", (), ()).to_ids(raw)
     known = [*range(info.num_classes), info.ignore_id]
     schemes = [Scheme("value", tuple(known), tuple(known))]

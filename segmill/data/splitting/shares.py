@@ -20,4 +20,4 @@ class SplitShares:
 
     def __post_init__(self) -> None:
         if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
-            raise InputError(f"val is {self.val} and test {self.test}; each must be 0 or more and their sum below 1")
+            raise InputError(f"val is {self.val} and test {self.test}", "each must be 0 or more and their sum below 1")

@@ -67,7 +67,7 @@ def read_frozen(raw_dir: Path) -> dict[str, str]:
             rows = csv.reader(file, strict=True)
             header = next(rows, [])
             if header != ["group", "split"]:
-                raise InputError(f"{path}: line 1 is '{','.join(header)}'; it must be 'group,split'")
+                raise InputError(f"{path}: line 1 is '{','.join(header)}'", "it must be 'group,split'")
             for cells in rows:
                 if not cells:
                     continue
@@ -84,7 +84,7 @@ def read_frozen(raw_dir: Path) -> dict[str, str]:
                         f"{frozen[group]}; keep one of the two"
                     )
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a UTF-8 table of comma-separated values ({error}); mend it") from error
+        raise InputError(f"{path} is not a UTF-8 table of comma-separated values ({error})", "mend it") from error
     return frozen
 
 

@@ -1,4 +1,4 @@
-"""Pixels of image and mask files of any kind, and the samples of the canonical layout, loose or in packs."""
+"""Pixels of image and mask files of any kind, decoded and encoded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from segmill.data.storage.labelled import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from segmill.data.storage.labelled import Entry, Part, is_packed, packed_entries
 from segmill.errors import InputError
 
-MASK_SUFFIXES = (".png",)
 MAX_PIXELS = 2**26  # 8192 x 8192; a header that claims more is refused before anything is decoded
 WINDOW_PERCENT = (0.1, 99.9)  # pixels of more than 8 bits: what lies between these percentiles gets 0..255
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # whatever the file is called; no other decoder is let loose on it
@@ -35,70 +32,6 @@ DECODER_ERRORS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong with one file, and what to do: one line. ``kind``: as faults.KINDS has it."""
-
-    file: str
-    what: str
-    fix: str
-    kind: str = "unreadable"
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.what}; {self.fix}"
-
-
-def list_entries(raw_dir: Path) -> tuple[list[Entry], list[Finding]]:
-    """Return the complete samples in order of id, and a finding for every file that is no part of one.
-
-    Hidden files are passed over. InputError where images/ or masks/ is missing.
-    """
-    if is_packed(raw_dir):
-        return list(packed_entries(raw_dir)), []
-    images, findings = _list_folder(raw_dir, "images", IMAGE_SUFFIXES)
-    masks, mask_findings = _list_folder(raw_dir, "masks", MASK_SUFFIXES)
-    findings += mask_findings
-    for sample_id in sorted(images.keys() - masks.keys()):
-        file = images[sample_id].relative_to(raw_dir).as_posix()
-        what = f"it has no mask masks/{sample_id}.png"
-        findings.append(Finding(file, what, "add the mask or remove the image", "missing_mask"))
-    for sample_id in sorted(masks.keys() - images.keys()):
-        file = masks[sample_id].relative_to(raw_dir).as_posix()
-        fix = "add the image or remove the mask"
-        findings.append(Finding(file, f"this mask has no image images/{sample_id}.*", fix, "missing_image"))
-    both = sorted(images.keys() & masks.keys())
-    return [Entry(name, _loose(raw_dir, images[name]), _loose(raw_dir, masks[name])) for name in both], findings
-
-
-def _loose(raw_dir: Path, path: Path) -> Part:
-    name = path.relative_to(raw_dir).as_posix()
-    return Part(name, name)
-
-
-def _list_folder(raw_dir: Path, kind: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[Finding]]:
-    folder = raw_dir / kind
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; put the samples' {kind} there")
-    files: dict[str, Path] = {}
-    findings = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_dir() or any(part.startswith(".") for part in relative.parts):
-            continue
-        sample_id = relative.with_suffix("").as_posix()
-        name = f"{kind}/{relative.as_posix()}"
-        if path.suffix.lower() not in suffixes:
-            allowed = ", ".join(suffixes)
-            what = f"'{path.suffix}' is not one of {allowed}"
-            findings.append(Finding(name, what, "convert or remove it", "wrong_file_type"))
-        elif sample_id in files:
-            what = f"{files[sample_id].name} has the same stem"
-            findings.append(Finding(name, what, "rename or remove one", "same_stem"))
-        else:
-            files[sample_id] = path
-    return files, findings
-
-
 def read_image(source: Path | bytes) -> NDArray[np.uint8]:
     """Decode an image file, given by path or content, to HWC uint8 with C = 1 (grey) or 3 (RGB).
 
@@ -108,7 +41,7 @@ def read_image(source: Path | bytes) -> NDArray[np.uint8]:
     with _open(source) as image:
         if _is_deep(image):
             what = f"its pixels are '{_raw_mode(image)}', not 8-bit grey or colour"
-            raise InputError(f"{what}; convert it to 8 bits")
+            raise InputError(what, "convert it to 8 bits")
         return _decode_image(image)
 
 
@@ -179,9 +112,9 @@ def read_mask(source: Path | bytes) -> NDArray[np.uint8]:
     """
     with _open(source) as image:
         if image.mode not in _MASK_MODES:
-            raise InputError(f"its pixels are '{image.mode}', not one channel of 8-bit class ids; convert it")
+            raise InputError(f"its pixels are '{image.mode}', not one channel of 8-bit class ids", "convert it")
         if image.mode == "L" and _raw_mode(image) != "L":  # 2 or 4 bits: decoders stretch these to 0..255
-            raise InputError(f"its pixels are packed as '{_raw_mode(image)}', not 8 bits each; convert it to 8 bits")
+            raise InputError(f"its pixels are packed as '{_raw_mode(image)}', not 8 bits each", "convert it to 8 bits")
         return _decode(image)
 
 
@@ -226,7 +159,7 @@ def read_raw_mask(source: Path | bytes) -> RawMask:
             grey = (values if values.ndim == 2 else values[:, :, 0]) // stretch
             return RawMask(grey, lossy=lossy, top=1 if image.mode == "1" else 255 // stretch)
         if image.mode not in _COLOUR_MODES:
-            raise InputError(f"its pixels are '{image.mode}', not grey or colour; convert it")
+            raise InputError(f"its pixels are '{image.mode}', not grey or colour", "convert it")
         return RawMask(_one_channel(_decode(image, "RGB", upright=False)), lossy=lossy)
 
 
@@ -238,9 +171,9 @@ def _one_channel(pixels: NDArray[Any]) -> NDArray[Any]:
 
 def _whole_numbers(pixels: NDArray[Any]) -> RawMask:
     if pixels.ndim == 3:
-        raise InputError("it has colours of more than 8 bits, which name no class; convert it to 8 bits")
+        raise InputError("it has colours of more than 8 bits, which name no class", "convert it to 8 bits")
     if not np.isfinite(pixels).all() or (pixels < 0).any() or (pixels != np.rint(pixels)).any():
-        raise InputError("its pixels are not whole numbers from 0 up; export class ids")
+        raise InputError("its pixels are not whole numbers from 0 up", "export class ids")
     top = 65535 if pixels.dtype == np.uint16 else 2**31 - 1
     return RawMask(pixels.astype(np.int64), top=top)
 
@@ -269,7 +202,7 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     if image.mode in _DEEP_MODES:
         return True
     if image.mode not in _GREY_MODES + _COLOUR_MODES:
-        raise InputError(f"its pixels are '{image.mode}', not grey or colour; convert it")
+        raise InputError(f"its pixels are '{image.mode}', not grey or colour", "convert it")
     return ";16" in _raw_mode(image)
 
 
@@ -285,16 +218,16 @@ def _decode_deep(image: ImageFile.ImageFile, source: Path | bytes) -> NDArray[An
         try:
             return np.array(ImageOps.exif_transpose(image))[:, :, None]
         except DECODER_ERRORS as error:
-            raise InputError(f"its pixels can't be decoded ({error}); replace or remove it") from error
+            raise InputError(f"its pixels can't be decoded ({error})", "replace or remove it") from error
     import cv2  # Pillow keeps the upper 8 bits of such colours only
 
     content = source if isinstance(source, bytes) else source.read_bytes()
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise InputError(f"its pixels can't be decoded ({error.err}); replace or remove it") from error
+        raise InputError(f"its pixels can't be decoded ({error.err})", "replace or remove it") from error
     if pixels is None:
-        raise InputError("its pixels can't be decoded; replace or remove it")
+        raise InputError("its pixels can't be decoded", "replace or remove it")
     upright: NDArray[Any] = pixels[:, :, None] if pixels.ndim == 2 else pixels[:, :, 2::-1]  # of BGR or BGRA
     return upright
 
@@ -306,18 +239,18 @@ def _open(source: Path | bytes) -> ImageFile.ImageFile:
             warnings.simplefilter("ignore")  # of oversize, our own, lower limit follows; of odd tags, nothing does
             image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise InputError(f"its header claims more than {MAX_PIXELS} pixels; cut it into tiles") from error
+        raise InputError(f"its header claims more than {MAX_PIXELS} pixels", "cut it into tiles") from error
     except UnidentifiedImageError as error:
-        raise InputError("it can't be read as an image; replace or remove it") from error
+        raise InputError("it can't be read as an image", "replace or remove it") from error
     except DECODER_ERRORS as error:
-        raise InputError(f"it can't be read ({error}); replace or remove it") from error
+        raise InputError(f"it can't be read ({error})", "replace or remove it") from error
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         image.close()
-        raise InputError(f"its header claims {size} pixels, more than {MAX_PIXELS}; cut it into tiles")
+        raise InputError(f"its header claims {size} pixels, more than {MAX_PIXELS}", "cut it into tiles")
     if image.format != "MPO" and getattr(image, "is_animated", False):  # a camera's MPO is a JPEG with previews behind
         image.close()
-        raise InputError("it holds several pages or frames, and which one is meant is not said; save one alone")
+        raise InputError("it holds several pages or frames, and which one is meant is not said", "save one alone")
     return image
 
 
@@ -330,4 +263,4 @@ def _decode(image: Image.Image, mode: str | None = None, *, upright: bool = True
                 return np.array(image, dtype=np.uint8)
             return np.array((ImageOps.exif_transpose(image) if upright else image).convert(mode), dtype=np.uint8)
     except DECODER_ERRORS as error:
-        raise InputError(f"its pixels can't be decoded ({error}); replace or remove it") from error
+        raise InputError(f"its pixels can't be decoded ({error})", "replace or remove it") from error

@@ -99,7 +99,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another process is changing {folder}; wait until it is done, then run again") from None
+            raise InputError(f"another process is changing {folder}", "wait until it is done, then run again") from None
         yield
 
 

@@ -44,7 +44,7 @@ class Part:
             file.seek(self.offset)
             content = file.read(-1 if self.length is None else self.length)
         if self.length is not None and len(content) != self.length:
-            raise InputError(f"{self.file} ends before {self.name} does; bring the data version back with DVC")
+            raise InputError(f"{self.file} ends before {self.name} does", "bring the data version back with DVC")
         return content
 
 
@@ -82,7 +82,7 @@ def read_index(raw_dir: Path, columns: Sequence[str] | None = None) -> pyarrow.T
     try:
         return _index_file(raw_dir).read(columns=columns)
     except pa.ArrowInvalid as error:
-        raise InputError(f"{raw_dir / INDEX_FILE} can't be read ({error}); bring the data version back") from error
+        raise InputError(f"{raw_dir / INDEX_FILE} can't be read ({error})", "bring the data version back") from error
 
 
 def write_index(raw_dir: Path, rows: pyarrow.Table) -> None:
@@ -180,4 +180,4 @@ def _index_file(raw_dir: Path) -> Any:
     try:
         return pq.ParquetFile(raw_dir / INDEX_FILE)
     except pa.ArrowInvalid as error:
-        raise InputError(f"{raw_dir / INDEX_FILE} can't be read ({error}); bring the data version back") from error
+        raise InputError(f"{raw_dir / INDEX_FILE} can't be read ({error})", "bring the data version back") from error

@@ -60,7 +60,7 @@ def map_ordered(
             except BrokenProcessPool as error:
                 if died is None:
                     what = f"one of {jobs} processes died, likely out of memory"
-                    raise InputError(f"{what}; lower jobs (now {jobs})") from error
+                    raise InputError(what, f"lower jobs (now {jobs})") from error
                 pool.shutdown(wait=True)
                 for work, future in in_flight:
                     yield from future.result() if _finished(future) else _one_by_one(function, work, died)

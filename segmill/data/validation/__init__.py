@@ -1,1 +1,1 @@
-"""What is wrong with a set: file checks, mask faults, leaks, and the page that shows them."""
+"""What is wrong with a set: file checks, mask issues, leaks, and the page that shows them."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.schema.issues import Fault, check_accepted, fault, faults_as_metadata, stopping
+from segmill.data.schema.issues import Issue, IssuesFound, check_accepted, issue_of, issues_as_metadata, stopping
 from segmill.data.schema.manifest import SPLITS, DatasetInfo, row_part, write_manifest
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import assign_splits, read_frozen
-from segmill.data.storage.images import Finding, read_image
+from segmill.data.storage.images import read_image
 from segmill.data.validation.examination import examine
 from segmill.data.validation.leaks import Pair, find_leaks
 from segmill.errors import InputError
@@ -25,35 +25,17 @@ from segmill.errors import InputError
 if TYPE_CHECKING:
     import pyarrow
 
-PRINTED = 50
-
-
-class BadData(InputError):
-    """Files that can't be used. The message prints the first PRINTED lines; ``findings`` holds them all: a Fault for
-    each kind where a set was checked, a Finding for each file where samples were on their way in; ``faults`` has those
-    besides that would not have stopped it."""
-
-    def __init__(self, raw_dir: Path, findings: Sequence[Finding | Fault], faults: Sequence[Fault] = ()) -> None:
-        self.findings = list(findings)
-        self.faults = list(faults)
-        lines = [f"  {finding}" for finding in findings[:PRINTED]]
-        if len(findings) > PRINTED:
-            lines.append(f"  and {len(findings) - PRINTED} more")
-        count = sum(len(finding.files) if isinstance(finding, Fault) else 1 for finding in findings)
-        problems = "1 problem" if count == 1 else f"{count} problems"
-        super().__init__("\n".join([f"{problems} in {raw_dir}:", *lines]))
-
 
 @dataclass(frozen=True)
 class Summary:
     """What a valid set holds. ``samples`` and ``groups`` per split; ``class_pixels`` per class name, whole set;
-    ``faults``: warnings, and errors that were accepted."""
+    ``issues``: warnings, and errors that were accepted."""
 
     samples: dict[str, int]
     groups: dict[str, int]
     class_pixels: dict[str, int]
     ignored_pixels: int
-    faults: list[Fault]
+    issues: list[Issue]
 
 
 def validate_dataset(
@@ -70,25 +52,25 @@ def validate_dataset(
 
     Args:
         raw_dir: the labelled set.
-        out_path: a Parquet file; ``faults.read_faults`` finds the warnings in it.
+        out_path: a Parquet file; ``issues.read_issues`` finds the warnings in it.
         shares: deal the groups that neither dataset.yaml nor splits.csv assigns.
-        accept: kinds of faults that do not stop; samples that can't be used for such an error are left out.
+        accept: kinds of issues that do not stop; samples that can't be used for such an error are left out.
         jobs: processes, 0: by the size of the set.
-        page: where a page with all faults goes, also when the set is refused; None: nowhere.
+        page: where a page with all issues goes, also when the set is refused; None: nowhere.
         told: hears how many samples are done, of how many.
 
     Raises:
-        BadData: an error that is not accepted. Nothing is written then but the page.
+        IssuesFound: an error that is not accepted. Nothing is written then but the page.
         InputError: of dataset.yaml, a missing folder, an empty set or an empty split, an unknown kind in ``accept``.
     """
     check_accepted(accept)
     found = examine(raw_dir, jobs=jobs, told=told)
-    info, faults = found.info, list(found.faults)
+    info, issues = found.info, list(found.issues)
     pairs: list[Pair] = []
     samples = len(found.table)
     if samples:
         groups = found.table["group"].to_pylist()
-        official = _without_broken(info.splits, groups, faults)
+        official = _without_broken(info.splits, groups, issues)
         split_of = assign_splits(groups, shares=shares, official=official, frozen=read_frozen(raw_dir))
         table = _with_splits(found.table, [split_of[group] for group in groups])
         leaks = find_leaks(
@@ -102,39 +84,42 @@ def validate_dataset(
         )
         pairs = leaks.pairs
         if not (found.together.shift or found.together.binary):  # then the ids are not the classes they seem
-            faults += _uneven_classes(info, table)
-        faults += leaks.faults
-    faults.sort(key=lambda fault: (fault.severity, fault.kind, fault.files))
+            issues += _uneven_classes(info, table)
+        issues += leaks.issues
+    issues.sort(key=lambda issue: (issue.severity, issue.kind, issue.files))
     if page:
-        from segmill.data.validation.faults_page import write_faults_page
+        from segmill.data.validation.issues_page import write_issues_page
 
-        write_faults_page(page, raw_dir, info, samples, faults, pairs, accept)
-    if stops := stopping(faults, accept):
-        raise BadData(raw_dir, stops, faults)
+        write_issues_page(page, raw_dir, info, samples, issues, pairs, accept)
+    if stops := stopping(issues, accept):
+        raise IssuesFound(raw_dir, stops, issues)
     if not samples:
-        raise InputError(f"{raw_dir} holds no samples; put images into images/ and masks of the same stem into masks/")
+        raise InputError(
+            f"{raw_dir} holds no samples", "put images into images/ and masks of the same stem into masks/"
+        )
     _refuse_empty_split(raw_dir, split_of)
     schema = table.schema
-    write_manifest(out_path, table.replace_schema_metadata({**schema.metadata, **faults_as_metadata(faults)}))
-    return _summarise(info, table, split_of, faults)
+    write_manifest(out_path, table.replace_schema_metadata({**schema.metadata, **issues_as_metadata(issues)}))
+    return _summarise(info, table, split_of, issues)
 
 
-def _uneven_classes(info: DatasetInfo, table: pyarrow.Table) -> Iterator[Fault]:
+def _uneven_classes(info: DatasetInfo, table: pyarrow.Table) -> Iterator[Issue]:
     present = {split: pixels > 0 for split, pixels in _pixels_per_split(info, table).items()}
     for c, name in enumerate(info.class_names):
         splits = [split for split in SPLITS if present[split][c]]
         without = [split for split in SPLITS if split not in splits]
         if len(splits) == 1:
-            yield fault("class_in_one_split", [f"class '{name}'"], f"{splits[0]}, not {' or '.join(without)}")
+            detail = f"{splits[0]}, not {' or '.join(without)}"
+            yield issue_of("class_in_one_split", f"class '{name}'", detail=detail)
         elif len(splits) == 2:
-            yield fault("class_missing_in_split", [f"class '{name}'"], without[0])
+            yield issue_of("class_missing_in_split", f"class '{name}'", detail=without[0])
 
 
 def _without_broken(
-    official: Mapping[str, Sequence[str]], groups: Sequence[str], faults: Sequence[Fault]
+    official: Mapping[str, Sequence[str]], groups: Sequence[str], issues: Sequence[Issue]
 ) -> Mapping[str, Sequence[str]]:
     """Leave out the groups that no usable sample has, where samples are broken: that is said already."""
-    if not any(fault.severity == "error" for fault in faults):
+    if not any(issue.severity == "error" for issue in issues):
         return official
     usable = set(groups)
     return {split: [group for group in members if group in usable] for split, members in official.items()}
@@ -169,7 +154,7 @@ def _refuse_empty_split(raw_dir: Path, split_of: Mapping[str, str]) -> None:
         )
 
 
-def _summarise(info: DatasetInfo, table: pyarrow.Table, split_of: Mapping[str, str], faults: list[Fault]) -> Summary:
+def _summarise(info: DatasetInfo, table: pyarrow.Table, split_of: Mapping[str, str], issues: list[Issue]) -> Summary:
     samples, groups = Counter(table["split"].to_pylist()), Counter(split_of.values())
     totals = sum(_pixels_per_split(info, table).values(), np.zeros(info.num_classes, np.int64))
     return Summary(
@@ -177,5 +162,5 @@ def _summarise(info: DatasetInfo, table: pyarrow.Table, split_of: Mapping[str, s
         groups={split: groups[split] for split in SPLITS},
         class_pixels={name: int(n) for name, n in zip(info.class_names, totals, strict=True)},
         ignored_pixels=int(table["ignored_pixels"].to_numpy().sum()),
-        faults=faults,
+        issues=issues,
     )

@@ -1,4 +1,4 @@
-"""Looks at every file of a set once, in other processes: manifest rows of what is usable, faults of what is not."""
+"""Looks at every file of a set once, in other processes: manifest rows of what is usable, issues of what is not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.schema.issues import KINDS, Fault, fault
+from segmill.data.schema.issues import KINDS, Issue, gather, issue_of
 from segmill.data.schema.manifest import DatasetInfo, manifest_schema, part_columns, read_dataset_info
 from segmill.data.schema.mask_values import MAX_CLASSES, propose_classes
-from segmill.data.schema.special_files import Strange, strange_files
-from segmill.data.storage.images import Finding, list_entries, read_image
+from segmill.data.schema.samples import list_entries
+from segmill.data.schema.special_files import special_files
+from segmill.data.storage.images import read_image
 from segmill.data.storage.labelled import Entry, Part
 from segmill.data.storage.parallel import BIG, map_ordered
 from segmill.data.validation.leaks import image_hash
@@ -51,25 +52,15 @@ _BATCH = 4096  # rows that wait as Python objects before they become Arrow's
 class Examination:
     """What a look at every sample found.
 
-    ``faults`` of samples and of all masks together; ``table``: the manifest's rows but for ``split`` of what is
+    ``issues`` of samples and of all masks together; ``table``: the manifest's rows but for ``split`` of what is
     usable; ``hashes``: of their images; ``together``: what all masks say.
     """
 
     info: DatasetInfo
-    faults: list[Fault]
+    issues: list[Issue]
     table: pyarrow.Table
     hashes: list[bytes]
     together: Together
-
-
-class Trouble(NamedTuple):
-    """What one file has. ``detail`` follows what is said of its kind; ``fix`` and ``repairable`` where they differ."""
-
-    kind: str
-    file: str
-    detail: str = ""
-    fix: str | None = None
-    repairable: bool | None = None
 
 
 class Checked(NamedTuple):
@@ -80,21 +71,21 @@ class Checked(NamedTuple):
     """
 
     row: dict[str, Any] | None
-    troubles: list[Trouble]
+    issues: list[Issue]
     values: dict[int, int] | None = None
     image_hash: bytes = b""
     colours: tuple[str, ...] = ()
 
 
 def examine(raw_dir: Path, *, jobs: int = 0, told: Callable[[int, int], None] = lambda done, of: None) -> Examination:
-    """Look at every sample under ``raw_dir``, in other processes: what crashes one of them is a fault of its file.
+    """Look at every sample under ``raw_dir``, in other processes: what crashes one of them is an issue of its file.
 
     InputError for what concerns the whole set: dataset.yaml, a missing folder.
     """
     info = read_dataset_info(raw_dir)
-    strange = strange_files(raw_dir)
-    entries, findings = list_entries(raw_dir)
-    entries, troubles = _usable(raw_dir, entries, findings, strange)
+    special = special_files(raw_dir)
+    entries, listed = list_entries(raw_dir)
+    entries, issues = _usable(raw_dir, entries, listed, special)
     if not jobs:
         jobs = len(os.sched_getaffinity(0)) if len(entries) > BIG else 1
     check = functools.partial(check_sample, raw_dir, _without_lists(info))
@@ -106,11 +97,11 @@ def examine(raw_dir: Path, *, jobs: int = 0, told: Callable[[int, int], None] = 
     colours: set[str] = set()
     results = map_ordered(check, entries, jobs=jobs, chunk=_AT_ONCE, died=_crashed)
     for done, (entry, checked) in enumerate(zip(entries, results, strict=True), 1):
-        troubles += checked.troubles
+        issues += checked.issues
         colours.update(checked.colours if len(colours) <= MAX_CLASSES else ())
         group = info.group_of(entry.id)
         if group is None:
-            troubles.append(Trouble("group_rule", entry.image.name, info.why_no_group(entry.id)))
+            issues.append(issue_of("group_rule", entry.image.name, detail=info.why_no_group(entry.id)))
         values = None if checked.values is None else frozenset(checked.values)
         seen.append(None if values is None else same.setdefault(values, values))
         pixels.update(checked.values or {})
@@ -121,28 +112,28 @@ def examine(raw_dir: Path, *, jobs: int = 0, told: Callable[[int, int], None] = 
             told(done, len(entries))
     together = read_together(info, Counter(values for values in seen if values is not None), pixels)
     if together.binary or together.shift:  # then neither 0 nor 255 means what it seems to
-        troubles = [trouble for trouble in troubles if trouble.kind not in ("empty_mask", "ignored_mask")]
-    troubles = [_with_proposal(trouble, colours) for trouble in troubles]
+        issues = [issue for issue in issues if issue.kind not in ("empty_mask", "ignored_mask")]
+    issues = [_with_proposal(issue, colours) for issue in issues]
     named = zip((entry.mask.name for entry in entries), seen, strict=True)
-    troubles += _of_all_masks(info, together, {*pixels}, named)
-    faults = [*_gathered(troubles, info), *_unused_classes(info, together)]
-    return Examination(info, faults, rows.table(), hashes, together)
+    issues += _of_all_masks(info, together, {*pixels}, named)
+    issues = [*gather(issues), *_unused_classes(info, together)]
+    return Examination(info, issues, rows.table(), hashes, together)
 
 
 def check_sample(raw_dir: Path, info: DatasetInfo, entry: Entry) -> Checked:
     """Look at one sample: decode it, and say what is wrong as far as it alone can tell."""
-    troubles: list[Trouble] = []
-    image_content, image = _decoded(raw_dir, entry.image, read_image, troubles)
-    mask_content, look = _decoded(raw_dir, entry.mask, functools.partial(look_at_mask, info=info), troubles)
+    issues: list[Issue] = []
+    image_content, image = _decoded(raw_dir, entry.image, read_image, issues)
+    mask_content, look = _decoded(raw_dir, entry.mask, functools.partial(look_at_mask, info=info), issues)
     if look is None:
-        return Checked(None, troubles)
+        return Checked(None, issues)
     values = look.values if look.values or not look.kinds else None
-    troubles += _of_mask(info, entry, look, image, image_content)
+    issues += _of_mask(info, entry, look, image, image_content)
     if image is None or look.ids is None or not look.readable or look.shape != image.shape[:2]:
-        return Checked(None, troubles, values, colours=look.colours)
+        return Checked(None, issues, values, colours=look.colours)
     pixels = np.bincount(look.ids.ravel(), minlength=256)
     if pixels[info.num_classes :].sum() != pixels[info.ignore_id]:
-        return Checked(None, troubles, values)
+        return Checked(None, issues, values)
     row = {
         "id": entry.id,
         **part_columns("image", entry.image),
@@ -154,31 +145,29 @@ def check_sample(raw_dir: Path, info: DatasetInfo, entry: Entry) -> Checked:
         "channels": image.shape[2],
         "class_pixels": pixels[: info.num_classes].tolist(),
         "ignored_pixels": int(pixels[info.ignore_id]),
-        "findings": [trouble.kind for trouble in troubles],
+        "findings": [issue.kind for issue in issues],
     }
-    return Checked(row, troubles, values, image_hash(image))
+    return Checked(row, issues, values, image_hash(image))
 
 
-def _decoded(
-    raw_dir: Path, part: Part, read: Callable[[bytes], Any], troubles: list[Trouble]
-) -> tuple[bytes, Any | None]:
-    """Return the bytes of a part and what ``read`` makes of them; None, and a trouble, where it can't."""
+def _decoded(raw_dir: Path, part: Part, read: Callable[[bytes], Any], issues: list[Issue]) -> tuple[bytes, Any | None]:
+    """Return the bytes of a part and what ``read`` makes of them; None, and an issue, where it can't."""
     try:
         size = os.stat(raw_dir / part.file).st_size if part.length is None else part.length
         if size > MAX_BYTES:
             what = f"its file takes {size // 2**20} MiB, more than {MAX_BYTES // 2**20}"
-            raise InputError(f"{what}; cut the image into tiles or compress it")
+            raise InputError(what, "cut the image into tiles or compress it")
         content = part.read(raw_dir)
         with _silent() if content[:4] in TIFF_MAGIC else nullcontext():
             return content, read(content)
     except InputError as error:
-        what, _, fix = str(error).rpartition("; ")
-        troubles.append(Trouble("unreadable", part.name, what, fix))
+        issues.append(issue_of("unreadable", part.name, detail=error.what, fix=error.fix))
     except OSError as error:
         why = f"it can't be opened: {error.strerror or error}"
-        troubles.append(Trouble("unreadable", part.name, why, "check the file and its rights"))
+        issues.append(issue_of("unreadable", part.name, detail=why, fix="check the file and its rights"))
     except Exception as error:  # whatever hostile bytes make a decoder raise says something of this file only
-        troubles.append(Trouble("unreadable", part.name, f"decoding it fails with {type(error).__name__}: {error}"))
+        why = f"decoding it fails with {type(error).__name__}: {error}"
+        issues.append(issue_of("unreadable", part.name, detail=why))
     return b"", None
 
 
@@ -199,65 +188,67 @@ def _silent() -> Iterator[None]:
 
 def _of_mask(
     info: DatasetInfo, entry: Entry, look: MaskLook, image: NDArray[np.uint8] | None, image_content: bytes
-) -> Iterator[Trouble]:
+) -> Iterator[Issue]:
     """Yield what is wrong with a mask, and with its image beside it."""
     mask = entry.mask.name
     for kind in look.kinds:
         mendable = look.two_level and info.num_classes == 2 if kind == "jpeg_mask" else None
         if kind == "colour_mask" and look.by_colour is not None:
-            yield Trouble(kind, mask, "they are those of dataset.yaml", "turn them into ids", repairable=True)
+            yield issue_of(
+                kind, mask, detail="they are those of dataset.yaml", fix="turn them into ids", repairable=True
+            )
         else:
-            yield Trouble(kind, mask, fix="cut it at 128" if mendable else None, repairable=mendable)
+            yield issue_of(kind, mask, fix="cut it at 128" if mendable else None, repairable=mendable)
     if image is None:
         return
     size = image.shape[:2]
     turned = orientation(image_content)
     fits = fits_turned(image, look.ids, turned) if turned != 1 and look.ids is not None else False
     if fits:
-        yield Trouble("exif_rotated", mask, f"{entry.image.name} has orientation {turned}")
+        yield issue_of("exif_rotated", mask, detail=f"{entry.image.name} has orientation {turned}")
     elif fits is None:
-        yield Trouble("exif_unclear", mask, f"{entry.image.name} has orientation {turned}")
+        yield issue_of("exif_unclear", mask, detail=f"{entry.image.name} has orientation {turned}")
     elif look.shape != size:
         detail = f"{look.shape[0]} x {look.shape[1]} px (height x width), the image {size[0]} x {size[1]}"
         close = max(abs(look.shape[0] - size[0]), abs(look.shape[1] - size[1])) <= OFF_BY_PX
-        yield Trouble("off_by_a_pixel" if close else "size_mismatch", mask, detail)
+        yield issue_of("off_by_a_pixel" if close else "size_mismatch", mask, detail=detail)
     if look.kinds or not look.values:
         return
     if set(look.values) == {info.ignore_id}:
-        yield Trouble("ignored_mask", mask)
+        yield issue_of("ignored_mask", mask)
     elif is_flat(image):
         if len(set(look.values) - {info.ignore_id}) > 1:
-            yield Trouble("flat_image", entry.image.name)
+            yield issue_of("flat_image", entry.image.name)
     elif set(look.values) - {info.ignore_id} == {0}:
-        yield Trouble("empty_mask", mask)
+        yield issue_of("empty_mask", mask)
 
 
 def _crashed(entry: Entry) -> Checked:
     detail = f"{entry.image.name} or {entry.mask.name}; memory may have run out"
-    return Checked(None, [Trouble("crashes_decoder", entry.image.name, detail)])
+    return Checked(None, [issue_of("crashes_decoder", entry.image.name, detail=detail)])
 
 
 def _usable(
-    raw_dir: Path, entries: Sequence[Entry], findings: Iterable[Finding], strange: Mapping[str, Strange]
-) -> tuple[list[Entry], list[Trouble]]:
+    raw_dir: Path, entries: Sequence[Entry], listed: Iterable[Issue], special: Mapping[str, Issue]
+) -> tuple[list[Entry], list[Issue]]:
     """Return the entries that may be opened, and what is wrong with all other files, each said once."""
-    said = {*strange}
-    troubles = [Trouble(one.kind, name, one.detail) for name, one in strange.items()]
+    said = {*special}
+    issues = list(special.values())
     wrong_masks: set[str] = set()
-    for finding in sorted(findings, key=lambda finding: finding.kind != "wrong_file_type"):
-        stem = finding.file.partition("/")[2].rpartition(".")[0]
-        if finding.file in said or (finding.kind == "missing_mask" and stem in wrong_masks):
+    for issue in sorted(listed, key=lambda issue: issue.kind != "wrong_file_type"):
+        stem = issue.file.partition("/")[2].rpartition(".")[0]
+        if issue.file in said or (issue.kind == "missing_mask" and stem in wrong_masks):
             continue
-        kind, detail = finding.kind, finding.what
-        if kind == "wrong_file_type" and finding.file.startswith("masks/"):
+        kind, detail = issue.kind, issue.what
+        if kind == "wrong_file_type" and issue.file.startswith("masks/"):
             wrong_masks.add(stem)
-            if finding.file.lower().endswith((".jpg", ".jpeg")):
+            if issue.file.lower().endswith((".jpg", ".jpeg")):
                 kind, detail = "jpeg_mask", "its file type says so"
         elif kind in ("missing_mask", "missing_image"):
             kind_of_other = "masks" if kind == "missing_mask" else "images"
-            if any(name.startswith(f"{kind_of_other}/{stem}.") for name in strange):
+            if any(name.startswith(f"{kind_of_other}/{stem}.") for name in special):
                 continue
-        troubles.append(Trouble(kind, finding.file, detail, repairable=False))
+        issues.append(issue_of(kind, issue.file, detail=detail, repairable=False))
     root = os.path.realpath(raw_dir)
     holders = {part.file for entry in entries for part in (entry.image, entry.mask) if part.length is not None}
     real = {file: os.path.realpath(os.path.join(root, file)) for file in holders}
@@ -266,10 +257,10 @@ def _usable(
     for entry in entries:
         if {entry.image.file, entry.mask.file} & outside:
             detail = f"index.parquet looks for it in {entry.image.file}"
-            troubles.append(Trouble("link_outside", entry.image.name, detail))
+            issues.append(issue_of("link_outside", entry.image.name, detail=detail))
         elif entry.image.file not in said and entry.mask.file not in said:
             usable.append(entry)
-    return usable, troubles
+    return usable, issues
 
 
 def _without_lists(info: DatasetInfo) -> DatasetInfo:
@@ -279,7 +270,7 @@ def _without_lists(info: DatasetInfo) -> DatasetInfo:
 
 def _of_all_masks(
     info: DatasetInfo, together: Together, ids: set[int], named: Iterable[tuple[str, frozenset[int] | None]]
-) -> Iterator[Trouble]:
+) -> Iterator[Issue]:
     """Yield what the masks have whose values mean something only beside all others."""
     known = {*range(info.num_classes), info.ignore_id}
     hint = ambiguous_shift(info, ids)
@@ -289,65 +280,47 @@ def _of_all_masks(
         strange = sorted(values - known)
         if together.shift:
             sign = "+" if together.shift > 0 else "-"
-            yield Trouble("shifted_ids", name, f"{sign}1: they use {_listed(ids)}")
+            yield issue_of("shifted_ids", name, detail=f"{sign}1: they use {_listed(ids)}")
         elif is_binary_mask(values, together):
             mendable = info.num_classes == 2 and values <= {0, 255, info.ignore_id}
-            yield Trouble("binary_0_255", name, repairable=mendable)
+            yield issue_of("binary_0_255", name, repairable=mendable)
         elif strange and together.renumber:
             moves = ", ".join(f"{before} -> {after}" for before, after in together.renumber.items())
-            yield Trouble("id_gap", name, f"these numbers would close it: {moves}")
+            yield issue_of("id_gap", name, detail=f"these numbers would close it: {moves}")
         elif strange:
             detail = f"class ids {strange} outside 0..{info.num_classes - 1} and ignore id {info.ignore_id}"
-            yield Trouble("unknown_ids", name, detail, f"{KINDS['unknown_ids'].fix}{', ' + hint if hint else ''}")
+            fix = f"{KINDS['unknown_ids'].fix}{', ' + hint if hint else ''}"
+            yield issue_of("unknown_ids", name, detail=detail, fix=fix)
 
 
-def _with_proposal(trouble: Trouble, colours: set[str]) -> Trouble:
+def _with_proposal(issue: Issue, colours: set[str]) -> Issue:
     """Say to a colour mask that nothing can be done with yet which classes the colours of all would make."""
-    if trouble.kind != "colour_mask" or trouble.detail:
-        return trouble
+    if issue.kind != "colour_mask" or issue.detail:
+        return issue
     try:
         classes = ", ".join(f"{one.id} {one.name} '{one.color}'" for one in propose_classes(colours))
+        detail = f"classes after their colours: {classes}"
     except InputError as error:
-        return trouble._replace(detail=str(error))
-    return trouble._replace(detail=f"classes after their colours: {classes}")
+        detail = str(error)
+    return issue_of(issue.kind, *issue.files, detail=detail, fix=issue.fix, repairable=issue.repairable)
 
 
 def _listed(ids: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(ids)))
 
 
-def _gathered(troubles: Iterable[Trouble], info: DatasetInfo) -> Iterator[Fault]:
-    """Yield one fault for the troubles of one kind that --fix can mend, and one for those that it can't."""
-    alike: dict[tuple[str, bool], list[Trouble]] = defaultdict(list)
-    for trouble in troubles:
-        mendable = KINDS[trouble.kind].repairable if trouble.repairable is None else trouble.repairable
-        alike[trouble.kind, mendable].append(trouble)
-    for (kind, mendable), members in sorted(alike.items()):
-        members.sort(key=lambda trouble: trouble.file)
-        first = members[0]
-        detail = first.detail if len({trouble.detail for trouble in members}) == 1 else f"the first: {first.detail}"
-        files = dict.fromkeys(trouble.file for trouble in members)
-        yield fault(kind, files, detail if first.detail else "", fix=first.fix, repairable=mendable)
-
-
-def _unused_classes(info: DatasetInfo, together: Together) -> Iterator[Fault]:
+def _unused_classes(info: DatasetInfo, together: Together) -> Iterator[Issue]:
     last_used = max((c for c in range(info.num_classes) if c not in together.unused), default=-1)
     between = [c for c in together.unused if c < last_used]
     names = {c: f"class {c} '{info.class_names[c]}'" for c in together.unused}
     if between:
         what = "no mask has a pixel of it, though later ids are used"
-        yield fault("id_gap", [names[c] for c in between], severity="warning", what=what, fix=KINDS["unused_class"].fix)
+        yield Issue("id_gap", "warning", tuple(names[c] for c in between), what, KINDS["unused_class"].fix)
     if together.lost:
-        yield fault(
-            "shifted_ids",
-            ["all masks"],
-            severity="warning",
-            what=together.lost,
-            fix="look at a mask; if so, add 1 to every id",
-            repairable=False,
-        )
+        fix = "look at a mask; if so, add 1 to every id"
+        yield Issue("shifted_ids", "warning", ("all masks",), together.lost, fix)
     if behind := [names[c] for c in together.unused if c not in between]:
-        yield fault("unused_class", behind)
+        yield issue_of("unused_class", *behind)
 
 
 class _Rows:

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.schema.issues import Fault, Severity
+from segmill.data.schema.issues import Issue, Severity
 from segmill.data.schema.manifest import SPLITS
 from segmill.data.splitting.splits import whole_group
 
@@ -73,9 +73,9 @@ class Pair:
 
 
 class Leaks(NamedTuple):
-    """A fault for each kind and severity found, and all pairs behind them."""
+    """An issue for each kind and severity found, and all pairs behind them."""
 
-    faults: list[Fault]
+    issues: list[Issue]
     pairs: list[Pair]
 
 
@@ -158,16 +158,16 @@ def find_leaks(
     across = {side for pair in copies if pair.splits[0] != pair.splits[1] for side in pair.ids}
     near, uncompared = _near(rows, keys, mask_sha256, across, read)
     pairs = [*torn, *copies, *near]
-    return Leaks([*_faults(pairs), *uncompared], pairs)
+    return Leaks([*_issues(pairs), *uncompared], pairs)
 
 
-def _faults(pairs: Sequence[Pair]) -> Iterator[Fault]:
-    """Yield one fault per kind and severity; its files are the images that came second."""
+def _issues(pairs: Sequence[Pair]) -> Iterator[Issue]:
+    """Yield one issue per kind and severity; its files are the images that came second."""
     for kind, severity in sorted({(pair.kind, pair.severity) for pair in pairs}):
         members = [pair for pair in pairs if (pair.kind, pair.severity) == (kind, severity)]
         what, fix = _SAID[kind, severity]
         files = tuple(sorted({pair.files[1] for pair in members}))
-        yield Fault(kind, severity, files, f"{what}, for example {members[0]}", fix)
+        yield Issue(kind, severity, files, f"{what}, for example {members[0]}", fix)
 
 
 def _torn_groups(rows: _Rows) -> Iterator[Pair]:
@@ -198,7 +198,7 @@ def _near(
     mask_sha256: Sequence[str],
     across: set[str],
     read: Callable[[int], Image],
-) -> tuple[list[Pair], list[Fault]]:
+) -> tuple[list[Pair], list[Issue]]:
     """Compare what the hashes propose, likeliest first; return the near duplicates and a warning of what was left."""
     proposed = [*_same_masks(rows, mask_sha256), *_alike(rows, keys["look"].astype(np.uint64))]
     proposed.sort(key=lambda proposal: (proposal.distance, proposal.held, proposal.other))
@@ -231,7 +231,7 @@ def _near(
         return found, []
     files = tuple(sorted(rows.files[row] for row in left))
     what = f"these look like images of another split by their hash, but after {COMPARED} comparisons no more were made"
-    return found, [Fault("near_duplicate", "warning", files, what, "mend the pairs that were found and validate again")]
+    return found, [Issue("near_duplicate", "warning", files, what, "mend the pairs that were found and validate again")]
 
 
 def _pair(rows: _Rows, kind: str, first: int, second: int, like: float | None, mirrored: bool = False) -> Pair:

@@ -349,7 +349,7 @@ def repair_mask(
     size: tuple[int, int],
     orientation: int = 1,
 ) -> NDArray[np.uint8] | None:
-    """Return the ids of a mask without the faults ``kinds``, ``size`` (height, width), uint8; None where that can't be.
+    """Return the ids of a mask without the issues ``kinds``, ``size`` (height, width), uint8; None where that can't be.
 
     Values along soft borders become those of the nearest pixel that has none; a 0/255 mask from JPEG is cut at 128; a
     mask off by a pixel is resized with nearest neighbour.

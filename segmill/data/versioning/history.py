@@ -101,7 +101,7 @@ def read_log(path: Path) -> list[LogEntry]:
         try:
             entries.append(LogEntry(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: line {number} is no entry of the log ({error}); mend or remove it") from error
+            raise InputError(f"{path}: line {number} is no entry of the log ({error})", "mend or remove it") from error
     return sorted(entries, key=lambda entry: entry.when)
 
 
@@ -130,14 +130,14 @@ def resolve(log: Sequence[LogEntry], head: str | None, text: str) -> LogEntry:
         for _ in range(back):
             found = newest.get(found.before or "") if found else None
         if found is None:
-            raise InputError(f"there is no version {text}; `segmill data log` lists those that are known")
+            raise InputError(f"there is no version {text}", "`segmill data log` lists those that are known")
         return found
     if not re.fullmatch(rf"[0-9a-f]{{{FEWEST},32}}", text):
-        raise InputError(f"'{text}' names no version; write {FEWEST} or more of its first digits, HEAD or HEAD~1")
+        raise InputError(f"'{text}' names no version", f"write {FEWEST} or more of its first digits, HEAD or HEAD~1")
     fitting = [version for version in newest if version.startswith(text)]
     if len(fitting) != 1:
         what = f"{len(fitting)} versions begin with" if fitting else "no version begins with"
-        raise InputError(f"{what} {text}; `segmill data log` lists them")
+        raise InputError(f"{what} {text}", "`segmill data log` lists them")
     return newest[fitting[0]]
 
 

@@ -54,7 +54,7 @@ def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        raise InputError("git is not installed; install it, DVC keeps its records in git") from None
+        raise InputError("git is not installed", "install it, DVC keeps its records in git") from None
     except subprocess.CalledProcessError as error:
         raise InputError(f"git {arguments[0]} failed in {root}: {error.stderr.strip()}") from None
     return done.stdout.strip()

@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-from segmill.data.schema.special_files import refuse_strange_files
+from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.storage import journal
 from segmill.data.versioning.dvc_adapter import DvcRepository, remote_faults, repository
 from segmill.data.versioning.repository import who_works
@@ -97,7 +97,7 @@ def record_data(root: Path, path: str, remote: str | None) -> DataVersion:
 
     folder = root / path
     journal.finish(folder)
-    refuse_strange_files(folder)
+    refuse_special_files(folder)
     _finish_checkout(root, path, remote)
     state: Literal["unchanged", "added", "restored", "changed"] = "unchanged"
     with repository(root) as repo:

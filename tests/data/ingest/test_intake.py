@@ -13,13 +13,13 @@ from PIL import Image
 
 from segmill.data.ingest import intake
 from segmill.data.ingest.intake import Change, NewSample, change_set, unpack_set, write_set
+from segmill.data.schema.issues import IssuesFound, wrong_file
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, read_dataset_info, read_samples
+from segmill.data.schema.samples import list_entries
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import read_frozen
 from segmill.data.storage import journal
-from segmill.data.storage.images import Finding, list_entries
 from segmill.data.storage.labelled import is_packed, read_index
-from segmill.data.validation.checks import BadData
 from segmill.errors import InputError
 
 CLASSES = (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "thing", "#ff0000"))
@@ -42,8 +42,8 @@ def sample(name: str, image: int = 50, mask: int = 1, **more: str) -> NewSample:
 
 def held(raw_dir: Path) -> dict[str, tuple[str, bytes, bytes]]:
     """Return id -> name of image, its bytes, the mask's bytes."""
-    entries, findings = list_entries(raw_dir)
-    assert not findings
+    entries, issues = list_entries(raw_dir)
+    assert not issues
     return {e.id: (e.image.name, e.image.read(raw_dir), e.mask.read(raw_dir)) for e in entries}
 
 
@@ -89,10 +89,10 @@ def test_the_index_counts_the_masks(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_listed_at_once_and_nothing_is_left(tmp_path: Path, packed: bool) -> None:
-    came = [sample("a"), Finding("b.jpg", "it is empty", "remove it"), sample("c"), sample("a"), sample("../d")]
-    with pytest.raises(BadData) as error:
+    came = [sample("a"), wrong_file("b.jpg", "it is empty", "remove it"), sample("c"), sample("a"), sample("../d")]
+    with pytest.raises(IssuesFound) as error:
         write_set(tmp_path / "data" / "raw", INFO, came, shares=SHARES, packed=packed)
-    assert [finding.file for finding in error.value.findings] == ["b.jpg", "a", "../d"]
+    assert [issue.file for issue in error.value.stopping] == ["b.jpg", "a", "../d"]
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -100,14 +100,14 @@ def test_what_is_wrong_is_listed_at_once_and_nothing_is_left(tmp_path: Path, pac
     "name", ["", "/a", "../a", "a/../../b", "a//b", "a/.", ".hidden", "a/.b/c", "a\\b", "a\nb", "x" * 241]
 )
 def test_ids_stay_inside_the_set(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BadData, match=r"1 problem in .*\n.*its id"):
+    with pytest.raises(IssuesFound, match=r"1 problem in .*\n.*its id"):
         write_set(tmp_path / "raw", INFO, [sample(name)], shares=SHARES)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_strange_suffix_or_split_is_refused(tmp_path: Path) -> None:
     came = [NewSample("a", encoded(1), ".exe", encoded(1)), sample("b", split="dev")]
-    with pytest.raises(BadData, match=r"'.exe' is not one of .png(.|\n)*'dev' is not one of train, val, test"):
+    with pytest.raises(IssuesFound, match=r"'.exe' is not one of .png(.|\n)*'dev' is not one of train, val, test"):
         write_set(tmp_path / "raw", INFO, came, shares=SHARES)
 
 
@@ -140,7 +140,7 @@ def test_nothing_new_touches_nothing(raw_dir: Path) -> None:
 
 def test_a_failed_change_touches_nothing(raw_dir: Path) -> None:
     before = state(raw_dir)
-    with pytest.raises(BadData):
+    with pytest.raises(IssuesFound):
         change_set(raw_dir, [sample("b"), sample("b")], shares=SHARES)
     with pytest.raises(InputError, match=r"has no sample 'a/9' and 1 more; did you mean 'a/\d'\?"):
         change_set(raw_dir, [], remove=["a/9", "a/7"], shares=SHARES)
@@ -194,7 +194,7 @@ def test_groups_that_come_go_to_samples_csv_and_stay_together(tmp_path: Path) ->
     assert info.group == {"column": "group"}
     assert [info.group_of(name) for name in ("p1", "p2", "q1")] == ["p", "p", "q"]
     assert set(read_frozen(raw_dir)) == {"p", "q", "r"}
-    with pytest.raises(BadData, match=r"samples\.csv has no row with a group for its id 's1'"):
+    with pytest.raises(IssuesFound, match=r"samples\.csv has no row with a group for its id 's1'"):
         change_set(raw_dir, [sample("s1")], shares=SHARES)
     change_set(raw_dir, [sample("p3", group="p")], remove=["q1"], shares=SHARES)
     rows = [row for _, row in read_samples(raw_dir / "samples.csv")]
@@ -218,7 +218,7 @@ def test_the_sources_splits_hold_for_new_groups_alone(tmp_path: Path) -> None:
     change_set(raw_dir, [sample("a", image=1, split="test"), sample("d", split="test")], shares=SHARES)
     assert read_frozen(raw_dir) == {"a": "val", "b": "test", "c": "val", "d": "test"}
     torn = [sample("p1", group="p", split="train"), sample("p2", group="p", split="val")]
-    with pytest.raises(BadData, match="puts it into val, and others of its group 'p' into train"):
+    with pytest.raises(IssuesFound, match="puts it into val, and others of its group 'p' into train"):
         write_set(tmp_path / "torn", INFO, torn, shares=SHARES)
 
 

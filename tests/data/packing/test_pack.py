@@ -18,9 +18,10 @@ from segmill.data.packing import shards
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.data.schema.manifest import manifest_schema, part_columns, read_dataset_info, write_manifest
+from segmill.data.schema.samples import list_entries
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import assign_splits
-from segmill.data.storage.images import list_entries, read_mask
+from segmill.data.storage.images import read_mask
 from segmill.data.storage.labelled import PackWriter, index_schema, write_index
 from segmill.enhancement import enhance
 from segmill.errors import InputError

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segmill.data.schema.samples import list_entries
 from segmill.data.storage.images import (
     image_content,
     image_size,
-    list_entries,
     read_deep_image,
     read_image,
     read_mask,
@@ -219,12 +219,12 @@ def test_pairs_and_what_is_no_pair(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    entries, findings = list_entries(tmp_path)
+    entries, issues = list_entries(tmp_path)
     assert [(p.id, p.image.name, p.mask.name) for p in entries] == [
         ("d", "images/d.jpg", "masks/d.png"),
         ("s/a", "images/s/a.JPG", "masks/s/a.png"),
     ]
-    said = {finding.file: finding.what for finding in findings}
+    said = {issue.file: issue.what for issue in issues}
     assert sorted(said) == ["images/b.png", "images/d.png", "images/note.txt", "masks/c.png", "masks/e.jpg"]
     assert said["images/b.png"] == "it has no mask masks/b.png"
     assert said["images/d.png"] == "d.jpg has the same stem"

@@ -10,13 +10,13 @@ from PIL import Image
 from segmill.data.ingest.builtin import draw_street, write_street
 from segmill.data.ingest.intake import NewSample, write_set
 from segmill.data.ingest.repair import repaired_samples
-from segmill.data.schema.issues import KINDS, Fault, read_faults
+from segmill.data.schema.issues import KINDS, PRINTED, Issue, IssuesFound, read_issues
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, manifest_info, read_dataset_info, read_manifest
-from segmill.data.schema.special_files import refuse_strange_files
+from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage.images import encode_png
 from segmill.data.storage.labelled import INDEX_FILE
-from segmill.data.validation.checks import PRINTED, BadData, validate_dataset
+from segmill.data.validation.checks import validate_dataset
 from segmill.data.validation.examination import examine
 from segmill.errors import InputError
 
@@ -41,8 +41,8 @@ def save(raw_dir: Path, name: str, pixels: np.ndarray, **options: object) -> Non
     Image.fromarray(pixels).save(raw_dir / name, **options)
 
 
-def faults_of(raw_dir: Path) -> dict[str, Fault]:
-    return {fault.kind: fault for fault in examine(raw_dir).faults}
+def issues_of(raw_dir: Path) -> dict[str, Issue]:
+    return {issue.kind: issue for issue in examine(raw_dir).issues}
 
 
 def test_a_good_set_becomes_a_manifest(street_set: Path, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_good_set_becomes_a_manifest(street_set: Path, tmp_path: Path) -> None
     assert summary.samples == {"train": 4, "val": 2, "test": 2}
     assert summary.class_pixels == {f"class_{i}": sum(int((mask == i).sum()) for mask in masks) for i in range(5)}
     assert summary.ignored_pixels == sum(int((mask == 255).sum()) for mask in masks)
-    assert not [fault for fault in summary.faults if not fault.kind.startswith("class_")]
+    assert not [issue for issue in summary.issues if not issue.kind.startswith("class_")]
     table = read_manifest(tmp_path / "m.parquet")
     row = table.to_pylist()[6]
     assert (row["id"], row["image"], row["mask"]) == ("s06", "images/s06.png", "masks/s06.png")
@@ -59,7 +59,7 @@ def test_a_good_set_becomes_a_manifest(street_set: Path, tmp_path: Path) -> None
     assert (row["class_pixels"][0], row["findings"]) == (int((masks[6] == 0).sum()), [])
     assert len(row["image_sha256"]) == 64
     assert manifest_info(table).num_classes == 5
-    assert read_faults(tmp_path / "m.parquet") == summary.faults
+    assert read_issues(tmp_path / "m.parquet") == summary.issues
 
 
 KILLS_WHO_OPENS_IT = """
@@ -85,7 +85,7 @@ def test_what_kills_the_process_that_decodes_it_is_named_and_nothing_else(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
     save(street_set, "images/s03.png", np.zeros((17, 13, 3), np.uint8))
     found = examine(street_set)
-    assert {fault.kind: fault.files for fault in found.faults} == {"crashes_decoder": ("images/s03.png",)}
+    assert {issue.kind: issue.files for issue in found.issues} == {"crashes_decoder": ("images/s03.png",)}
     assert found.table["id"].to_pylist() == ["s00", "s01", "s02", "s04", "s05", "s06", "s07"]
 
 
@@ -96,10 +96,10 @@ def test_all_bad_files_are_said_at_once(street_set: Path, tmp_path: Path) -> Non
     save(street_set, "masks/s02.png", np.eye(48, dtype=np.uint8) * 9)
     (street_set / "masks" / "s03.png").unlink()
     save(street_set, "masks/orphan.png", np.zeros((48, 48), np.uint8))
-    with pytest.raises(BadData) as caught:
+    with pytest.raises(IssuesFound) as caught:
         validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, page=tmp_path / "page.html")
-    said = {fault.kind: fault for fault in caught.value.findings}
-    assert {kind: fault.files for kind, fault in said.items()} == {
+    said = {issue.kind: issue for issue in caught.value.stopping}
+    assert {kind: issue.files for kind, issue in said.items()} == {
         "missing_image": ("masks/orphan.png",),
         "missing_mask": ("images/s03.png",),
         "size_mismatch": ("masks/s01.png",),
@@ -118,10 +118,10 @@ def test_all_bad_files_are_said_at_once(street_set: Path, tmp_path: Path) -> Non
 def test_many_files_of_a_kind_make_one_line(street_set: Path, tmp_path: Path) -> None:
     for number in range(PRINTED + 7):
         (street_set / "masks" / f"orphan{number:03d}.png").touch()
-    with pytest.raises(BadData) as caught:
+    with pytest.raises(IssuesFound) as caught:
         validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES)
-    (fault,) = caught.value.findings
-    assert len(fault.files) == PRINTED + 7
+    (issue,) = caught.value.stopping
+    assert len(issue.files) == PRINTED + 7
     assert str(caught.value).splitlines()[0].startswith(f"{PRINTED + 7} problems")
     assert len(str(caught.value)) < 500
 
@@ -137,19 +137,19 @@ def test_an_empty_set_and_an_empty_split_are_refused(write_set, tmp_path: Path) 
         validate_dataset(raw_dir, tmp_path / "m.parquet", shares=SHARES)
 
 
-def test_an_id_outside_the_group_rule_is_a_fault(write_set) -> None:
+def test_an_id_outside_the_group_rule_is_an_issue(write_set) -> None:
     samples = dict(zip(("a_z1", "b"), street_samples(2).values(), strict=True))
     raw_dir = write_set(samples, classes=STREET, group=r"^(?P<group>.+)_z\d+$")
-    fault = faults_of(raw_dir)["group_rule"]
-    assert fault.files == ("images/b.png",)
-    assert "does not match its id 'b'" in fault.what
+    issue = issues_of(raw_dir)["group_rule"]
+    assert issue.files == ("images/b.png",)
+    assert "does not match its id 'b'" in issue.what
 
 
 def test_accepted_kinds_do_not_stop_and_what_cannot_be_used_is_left_out(street_set: Path, tmp_path: Path) -> None:
     save(street_set, "masks/s01.png", np.zeros((48, 30), np.uint8))
     summary = validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, accept=["size_mismatch"])
     assert summary.samples["train"] == 3
-    (kept,) = [fault for fault in read_faults(tmp_path / "m.parquet") if fault.kind == "size_mismatch"]
+    (kept,) = [issue for issue in read_issues(tmp_path / "m.parquet") if issue.kind == "size_mismatch"]
     assert kept.files == ("masks/s01.png",)
     with pytest.raises(InputError, match=r"'size_mismatsch', which does not exist; did you mean 'size_mismatch'"):
         validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, accept=["size_mismatsch"])
@@ -172,45 +172,45 @@ def each_mask(change) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def test_0_255_masks(write_set) -> None:
     samples = each_mask(lambda mask: np.where(mask == 1, 255, 0))
-    fault = faults_of(write_set(samples))["binary_0_255"]
-    assert len(fault.files) == 8 and fault.repairable
-    fault = faults_of(write_set(samples, classes=STREET))["binary_0_255"]
-    assert len(fault.files) == 8 and not fault.repairable  # which of five classes it is, nobody knows
+    issue = issues_of(write_set(samples))["binary_0_255"]
+    assert len(issue.files) == 8 and issue.repairable
+    issue = issues_of(write_set(samples, classes=STREET))["binary_0_255"]
+    assert len(issue.files) == 8 and not issue.repairable  # which of five classes it is, nobody knows
 
 
 def test_ids_one_too_high_and_one_too_low(write_set) -> None:
     up = write_set(each_mask(lambda mask: np.where(mask == 255, mask, mask + 1)), classes=STREET)
-    assert {kind: len(fault.files) for kind, fault in faults_of(up).items()} == {"shifted_ids": 8}
+    assert {kind: len(issue.files) for kind, issue in issues_of(up).items()} == {"shifted_ids": 8}
     down = write_set(each_mask(lambda mask: mask - np.uint8(1)), classes=STREET)
-    assert {kind: len(fault.files) for kind, fault in faults_of(down).items()} == {"shifted_ids": 8}
+    assert {kind: len(issue.files) for kind, issue in issues_of(down).items()} == {"shifted_ids": 8}
     wrapped = write_set(each_mask(lambda mask: mask + np.uint8(1)), classes=STREET)
-    (fault,) = faults_of(wrapped).values()
-    assert fault.kind == "unknown_ids"  # or a sixth class, so both are said
-    assert "if 0 means void here, take 1 off every id" in fault.fix
+    (issue,) = issues_of(wrapped).values()
+    assert issue.kind == "unknown_ids"  # or a sixth class, so both are said
+    assert "if 0 means void here, take 1 off every id" in issue.fix
 
 
 def test_gaps_in_the_ids(write_set) -> None:
     beyond = write_set(each_mask(lambda mask: np.where(mask == 3, 7, mask)), classes=STREET)
-    fault = faults_of(beyond)["id_gap"]
-    assert fault.severity == "error" and "7 -> 4, 4 -> 3" not in fault.what and "4 -> 3, 7 -> 4" in fault.what
+    issue = issues_of(beyond)["id_gap"]
+    assert issue.severity == "error" and "7 -> 4, 4 -> 3" not in issue.what and "4 -> 3, 7 -> 4" in issue.what
     unused = write_set(each_mask(lambda mask: np.where(mask == 3, 4, mask)), classes=STREET)
-    fault = faults_of(unused)["id_gap"]
-    assert (fault.severity, fault.files) == ("warning", ("class 3 'class_3'",))
+    issue = issues_of(unused)["id_gap"]
+    assert (issue.severity, issue.files) == ("warning", ("class 3 'class_3'",))
     last = write_set(each_mask(lambda mask: np.where(mask == 4, 3, mask)), classes=STREET)
-    assert faults_of(last)["unused_class"].files == ("class 4 'class_4'",)
+    assert issues_of(last)["unused_class"].files == ("class 4 'class_4'",)
 
 
 def test_colour_masks_propose_their_class_map(write_set) -> None:
     colours = np.zeros((256, 3), np.uint8)
     colours[1:5, 1] = (50, 100, 150, 200)
     raw_dir = write_set({name: (image, colours[mask]) for name, (image, mask) in street_samples().items()})
-    fault = faults_of(raw_dir)["colour_mask"]
-    assert len(fault.files) == 8 and not fault.repairable
-    assert "0 black '#000000', 1 colour_003200 '#003200'" in fault.what
+    issue = issues_of(raw_dir)["colour_mask"]
+    assert len(issue.files) == 8 and not issue.repairable
+    assert "0 black '#000000', 1 colour_003200 '#003200'" in issue.what
     by_yaml = np.zeros((256, 3), np.uint8)
     by_yaml[:5, 0] = np.arange(5) * 40
     samples = {n: (i, by_yaml[np.where(m == 255, 0, m)]) for n, (i, m) in street_samples().items()}
-    assert faults_of(write_set(samples, classes=STREET))["colour_mask"].repairable
+    assert issues_of(write_set(samples, classes=STREET))["colour_mask"].repairable
 
 
 def test_an_image_turned_by_exif_beside_a_mask_that_is_not(street_set: Path) -> None:
@@ -221,8 +221,8 @@ def test_an_image_turned_by_exif_beside_a_mask_that_is_not(street_set: Path) -> 
     for name, pixels in (("turned", np.ascontiguousarray(np.rot90(mask, 1))), ("upright", mask)):
         save(street_set, f"images/{name}.png", stored, exif=exif)
         save(street_set, f"masks/{name}.png", pixels)
-    fault = faults_of(street_set)["exif_rotated"]
-    assert fault.files == ("masks/turned.png",) and fault.repairable
+    issue = issues_of(street_set)["exif_rotated"]
+    assert issue.files == ("masks/turned.png",) and issue.repairable
 
 
 def test_sizes_off_by_a_pixel_are_told_from_others(street_set: Path) -> None:
@@ -230,7 +230,7 @@ def test_sizes_off_by_a_pixel_are_told_from_others(street_set: Path) -> None:
     save(street_set, "masks/s00.png", mask[:-1])
     save(street_set, "masks/s01.png", mask[:-2, :-2])
     save(street_set, "masks/s02.png", mask[:-3])
-    found = faults_of(street_set)
+    found = issues_of(street_set)
     assert found["off_by_a_pixel"].files == ("masks/s00.png", "masks/s01.png")
     assert found["size_mismatch"].files == ("masks/s02.png",)
 
@@ -242,13 +242,13 @@ def test_empty_masks_and_flat_images_are_warned_of(street_set: Path) -> None:
     save(street_set, "images/s02.png", flat)
     save(street_set, "images/s03.png", flat)
     save(street_set, "masks/s03.png", np.zeros((48, 48), np.uint8))  # nothing there, nothing drawn: fine
-    found = faults_of(street_set)
-    assert {kind: fault.files for kind, fault in found.items()} == {
+    found = issues_of(street_set)
+    assert {kind: issue.files for kind, issue in found.items()} == {
         "empty_mask": ("masks/s00.png",),
         "ignored_mask": ("masks/s01.png",),
         "flat_image": ("images/s02.png",),
     }
-    assert {fault.severity for fault in found.values()} == {"warning"}
+    assert {issue.severity for issue in found.values()} == {"warning"}
 
 
 def test_classes_of_one_split_are_warned_of(write_set, tmp_path: Path) -> None:
@@ -260,16 +260,16 @@ def test_classes_of_one_split_are_warned_of(write_set, tmp_path: Path) -> None:
 
     samples = {name: (image, change(name, mask)) for name, (image, mask) in street_samples().items()}
     summary = validate_dataset(write_set(samples, classes=STREET, splits=SPLITS), tmp_path / "m.parquet", shares=SHARES)
-    said = {fault.kind: (fault.files, fault.what) for fault in summary.faults}
+    said = {issue.kind: (issue.files, issue.what) for issue in summary.issues}
     assert said["class_in_one_split"] == (("class 'class_3'",), "it appears in one split only (val, not train or test)")
     assert said["class_missing_in_split"] == (("class 'class_4'",), "it has no pixel in one split (test)")
 
 
 def test_leaks_stop_it_too(street_set: Path, tmp_path: Path) -> None:
     (street_set / "images" / "s07.png").write_bytes((street_set / "images" / "s00.png").read_bytes())
-    with pytest.raises(BadData) as caught:
+    with pytest.raises(IssuesFound) as caught:
         validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES)
-    assert [fault.kind for fault in caught.value.findings] == ["exact_duplicate"]
+    assert [issue.kind for issue in caught.value.stopping] == ["exact_duplicate"]
     validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, accept=["exact_duplicate"])
 
 
@@ -297,15 +297,15 @@ def test_nothing_that_is_no_file_is_opened(street_set: Path, tmp_path: Path) -> 
     (images / "s05.png").symlink_to("real.png")  # a link within the set is as good as a file
     (street_set / "masks" / "s06.png").write_bytes(bomb(60_000, 60_000))
     (street_set / "masks" / "s07.png").write_bytes(b"")
-    found = faults_of(street_set)
-    assert {kind: fault.files for kind, fault in found.items()} == {
+    found = issues_of(street_set)
+    assert {kind: issue.files for kind, issue in found.items()} == {
         "not_a_file": ("images/s00.png", "images/s02.png", "images/s04.png"),
         "link_outside": ("images/s01.png", "images/s03.png"),
         "missing_mask": ("images/real.png",),
         "unreadable": ("masks/s06.png", "masks/s07.png"),
     }
     with pytest.raises(InputError, match=r"(?s)nothing in it was opened.*link_outside \(2\)"):
-        refuse_strange_files(street_set)
+        refuse_special_files(street_set)
 
 
 def test_a_packed_set_is_checked_like_a_loose_one(street_set: Path, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_packed_set_is_checked_like_a_loose_one(street_set: Path, tmp_path: Pa
     for name, mask in save_9.items():
         save(street_set, f"masks/{name}.png", mask)
     loose, packed = (
-        {kind: fault.files for kind, fault in faults_of(raw_dir).items()}
+        {kind: issue.files for kind, issue in issues_of(raw_dir).items()}
         for raw_dir in (street_set, tmp_path / "packed")
     )
     assert loose == packed and "id_gap" in loose
@@ -340,7 +340,7 @@ def test_an_index_that_points_out_of_the_set_is_not_followed(street_set: Path, t
     lengths = [*rows["mask_bytes"].to_pylist()[:1], 2**62, *rows["mask_bytes"].to_pylist()[2:]]
     rows = rows.set_column(rows.schema.get_field_index("mask_bytes"), "mask_bytes", pa.array(lengths, pa.int64()))
     pq.write_table(rows, raw_dir / INDEX_FILE)
-    found = faults_of(raw_dir)
+    found = issues_of(raw_dir)
     assert found["link_outside"].files == ("images/s00.png",)
     assert found["unreadable"].files == ("masks/s01.png",)
 
@@ -366,9 +366,9 @@ def test_what_the_doctor_names_repairable_is_repaired(street_set: Path) -> None:
 
 
 def test_clean_sets_raise_nothing(tmp_path: Path, street: Path) -> None:
-    assert examine(street).faults == []
+    assert examine(street).issues == []
     write_street(tmp_path / "wide", count=20, size=(96, 160), seed=9)
-    assert examine(tmp_path / "wide").faults == []
+    assert examine(tmp_path / "wide").issues == []
 
 
 def test_every_kind_is_documented_by_what_to_do() -> None:
@@ -380,4 +380,4 @@ def test_a_set_of_two_classes_with_void_is_not_taken_for_0_255(write_set) -> Non
     info = DatasetInfo("two", STREET[:2])
     assert info.ignore_id == 255
     samples = each_mask(lambda mask: np.where(mask == 255, 255, mask == 1))
-    assert faults_of(write_set(samples)) == {}
+    assert issues_of(write_set(samples)) == {}

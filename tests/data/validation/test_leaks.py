@@ -76,9 +76,9 @@ def test_an_altered_copy_is_found_across_splits(how: str) -> None:
     assert found <= {(f"s{i}", f"s{i + 12}") for i in range(12)}
     assert len(found) >= 11
     assert {pair.mirrored for pair in leaks.pairs} == {"mirrored" in how}
-    (fault,) = leaks.faults
-    assert (fault.kind, fault.severity, len(fault.files)) == ("near_duplicate", "error", len(found))
-    assert "images/s12.png" in fault.files
+    (issue,) = leaks.issues
+    assert (issue.kind, issue.severity, len(issue.files)) == ("near_duplicate", "error", len(found))
+    assert "images/s12.png" in issue.files
 
 
 def test_other_scenes_are_no_leak() -> None:
@@ -105,9 +105,9 @@ def test_neighbouring_frames_are_a_leak_only_across_splits() -> None:
 def test_frames_of_one_group_are_not_compared() -> None:
     leaks = search(drive(3), ["train", "val", "val"], groups=["drive"] * 3)
     assert [(pair.kind, pair.ids, pair.likeness) for pair in leaks.pairs] == [("group_leak", ("s0", "s1"), None)]
-    (fault,) = leaks.faults
-    assert (fault.kind, fault.severity, fault.files) == ("group_leak", "error", ("images/s1.png",))
-    assert fault.what == (
+    (issue,) = leaks.issues
+    assert (issue.kind, issue.severity, issue.files) == ("group_leak", "error", ("images/s1.png",))
+    assert issue.what == (
         "a group has samples in several splits, for example images/s1.png (val) and images/s0.png (train)"
     )
 
@@ -119,7 +119,7 @@ def test_the_parts_of_a_cut_group_are_a_warning_and_are_compared() -> None:
         ("near_duplicate", "error", ("s0", "s1")),
         ("near_duplicate", "error", ("s0", "s2")),
     ]
-    assert [(fault.kind, fault.severity, fault.files) for fault in leaks.faults] == [
+    assert [(issue.kind, issue.severity, issue.files) for issue in leaks.issues] == [
         ("group_leak", "warning", ("images/s1.png",)),
         ("near_duplicate", "error", ("images/s1.png", "images/s2.png")),
     ]
@@ -133,7 +133,7 @@ def test_exact_copies_are_an_error_across_splits_and_a_warning_within() -> None:
         ("exact_duplicate", "error", ("s3", "s2")),
         ("exact_duplicate", "error", ("s0", "s4")),
     }
-    assert [(f.kind, f.severity, f.files) for f in leaks.faults] == [
+    assert [(f.kind, f.severity, f.files) for f in leaks.issues] == [
         ("exact_duplicate", "error", ("images/s2.png", "images/s4.png")),
         ("exact_duplicate", "warning", ("images/s1.png",)),
     ]
@@ -206,7 +206,7 @@ def test_what_is_not_compared_any_more_is_said(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(leaks_module, "COMPARED", 3)
     images = [street(s) for s in range(6)]
     leaks = search([*images, *(as_jpeg(image) for image in images)], ["train"] * 6 + ["val"] * 6)
-    assert [(fault.kind, fault.severity, len(fault.files)) for fault in leaks.faults] == [
+    assert [(issue.kind, issue.severity, len(issue.files)) for issue in leaks.issues] == [
         ("near_duplicate", "error", 3),
         ("near_duplicate", "warning", 3),
     ]

@@ -17,8 +17,8 @@ from flows.commands.data import data_app
 from flows.commands.start import create
 from segmill.data.ingest.builtin import write_street
 from segmill.data.schema.manifest import read_manifest
+from segmill.data.schema.samples import list_entries
 from segmill.data.splitting.splits import read_frozen
-from segmill.data.storage.images import list_entries
 from segmill.data.storage.labelled import is_packed
 from segmill.data.versioning.history import LogEntry, log_path, read_log
 from segmill.data.versioning.repository import commit_files

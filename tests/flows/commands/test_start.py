@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from flows.commands.start import create, create_demo
-from segmill.data.storage.images import list_entries
-from segmill.data.validation.checks import BadData
+from segmill.data.schema.issues import IssuesFound
+from segmill.data.schema.samples import list_entries
 from segmill.data.versioning.history import log_path, read_log
 from segmill.data.versioning.repository import git_commit
 from segmill.data.versioning.versions import data_changed, recorded_version
@@ -106,9 +106,9 @@ def test_a_set_with_bad_files_leaves_nothing_behind(tmp_path: Path, street: Path
     shutil.copytree(street, tmp_path / "bad")
     (tmp_path / "bad" / "masks" / "street_s0000_f00.png").unlink()
     (tmp_path / "bad" / "images" / "street_s0000_f01.png").unlink()
-    with pytest.raises(BadData, match="2 problems") as error:
+    with pytest.raises(IssuesFound, match="2 problems") as error:
         create(tmp_path / "mine", tmp_path / "bad")
-    assert len(error.value.findings) == 2
+    assert len(error.value.stopping) == 2
     assert not (tmp_path / "mine").exists()
 
 

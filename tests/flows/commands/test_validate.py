@@ -1,4 +1,4 @@
-"""`segmill validate` as a person meets it: the table of faults, the exit code, and a repaired version."""
+"""`segmill validate` as a person meets it: the table of issues, the exit code, and a repaired version."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from PIL import Image
 from rich.console import Console
 
 from flows.commands.start import create
-from flows.commands.validate import faults_table, validate
-from segmill.data.schema.issues import fault
+from flows.commands.validate import issues_table, validate
+from segmill.data.schema.issues import issue_of
+from segmill.data.schema.samples import list_entries
 from segmill.data.storage import labelled
-from segmill.data.storage.images import list_entries, read_mask
+from segmill.data.storage.images import read_mask
 from segmill.data.storage.labelled import is_packed
 from segmill.data.versioning.versions import recorded_version
 from segmill.params import read_params, set_params
@@ -45,12 +46,12 @@ def check(workspace: Workspace, *, fix: bool = False) -> tuple[bool, str]:
 
 
 def test_the_table_says_what_stops_first_and_what_fix_does() -> None:
-    faults = [
-        fault("empty_mask", ["masks/e.png"]),
-        fault("off_by_a_pixel", [f"masks/{i}.png" for i in range(5)]),
-        fault("size_mismatch", ["masks/z.png"]),
+    issues = [
+        issue_of("empty_mask", "masks/e.png"),
+        issue_of("off_by_a_pixel", *(f"masks/{i}.png" for i in range(5))),
+        issue_of("size_mismatch", "masks/z.png"),
     ]
-    lines = said_of(faults_table(faults, accept=["size_mismatch"])).splitlines()
+    lines = said_of(issues_table(issues, accept=["size_mismatch"])).splitlines()
     kinds = [line.split()[0] for line in lines if line.startswith(("empty", "off", "size"))]
     assert kinds == ["off_by_a_pixel", "empty_mask", "size_mismatch"]
     first = next(line for line in lines if line.startswith("off"))

@@ -19,8 +19,8 @@ from segmill.data.ingest.formats.reading import (
     part_cut_groups,
 )
 from segmill.data.ingest.intake import NewSample
+from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import SPLITS, DatasetInfo
-from segmill.data.storage.images import Finding
 from segmill.errors import InputError, near_miss
 
 _LOOKED_INTO = 20  # folders, for the hint that the set lies one folder deeper
@@ -60,7 +60,7 @@ class Found:
     why: str
     info: DatasetInfo
     count: int
-    samples: Iterator[NewSample | Finding]
+    samples: Iterator[NewSample | Issue]
     notes: list[str]
 
 
@@ -96,16 +96,16 @@ def open_layout(
         contents = _READERS[layout].read(folder, info)
         table = None if info is None else match_classes(contents, info)
     except InputError as error:
-        raise InputError(f"{path} (layout {layout}): {error}") from error
+        raise InputError(f"{path} (layout {layout}): {error.what}", error.fix) from error
     if group is not None:
         contents.rows, unmatched = apply_group_rule(contents.rows, group)
-        contents.findings += unmatched
+        contents.issues += unmatched
     contents.rows, cut = part_cut_groups(contents.rows)
     contents.notes += cut
     if group is not None and not cut:  # then the rule says it all
         contents.rows = [replace(row, group=None) for row in contents.rows]
-    if not contents.rows and not contents.findings:
-        raise InputError(f"{path} (layout {layout}): it holds no sample; check its folders")
+    if not contents.rows and not contents.issues:
+        raise InputError(f"{path} (layout {layout}): it holds no sample", "check its folders")
     if info is None and contents.info is None:
         _complete_splits(contents)
     return Found(
@@ -123,7 +123,7 @@ def _recognise(path: Path, folder: SetFolder, layout: str) -> tuple[str, str]:
     if layout != "auto":
         if layout not in _READERS:
             hint = near_miss(layout, ["auto", *_READERS])
-            raise InputError(f"--layout is '{layout}'; it must be auto or one of {', '.join(_READERS)}{hint}")
+            raise InputError(f"--layout is '{layout}'", f"it must be auto or one of {', '.join(_READERS)}{hint}")
         seen = _READERS[layout].recognise(folder)
         if not seen.hold:
             raise InputError(
@@ -140,7 +140,7 @@ def _recognise(path: Path, folder: SetFolder, layout: str) -> tuple[str, str]:
         return holding[0], f"{path.name} is {holding[0]}: it has {' and '.join(seen_by[holding[0]].found)}"
     if holding:
         each = ", and ".join(f"{name} by {' and '.join(seen_by[name].found)}" for name in holding)
-        raise InputError(f"{path} could be {each}; say which with --layout")
+        raise InputError(f"{path} could be {each}", "say which with --layout")
     raise InputError(_unknown(path, folder, seen_by))
 
 
@@ -186,9 +186,9 @@ def _check_group(rule: str) -> None:
     try:
         pattern = re.compile(rule)
     except re.error as error:
-        raise InputError(f"--group '{rule}' is no regular expression ({error}); mend it") from error
+        raise InputError(f"--group '{rule}' is no regular expression ({error})", "mend it") from error
     if "group" not in pattern.groupindex:
-        raise InputError(f"--group '{rule}' has no part (?P<group>...); mark the part that names the group")
+        raise InputError(f"--group '{rule}' has no part (?P<group>...)", "mark the part that names the group")
 
 
 def _info(
@@ -197,7 +197,7 @@ def _info(
     """Return what the set's dataset.yaml should say. ``regrouped``: the rule its groups follow now, where one was
     named; ``by_rule``: the rule can stand there, for no split cuts its groups."""
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise InputError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
+        raise InputError(f"--name is {name!r}", "use letters, digits, '.', '_' and '-'")
     rule = regrouped if by_rule else None
     if contents.info is not None:
         own = replace(contents.info, name=name or contents.info.name)

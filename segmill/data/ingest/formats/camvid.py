@@ -18,8 +18,9 @@ from segmill.data.ingest.formats.reading import (
     signs,
     without_repeats,
 )
+from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import SPLITS, DatasetInfo
-from segmill.data.storage.images import IMAGE_SUFFIXES, Finding
+from segmill.data.storage.labelled import IMAGE_SUFFIXES
 
 LOOKS_FOR = "train.txt, val.txt or test.txt with two paths a line, and a folder trainannot, valannot or testannot"
 VOID = 11
@@ -44,7 +45,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     The lists' paths are another machine's: their last two parts count. Masks hold 0..10 and 11 for void.
     """
     rows: list[Row] = []
-    findings: list[Finding] = []
+    issues: list[Issue] = []
     notes = []
     for split in SPLITS:
         name = f"{split}.txt"
@@ -58,7 +59,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
             if isinstance(found, Row):
                 rows.append(found)
             else:
-                findings.append(bad_line(name, number, line, found))
+                issues.append(bad_line(name, number, line, found))
     rows, repeats = without_repeats(rows)
     names, colours = zip(*CLASSES, strict=True)
     return Contents(
@@ -66,7 +67,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         rows=rows,
         load=lambda row: _load(folder, row),
         ignore_id=VOID,
-        findings=findings + repeats,
+        issues=issues + repeats,
         notes=notes,
     )
 

@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 
 from segmill.data.ingest.formats.reading import Contents, FileError, Loaded, Row, SetFolder, Signs, signs
 from segmill.data.schema.manifest import INFO_FILE, DatasetInfo, read_dataset_info
+from segmill.data.schema.samples import list_entries
 from segmill.data.splitting.splits import settled_splits
-from segmill.data.storage.images import list_entries
 from segmill.data.storage.labelled import INDEX_FILE, Entry, is_packed
 from segmill.errors import InputError
 
@@ -29,7 +29,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     Groups travel with the samples where they come from samples.csv; where they follow from the ids, the rule does.
     """
     own = read_dataset_info(folder.root)
-    entries, findings = list_entries(folder.root)
+    entries, issues = list_entries(folder.root)
     split_of = settled_splits(folder.root, own)
     by_column = isinstance(own.group, dict) and "column" in own.group
     packed = is_packed(folder.root)
@@ -44,7 +44,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         rows=rows,
         load=lambda row: _load(folder, row, parts.get(row.id)),
         ignore_id=own.ignore_id,
-        findings=findings,
+        issues=issues,
         license=own.license,
         info=own,
     )
@@ -62,6 +62,6 @@ def _load(folder: SetFolder, row: Row, packed: Entry | None) -> Loaded:
         except InputError as error:
             raise FileError(part.name, error) from error
         except OSError as error:
-            wrong = InputError(f"its pack can't be opened ({error.strerror}); bring the data version back with DVC")
+            wrong = InputError(f"its pack can't be opened ({error.strerror})", "bring the data version back with DVC")
             raise FileError(part.file, wrong) from error
     return Loaded(contents[0], suffix, contents[1])

@@ -13,8 +13,9 @@ from segmill.data.ingest.formats.reading import (
     read_pair,
     signs,
 )
+from segmill.data.schema.issues import Issue, wrong_file
 from segmill.data.schema.manifest import DatasetInfo
-from segmill.data.storage.images import IMAGE_SUFFIXES, Finding
+from segmill.data.storage.labelled import IMAGE_SUFFIXES
 
 LOOKS_FOR = "leftImg8bit/ and gtFine/ with *_gtFine_labelIds.png"
 IMAGES, LABELS = "leftImg8bit", "gtFine"
@@ -43,7 +44,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     Every labelId but the 19 scored ones becomes ignore.
     """
     rows: list[Row] = []
-    findings: list[Finding] = []
+    issues: list[Issue] = []
     for split in ("train", "val"):
         labels = {name.removesuffix(_LABEL_END) for name in folder.files(f"{LABELS}/{split}", (_LABEL_END,))}
         images = {}
@@ -53,12 +54,12 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
                 images[start] = f"{IMAGES}/{split}/{name}"
         for key in sorted(images.keys() - labels):
             what = f"it has no {LABELS}/{split}/{key}{_LABEL_END}"
-            findings.append(Finding(images[key], what, "add the labels or remove the image"))
+            issues.append(wrong_file(images[key], what, "add the labels or remove the image"))
         for key in sorted(labels):
             mask = f"{LABELS}/{split}/{key}{_LABEL_END}"
             if key not in images:
                 what = f"it has no {IMAGES}/{split}/{key}{_IMAGE_END}.png"
-                findings.append(Finding(mask, what, "add the image or remove the labels"))
+                issues.append(wrong_file(mask, what, "add the image or remove the labels"))
                 continue
             sequence = "_".join(key.rpartition("/")[2].split("_")[:2])
             rows.append(Row(key, images[key], mask, group=sequence, split=split))
@@ -68,6 +69,6 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         classes=named([name for _, name, _ in CLASSES], [colour for _, _, colour in CLASSES]),
         rows=rows,
         load=lambda row: read_pair(folder, row, by_table(table)),
-        findings=findings,
+        issues=issues,
         notes=[f"{split} is left out: it has no fine labels" for split in left_out],
     )

@@ -35,8 +35,9 @@ from segmill.data.ingest.formats.reading import (
     stem,
     without_repeats,
 )
+from segmill.data.schema.issues import Issue, wrong_file
 from segmill.data.schema.manifest import IGNORE_ID, DatasetInfo
-from segmill.data.storage.images import MAX_PIXELS, Finding, image_content, image_size, read_image, read_raw_mask
+from segmill.data.storage.images import MAX_PIXELS, image_content, image_size, read_image, read_raw_mask
 from segmill.errors import InputError
 
 LOOKS_FOR = "*.json of COCO (images, annotations, categories), here, in annotations/ or beside the images of a split"
@@ -75,7 +76,7 @@ class _Set:
     kinds: tuple[str, ...]
     rows: list[Row] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
     categories: dict[int, str] = field(default_factory=dict)
     class_of: dict[int, int] = field(default_factory=dict)
     fill: int = IGNORE_ID
@@ -112,7 +113,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         classes=named(names),
         rows=rows,
         load=lambda row: _load(folder, found, row),
-        findings=found.findings + repeats,
+        issues=found.issues + repeats,
         notes=notes,
     )
 
@@ -143,7 +144,7 @@ def _groups(folder: SetFolder) -> dict[str, dict[str, str]]:
             kind = "panoptic" if "panoptic" in own.lower() else "instances"
             key = key if at in (".", "annotations") else at
         if kind in groups[key]:
-            raise InputError(f"{groups[key][kind]} and {name} both label '{key}'; take one of them out of the set")
+            raise InputError(f"{groups[key][kind]} and {name} both label '{key}'", "take one of them out of the set")
         groups[key][kind] = name
     return dict(groups)
 
@@ -153,7 +154,7 @@ def _common_kinds(groups: dict[str, dict[str, str]]) -> tuple[tuple[str, ...], l
     common = [kind for kind in KINDS if all(kind in files for files in groups.values())]
     if not common:
         listed = ", ".join(f"{key} ({' and '.join(files)})" for key, files in groups.items())
-        raise InputError(f"its parts are not labelled alike: {listed}; keep the parts that have the same kind")
+        raise InputError(f"its parts are not labelled alike: {listed}", "keep the parts that have the same kind")
     kinds = ("panoptic",) if "panoptic" in common else tuple(common)
     unused = sorted({name for files in groups.values() for kind, name in files.items() if kind not in kinds})
     return kinds, [f"{', '.join(unused)} {'is' if len(unused) == 1 else 'are'} left out"] if unused else []
@@ -169,18 +170,18 @@ def _stream(folder: SetFolder, file: str, key: str) -> Iterator[dict[str, Any]]:
         try:
             for item in ijson.items(content, f"{key}.item", use_float=True):
                 if not isinstance(item, dict):
-                    raise InputError(f"{file}: {key} holds {str(item)[:40]!r}, not only objects; it is no COCO file")
+                    raise InputError(f"{file}: {key} holds {str(item)[:40]!r}, not only objects", "it is no COCO file")
                 yield item
         except (ijson.JSONError, ValueError, RecursionError) as error:
             said = " ".join(str(error).split())[:120]
-            raise InputError(f"{file} is no whole JSON file ({said}); fetch it again") from error
+            raise InputError(f"{file} is no whole JSON file ({said})", "fetch it again") from error
 
 
 def _read_categories(folder: SetFolder, file: str, found: _Set) -> None:
     for item in _stream(folder, file, "categories"):
         number, name = item.get("id"), item.get("name")
         if type(number) is not int or not isinstance(name, str) or not name.strip():
-            raise InputError(f"{file}: category {str(item)[:80]} has no whole-numbered id and name; correct it")
+            raise InputError(f"{file}: category {str(item)[:80]} has no whole-numbered id and name", "correct it")
         if found.categories.setdefault(number, name) != name:
             raise InputError(
                 f"{file}: category {number} is '{name}', and '{found.categories[number]}' in another file; "
@@ -238,7 +239,7 @@ def _read_part(folder: SetFolder, key: str, files: dict[str, str], found: _Set) 
                 found.rows.append(row)
                 found.sizes.append((height, width))
         _read_annotations(folder, files[kind], kind, numbers, found, complaints)
-        found.findings += complaints.findings()
+        found.issues += complaints.issues()
     maps = f"{stem(files['stuff'])}_pixelmaps" if "stuff" in found.kinds else ""
     if maps and folder.is_dir(maps):
         for row in found.rows[start:]:
@@ -279,20 +280,20 @@ class _Places:
 
 
 class _Complaints:
-    """The findings of one JSON file, MAX_FINDINGS of them and a count of the rest."""
+    """The issues of one JSON file, MAX_FINDINGS of them and a count of the rest."""
 
     def __init__(self, file: str) -> None:
         self.file, self.count = file, 0
-        self.first: list[Finding] = []
+        self.first: list[Issue] = []
 
     def add(self, where: str, what: str, fix: str) -> None:
         self.count += 1
         if self.count <= MAX_FINDINGS:
-            self.first.append(Finding(f"{self.file}, {where}", what, fix))
+            self.first.append(wrong_file(f"{self.file}, {where}", what, fix))
 
-    def findings(self) -> list[Finding]:
+    def issues(self) -> list[Issue]:
         more = self.count - len(self.first)
-        return self.first + ([Finding(self.file, f"{more} more like these", "correct the file")] if more else [])
+        return self.first + ([wrong_file(self.file, f"{more} more like these", "correct the file")] if more else [])
 
 
 def _read_annotations(
@@ -341,7 +342,7 @@ def _read_annotations(
         region = {"category": category, "crowd": bool(item.get("iscrowd")), "of": outline}
         store.add(number, region | {"where": f"{file}, {where}"})
     if total and not outlined:
-        raise InputError(f"none of the {total} annotations of {file} outlines anything; boxes alone make no masks")
+        raise InputError(f"none of the {total} annotations of {file} outlines anything", "boxes alone make no masks")
 
 
 def _depth_above(value: object, limit: int) -> bool:
@@ -368,7 +369,7 @@ def _load(folder: SetFolder, found: _Set, row: Row) -> Loaded:
         table = lookup({c: i for c, i in found.class_of.items() if 0 <= c < 256})
         values = about(name, lambda: small_values(read_raw_mask(folder.content(name)).pixels))
         if values.shape != size:
-            raise InputError(f"pixel map {name} is {values.shape} px (height, width), its image {size}; correct it")
+            raise InputError(f"pixel map {name} is {values.shape} px (height, width), its image {size}", "correct it")
         mask_HW = table[values]
     elif "stuff" in found.annotations:
         for region in found.annotations["stuff"].of(row.part):
@@ -393,15 +394,15 @@ def _paint(mask_HW: NDArray[np.uint8], found: _Set, number: int) -> None:
 def _panoptic(folder: SetFolder, found: _Set, row: Row, size: tuple[int, int]) -> NDArray[np.uint8]:
     regions = list(found.annotations["panoptic"].of(row.part))
     if len(regions) != 1:
-        raise InputError(f"image {row.image} has {len(regions)} panoptic annotations, not one; correct the file")
+        raise InputError(f"image {row.image} has {len(regions)} panoptic annotations, not one", "correct the file")
     file, at = regions[0]["file"], stem(regions[0]["json"])
     places = [f"{at}/{file}", join(PurePosixPath(at).name, file), f"annotations/{PurePosixPath(at).name}/{file}"]
     name = next((place for place in places if not file.startswith("/") and folder.is_file(place)), None)
     if name is None:
-        raise InputError(f"{at}/{file[:80]} is no file in this set; add the panoptic PNG")
+        raise InputError(f"{at}/{file[:80]} is no file in this set", "add the panoptic PNG")
     rgb = about(name, read_image, folder.content(name))
     if rgb.shape[:2] != size or rgb.shape[2] != 3:
-        raise InputError(f"{name} is {rgb.shape}, not the colours of an image of {size} px; correct it")
+        raise InputError(f"{name} is {rgb.shape}, not the colours of an image of {size} px", "correct it")
     wide = rgb.astype(np.int64)
     segment_ids, place = np.unique(wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2], return_inverse=True)
     ids = np.full(len(segment_ids), IGNORE_ID, np.uint8)
@@ -411,7 +412,7 @@ def _panoptic(folder: SetFolder, found: _Set, row: Row, size: tuple[int, int]) -
             ids[index] = found.class_of[category]
         elif segment != 0 and not crowd:
             what = "no segment of the JSON file" if category is None else f"of the unknown category {category}"
-            raise InputError(f"{name} holds the segment {segment}, which is {what}; correct one of them")
+            raise InputError(f"{name} holds the segment {segment}, which is {what}", "correct one of them")
     return ids[place].reshape(size)
 
 
@@ -419,4 +420,4 @@ def _patch(region: dict[str, Any], size: tuple[int, ...]) -> Patch:
     try:
         return decode_region(region["of"], size[0], size[1])
     except InputError as error:
-        raise InputError(f"{region['where']}: {error}") from error
+        raise InputError(f"{region['where']}: {error.what}", error.fix) from error

@@ -18,16 +18,17 @@ from segmill.data.ingest.formats.reading import (
     Row,
     SetFolder,
     Signs,
-    finding_of,
+    issue_from,
     join,
     read_pair,
     signs,
     stem,
     without_repeats,
 )
+from segmill.data.schema.issues import Issue, wrong_file
 from segmill.data.schema.manifest import DatasetInfo
 from segmill.data.schema.mask_values import Census, Scheme, ids_by_info
-from segmill.data.storage.images import Finding, RawMask, is_plain_mask, read_raw_mask
+from segmill.data.storage.images import RawMask, is_plain_mask, read_raw_mask
 from segmill.data.storage.parallel import map_ordered
 from segmill.errors import InputError
 
@@ -60,15 +61,15 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     a look at all of them; where the set has its class map (``info``), as ``ids_by_info`` says.
     """
     rows: list[Row] = []
-    findings: list[Finding] = []
+    issues: list[Issue] = []
     notes: list[str] = []
     for top, image_folders, mask_folders in _sides(folder):
         for kind, names in (("images", image_folders), ("masks", mask_folders)):
             if len(names) > 1:
                 both = " and ".join(f"{join(top, name)}/" for name in names)
-                raise InputError(f"both {both} could hold the {kind}; move all but one out of the set")
+                raise InputError(f"both {both} could hold the {kind}", "move all but one out of the set")
         found = _pair(folder, top, join(top, image_folders[0]), join(top, mask_folders[0]))
-        for collected, more in zip((rows, findings, notes), found, strict=True):
+        for collected, more in zip((rows, issues, notes), found, strict=True):
             collected += more  # type: ignore[operator]
     rows, repeats = without_repeats(rows)
     to_ids: Callable[[RawMask], NDArray[np.uint8]]
@@ -86,7 +87,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         classes=classes,
         rows=rows,
         load=lambda row: read_pair(folder, row, mask_of),
-        findings=findings + repeats,
+        issues=issues + repeats,
         notes=notes,
         matched=info is not None,
     )
@@ -138,31 +139,31 @@ def _matches(folder: SetFolder, top: str, images: str, masks: str) -> bool:
     return any(_mask_for(name, keys) for name in own)
 
 
-def _mask_keys(folder: SetFolder, masks: str, images: Collection[str]) -> tuple[dict[str, str], list[Finding]]:
+def _mask_keys(folder: SetFolder, masks: str, images: Collection[str]) -> tuple[dict[str, str], list[Issue]]:
     """Return what an image may be called -> mask, relative to ``masks``: its own stem, and that without its ending,
     where no image (``images``: their stems) has the whole one."""
     taken = set(images)
     keys: dict[str, str] = {}
-    findings: list[Finding] = []
+    issues: list[Issue] = []
     names = list(folder.files(masks))
     for name in names:
         first = keys.setdefault(stem(name), name)
         if first != name:
             same = f"{first} has the same stem"
-            findings.append(Finding(join(masks, name), same, "rename or remove one"))
+            issues.append(wrong_file(join(masks, name), same, "rename or remove one"))
     for name in names:
         if stem(name) not in taken:
             keys.setdefault(_ENDS_MASK.sub("", stem(name)), name)
-    return keys, findings
+    return keys, issues
 
 
 def _mask_for(key: str, keys: dict[str, str]) -> str | None:
     return keys.get(key) or keys.get(_ENDS_IMAGE.sub("", key)) or keys.get(_ENDS_MASK.sub("", key))
 
 
-def _pair(folder: SetFolder, top: str, images: str, masks: str) -> tuple[list[Row], list[Finding], list[str]]:
+def _pair(folder: SetFolder, top: str, images: str, masks: str) -> tuple[list[Row], list[Issue], list[str]]:
     names = list(folder.files(images))
-    keys, findings = _mask_keys(folder, masks, [stem(name) for name in names])
+    keys, issues = _mask_keys(folder, masks, [stem(name) for name in names])
     rows: list[Row] = []
     alone: dict[str | None, list[str]] = {}
     used: dict[str, Row] = {}
@@ -178,16 +179,16 @@ def _pair(folder: SetFolder, top: str, images: str, masks: str) -> tuple[list[Ro
         if first.id == row.id:  # the same id twice is said with all others
             rows.append(row)
         else:
-            findings.append(Finding(row.image, f"its mask {row.mask} is {first.image}'s too", "rename or remove one"))
+            issues.append(wrong_file(row.image, f"its mask {row.mask} is {first.image}'s too", "rename or remove one"))
     notes = []
     for split, bare in alone.items():
         if split == "test" and not any(row.split == "test" for row in rows):
             notes.append(f"test is left out: none of its {len(bare)} images has a mask")
             continue
-        findings += [Finding(n, f"it has no mask in {masks}/", "add the mask or remove the image") for n in bare]
+        issues += [wrong_file(n, f"it has no mask in {masks}/", "add the mask or remove the image") for n in bare]
     unused = sorted(set(keys.values()) - used.keys())
-    findings += [Finding(join(masks, n), f"it has no image in {images}/", "add it or remove the mask") for n in unused]
-    return rows, findings, notes
+    issues += [wrong_file(join(masks, n), f"it has no image in {images}/", "add it or remove the mask") for n in unused]
+    return rows, issues, notes
 
 
 def _place(name: str) -> tuple[str | None, str | None]:
@@ -203,22 +204,22 @@ def _place(name: str) -> tuple[str | None, str | None]:
 
 def _propose(folder: SetFolder, masks: list[str]) -> tuple[Scheme, str]:
     census = Census()
-    wrong: list[Finding] = []
+    wrong: list[Issue] = []
     for outcome in map_ordered(functools.partial(_count, folder.root), masks, chunk=16):
         if isinstance(outcome, Census):
             census.merge(outcome)
         else:
             wrong.append(outcome)
     if wrong and len(wrong) == len(masks):
-        raise InputError(f"none of the {len(masks)} masks can be read; the first is {wrong[0]}")
+        raise InputError(f"none of the {len(masks)} masks can be read", f"the first is {wrong[0]}")
     return census.propose()
 
 
-def _count(root: Path, mask: str) -> Census | Finding:
+def _count(root: Path, mask: str) -> Census | Issue:
     """Count one mask, in any process. What can't be read is found again, and said, when its sample is loaded."""
     census = Census()
     try:
         census.add(read_raw_mask(SetFolder(root).content(mask)))
     except InputError as error:
-        return finding_of(mask, error)
+        return issue_from(mask, error)
     return census

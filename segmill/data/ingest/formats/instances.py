@@ -29,8 +29,10 @@ from segmill.data.ingest.formats.reading import (
     stem,
     without_repeats,
 )
+from segmill.data.schema.issues import wrong_file
 from segmill.data.schema.manifest import DatasetInfo
-from segmill.data.storage.images import IMAGE_SUFFIXES, Finding, image_content, image_size, read_raw_mask
+from segmill.data.storage.images import image_content, image_size, read_raw_mask
+from segmill.data.storage.labelled import IMAGE_SUFFIXES
 from segmill.errors import InputError
 
 LOOKS_FOR = (
@@ -65,8 +67,8 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     bare = sum(not frame.row.mask for frame in frames)
     notes = [f"{bare} images are left out: they have no folder of masks"] if bare else []
     several = {frame.row.id for frame in frames if frame.images > 1}
-    findings = [
-        Finding(row.image, "there are several images for one folder of masks", "leave one")
+    issues = [
+        wrong_file(row.image, "there are several images for one folder of masks", "leave one")
         for row in rows
         if row.id in several
     ]
@@ -77,7 +79,9 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
             if kind not in seen:
                 seen[kind] = join(row.mask, name)
                 if len(seen) > MAX_CLASSES:
-                    raise InputError(f"the mask files name more than {MAX_CLASSES} classes; name them CLASS_NUMBER.png")
+                    raise InputError(
+                        f"the mask files name more than {MAX_CLASSES} classes", "name them CLASS_NUMBER.png"
+                    )
     kinds = sorted(kind for kind in seen if kind is not None)
     if None in seen and kinds:
         raise InputError(
@@ -91,7 +95,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         classes=named(names),
         rows=[row for row in rows if row.id not in several],
         load=lambda row: _load(folder, ids, row),
-        findings=findings + repeats,
+        issues=issues + repeats,
         notes=notes + ([] if kinds else [f"the mask files name no class: their objects are all of one, '{OBJECT}'"]),
     )
 
@@ -174,5 +178,5 @@ def _object(content: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
     raw = read_raw_mask(content)
     pixels = raw.pixels if raw.pixels.ndim == 2 else raw.pixels.max(2)
     if pixels.shape != size:
-        raise InputError(f"it is {pixels.shape} px (height, width), its image {size}; make them the same size")
+        raise InputError(f"it is {pixels.shape} px (height, width), its image {size}", "make them the same size")
     return pixels > raw.top // 2 if raw.lossy else pixels > 0

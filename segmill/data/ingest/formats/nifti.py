@@ -23,14 +23,16 @@ from segmill.data.ingest.formats.reading import (
     SetFolder,
     Signs,
     about,
+    issue_from,
     join,
     named,
     signs,
     without_repeats,
 )
+from segmill.data.schema.issues import Issue, wrong_file
 from segmill.data.schema.manifest import IGNORE_ID, ClassInfo, DatasetInfo
 from segmill.data.schema.mask_values import Census, Scheme, ids_by_info
-from segmill.data.storage.images import DECODER_ERRORS, Finding, RawMask, apply_window, encode_png
+from segmill.data.storage.images import DECODER_ERRORS, RawMask, apply_window, encode_png
 from segmill.errors import InputError
 
 LOOKS_FOR = (
@@ -75,7 +77,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     three are red, green and blue, each in its own window; of two, the first is taken. Class names come from
     dataset.json (Medical Segmentation Decathlon, nnU-Net); without it, classes are the labels' values.
     """
-    cases, findings = _cases(folder)
+    cases, issues = _cases(folder)
     notes = [f"{name}/ is left out: it has no labels" for name in ("imagesTs",) if folder.is_dir(name)]
     rows: list[Row] = []
     channels: set[int] = set()
@@ -83,11 +85,11 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         try:
             shapes = [about(name, _header, folder, name) for name in (*case.images, case.label)]
         except InputError as error:
-            findings.append(Finding(getattr(error, "file", case.label), *_halves(error)))
+            issues.append(issue_from(getattr(error, "file", case.label), error))
             continue
         wrong = _disagree(case, shapes)
         if wrong:
-            findings.append(Finding(case.label, wrong, "make label and image one grid"))
+            issues.append(wrong_file(case.label, wrong, "make label and image one grid"))
             continue
         channels.add(max(len(case.images), shapes[0].channels))
         axis, count = shapes[-1].axis, shapes[-1].shape[shapes[-1].axis]
@@ -107,15 +109,15 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         classes=classes,
         rows=rows,
         load=_Slices(folder, by_label, to_ids).load,
-        findings=findings + repeats,
+        issues=issues + repeats,
         notes=notes + said,
         license=license_,
         matched=info is not None and not folder.is_file("dataset.json"),
     )
 
 
-def _cases(folder: SetFolder) -> tuple[list[_Case], list[Finding]]:
-    """Pair volumes with label volumes by their names; findings for what has no partner."""
+def _cases(folder: SetFolder) -> tuple[list[_Case], list[Issue]]:
+    """Pair volumes with label volumes by their names; issues for what has no partner."""
     for images, labels in _pairs_of_folders(folder):
         volumes: dict[str, list[str]] = {}
         for name in folder.files(images, SUFFIXES):
@@ -124,7 +126,7 @@ def _cases(folder: SetFolder) -> tuple[list[_Case], list[Finding]]:
         for key in sorted(volumes):
             if _CHANNEL.search(key):
                 channels.setdefault(_CHANNEL.sub("", key), []).append(key)
-        findings, cases, used = [], [], set()
+        issues, cases, used = [], [], set()
         for name in folder.files(labels, SUFFIXES):
             keys = [_stem(name), _LABEL_END.sub("", _stem(name))]
             plain = next((key for key in keys if key in volumes), None)
@@ -134,15 +136,15 @@ def _cases(folder: SetFolder) -> tuple[list[_Case], list[Finding]]:
             if found:
                 cases.append(_Case(keys[-1], tuple(volumes[key][0] for key in found), join(labels, name)))
             else:
-                findings.append(
-                    Finding(join(labels, name), f"it has no volume in {images}/", "add it or remove the label")
+                issues.append(
+                    wrong_file(join(labels, name), f"it has no volume in {images}/", "add it or remove the label")
                 )
         unlabelled = [volumes[key][0] for key in sorted(volumes.keys() - used)]
-        findings += [
-            Finding(v, f"it has no label volume in {labels}/", "add it or remove the volume") for v in unlabelled
+        issues += [
+            wrong_file(v, f"it has no label volume in {labels}/", "add it or remove the volume") for v in unlabelled
         ]
         if cases:
-            return cases, findings
+            return cases, issues
     names = {_stem(name): name for name in folder.files("", SUFFIXES)}
     pairs = [(key, _LABEL_END.sub("", key)) for key in names if _LABEL_END.search(key)]
     return [_Case(own, (names[own],), names[key]) for key, own in pairs if own in names], []
@@ -176,22 +178,22 @@ def _open(folder: SetFolder, name: str) -> Any:
 
     path = folder.resolve(name)
     if not folder.is_file(name):
-        raise InputError("it is no file in this set; add it")
+        raise InputError("it is no file in this set", "add it")
     try:
         volume = nibabel.load(path)
         shape, dtype = tuple(int(n) for n in volume.shape), volume.get_data_dtype()
     except (*DECODER_ERRORS, HeaderDataError, ImageFileError) as error:
-        raise InputError(f"it can't be read as a volume ({_short(error)}); replace or remove it") from error
+        raise InputError(f"it can't be read as a volume ({_short(error)})", "replace or remove it") from error
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
-        raise InputError(f"its shape is {shape}, not that of a volume with 3 axes, or 4 with channels; convert it")
+        raise InputError(f"its shape is {shape}, not that of a volume with 3 axes, or 4 with channels", "convert it")
     if dtype.kind not in "iuf":
-        raise InputError(f"its voxels are '{dtype}', not numbers of one channel; convert it")
+        raise InputError(f"its voxels are '{dtype}', not numbers of one channel", "convert it")
     needed = math.prod(shape) * dtype.itemsize
     if needed > MAX_VOLUME_BYTES:
         size = f"{needed // 2**20} MiB of voxels, more than {MAX_VOLUME_BYTES // 2**20}"
-        raise InputError(f"its header claims {size}; cut or downsample it")
+        raise InputError(f"its header claims {size}", "cut or downsample it")
     if not name.lower().endswith(".gz") and os.path.getsize(path) < needed:
-        raise InputError(f"it is shorter than the {needed} bytes of voxels its header claims; replace it")
+        raise InputError(f"it is shorter than the {needed} bytes of voxels its header claims", "replace it")
     return volume
 
 
@@ -248,17 +250,12 @@ def _voxels(folder: SetFolder, name: str, *, scaled: bool) -> tuple[NDArray[Any]
         stored = np.asanyarray(volume.dataobj) if scaled else np.asanyarray(volume.dataobj.get_unscaled())
         sign = -1 if volume.dataobj.slope < 0 else 1
     except (*DECODER_ERRORS, gzip.BadGzipFile) as error:
-        raise InputError(f"its voxels can't be decoded ({_short(error)}); replace or remove it") from error
+        raise InputError(f"its voxels can't be decoded ({_short(error)})", "replace or remove it") from error
     return apply_orientation(stored, _turn(volume.affine)), sign
 
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
-
-
-def _halves(error: InputError) -> tuple[str, str]:
-    what, _, fix = str(error).rpartition("; ")
-    return what, fix
 
 
 class _Slices:
@@ -334,16 +331,16 @@ def _classes(
         except InputError as error:  # found again, and said, when its slices are loaded
             wrong = wrong or f"{case.label}: {error}"
     if wrong and not census.values:
-        raise InputError(f"no label volume can be read; the first is {wrong}")
+        raise InputError("no label volume can be read", f"the first is {wrong}")
     scheme, said = census.propose()
     return scheme.classes, lambda plane: scheme.to_ids(_whole(plane)), [said], ""
 
 
 def _whole(labels: NDArray[Any]) -> RawMask:
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
-        raise InputError("its labels are not whole numbers; export class ids")
+        raise InputError("its labels are not whole numbers", "export class ids")
     if labels.size and (labels.min() < 0 or labels.max() > _TOP):
-        raise InputError(f"its labels run from {labels.min()} to {labels.max()}; class ids start at 0")
+        raise InputError(f"its labels run from {labels.min()} to {labels.max()}", "class ids start at 0")
     return RawMask(labels.astype(np.int32), top=_TOP)
 
 
@@ -351,19 +348,21 @@ def _described(folder: SetFolder) -> tuple[dict[int, str], str]:
     """Return label value -> name, and the licence, of dataset.json, the Decathlon's way around or nnU-Net's."""
     path = folder.resolve("dataset.json")
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise InputError(f"dataset.json has more than {MAX_JSON_BYTES // 2**20} MiB; it is no description of volumes")
+        raise InputError(f"dataset.json has more than {MAX_JSON_BYTES // 2**20} MiB", "it is no description of volumes")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"dataset.json is not valid JSON ({_short(error)}); mend it") from error
+        raise InputError(f"dataset.json is not valid JSON ({_short(error)})", "mend it") from error
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict) or not labels:
-        raise InputError("dataset.json has no labels like {'0': 'background', '1': 'liver'}; add them")
+        raise InputError("dataset.json has no labels like {'0': 'background', '1': 'liver'}", "add them")
     names: dict[int, str] = {}
     for key, value in labels.items():
         number, name = (value, key) if isinstance(value, int) else (key, value)
         if not isinstance(name, str) or not re.fullmatch(r"\d{1,5}", str(number)) or int(number) in names:
-            raise InputError(f"dataset.json: label {key!r}: {value!r} is no number with a name of its own; correct it")
+            raise InputError(
+                f"dataset.json: label {key!r}: {value!r} is no number with a name of its own", "correct it"
+            )
         names[int(number)] = name
     license_ = next((content[key] for key in ("licence", "license") if isinstance(content.get(key), str)), "")
     return names, license_

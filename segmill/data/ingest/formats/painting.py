@@ -57,13 +57,13 @@ def decode_region(outline: object, height: int, width: int) -> Patch:
         return _polygons(outline, height, width)
     if not isinstance(outline, dict) or outline.get("size") != [height, width]:
         given = outline.get("size") if isinstance(outline, dict) else type(outline).__name__
-        raise InputError(f"its outline is for size {str(given)[:40]}, the image has {[height, width]}; correct it")
+        raise InputError(f"its outline is for size {str(given)[:40]}, the image has {[height, width]}", "correct it")
     counts = outline.get("counts")
     runs = _uncompressed(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
-        raise InputError("its RLE holds other counts than whole numbers from 0 up; correct it")
+        raise InputError("its RLE holds other counts than whole numbers from 0 up", "correct it")
     if sum(runs) != height * width:
-        raise InputError(f"its RLE covers {sum(runs)} px, the image has {height * width}; correct it")
+        raise InputError(f"its RLE covers {sum(runs)} px, the image has {height * width}", "correct it")
     return _of_runs(runs, height)
 
 
@@ -91,16 +91,16 @@ def _polygons(outline: Sequence[object], height: int, width: int) -> Patch:
 def _points(polygon: object, height: int, width: int) -> NDArray[np.float64]:
     """Return a polygon's corners, N x 2. InputError where there are no three, or where it leads or winds too far."""
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise InputError("its polygon is no list of 3 or more pairs x, y; correct it")
+        raise InputError("its polygon is no list of 3 or more pairs x, y", "correct it")
     if not all(type(value) in (int, float) for value in polygon):
-        raise InputError("its polygon holds other things than numbers; correct it")
+        raise InputError("its polygon holds other things than numbers", "correct it")
     reach = 2 * max(height, width)
     if not all(-reach <= value <= reach for value in polygon):  # NaN is none either
-        raise InputError(f"its polygon leads more than {reach} px away; correct it")
+        raise InputError(f"its polygon leads more than {reach} px away", "correct it")
     points = np.array(polygon, np.float64).reshape(-1, 2)
     length = np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum()
     if length > MAX_WINDINGS * (height + width):
-        raise InputError(f"its polygon is {length:.0f} px long, more than {MAX_WINDINGS} times around; simplify it")
+        raise InputError(f"its polygon is {length:.0f} px long, more than {MAX_WINDINGS} times around", "simplify it")
     return points
 
 
@@ -112,7 +112,7 @@ def _uncompressed(text: str) -> list[int]:
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise InputError("its compressed RLE holds what is no RLE; correct it")
+            raise InputError("its compressed RLE holds what is no RLE", "correct it")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -122,5 +122,5 @@ def _uncompressed(text: str) -> list[int]:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
     if shift:
-        raise InputError("its compressed RLE ends within a number; correct it")
+        raise InputError("its compressed RLE ends within a number", "correct it")
     return runs

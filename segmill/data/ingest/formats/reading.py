@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmill.data.ingest.intake import NewSample
+from segmill.data.schema.issues import Issue, wrong_file
 from segmill.data.schema.manifest import IGNORE_ID, SPLITS, ClassInfo, DatasetInfo
 from segmill.data.schema.mask_values import distinct_palette
 from segmill.data.splitting.splits import part_of_group
 from segmill.data.storage.images import (
-    IMAGE_SUFFIXES,
-    Finding,
     encode_png,
     image_content,
     is_plain_mask,
     read_mask,
     read_raw_mask,
 )
+from segmill.data.storage.labelled import IMAGE_SUFFIXES
 from segmill.errors import InputError, near_miss
 
 MAX_BYTES = 2**30  # of one file; 8192 x 8192 px of 16-bit colour are less than half of it
@@ -81,7 +81,7 @@ class Contents:
     rows: list[Row]
     load: Callable[[Row], Loaded]
     ignore_id: int = IGNORE_ID
-    findings: list[Finding] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     license: str = ""
     matched: bool = False
@@ -116,9 +116,9 @@ class SetFolder:
         try:
             path = (self.root / name).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a ring
-            raise InputError("its path can't be followed; correct it") from error
+            raise InputError("its path can't be followed", "correct it") from error
         if not path.is_relative_to(self.root):
-            raise InputError("it leads out of the set's folder; put the file itself there")
+            raise InputError("it leads out of the set's folder", "put the file itself there")
         return path
 
     def is_dir(self, name: str) -> bool:
@@ -142,16 +142,15 @@ class SetFolder:
         try:
             facts = os.stat(path)
             if not stat.S_ISREG(facts.st_mode):
-                raise InputError("it is no regular file; put the file itself there")
+                raise InputError("it is no regular file", "put the file itself there")
             if facts.st_size > MAX_BYTES:
-                raise InputError(
-                    f"it has {facts.st_size / 2**20:.0f} MiB, more than {MAX_BYTES // 2**20}; cut it into tiles"
-                )
+                size = f"it has {facts.st_size / 2**20:.0f} MiB, more than {MAX_BYTES // 2**20}"
+                raise InputError(size, "cut it into tiles")
             return path.read_bytes()
         except FileNotFoundError as error:
-            raise InputError("it does not exist; add it or remove what names it") from error
+            raise InputError("it does not exist", "add it or remove what names it") from error
         except OSError as error:
-            raise InputError(f"it can't be opened ({error.strerror}); check the file and its rights") from error
+            raise InputError(f"it can't be opened ({error.strerror})", "check the file and its rights") from error
 
     def children(self, name: str = "") -> list[str]:
         """Return the names directly in a folder of the set in order, but hidden ones; none where it is no folder."""
@@ -204,16 +203,15 @@ def stem(name: str) -> str:
     return PurePosixPath(name).with_suffix("").as_posix()
 
 
-def bad_line(file: str, number: int, line: str, what: str, fix: str = "correct or remove the line") -> Finding:
-    """Return the finding of a list file's line."""
+def bad_line(file: str, number: int, line: str, what: str, fix: str = "correct or remove the line") -> Issue:
+    """Return the issue of a list file's line."""
     shown = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
-    return Finding(f"{file}, line {number}", f"{what}: {shown!r}", fix)
+    return wrong_file(f"{file}, line {number}", f"{what}: {shown!r}", fix)
 
 
-def finding_of(file: str, error: InputError) -> Finding:
-    """Return an InputError "what; fix" about a file as a finding."""
-    what, _, fix = str(error).rpartition("; ")
-    return Finding(file, what or fix, fix if what else "replace or remove it")
+def issue_from(file: str, error: InputError) -> Issue:
+    """Return an InputError about a file as its issue."""
+    return wrong_file(file, error.what, error.fix or "replace or remove it")
 
 
 def named(names: Sequence[str], colours: Sequence[str] | None = None) -> tuple[ClassInfo, ...]:
@@ -258,9 +256,9 @@ def by_table(table: NDArray[np.uint8]) -> Callable[[bytes], NDArray[np.uint8]]:
 def small_values(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Return HW whole numbers as uint8. InputError for colours and for values above 255."""
     if pixels.ndim == 3:
-        raise InputError("it has colours where class ids belong; export class ids")
+        raise InputError("it has colours where class ids belong", "export class ids")
     if pixels.size and pixels.max() > 255:
-        raise InputError(f"it holds the value {int(pixels.max())}, and class ids end at 255; correct the mask")
+        raise InputError(f"it holds the value {int(pixels.max())}, and class ids end at 255", "correct the mask")
     return pixels.astype(np.uint8)
 
 
@@ -268,7 +266,7 @@ class FileError(InputError):
     """What is wrong with one file of a sample."""
 
     def __init__(self, file: str, error: InputError) -> None:
-        super().__init__(str(error))
+        super().__init__(error.what, error.fix)
         self.file = file
 
 
@@ -282,14 +280,14 @@ def about(file: str, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
         raise FileError(file, error) from error
 
 
-def deliver(contents: Contents, table: NDArray[np.int16] | None) -> Iterator[NewSample | Finding]:
-    """Yield the findings of the listing, then every row as a sample or as what is wrong with it, one at a time.
+def deliver(contents: Contents, table: NDArray[np.int16] | None) -> Iterator[NewSample | Issue]:
+    """Yield the issues of the listing, then every row as a sample or as what is wrong with it, one at a time.
 
     What is wrong with a file that holds many samples in a row is said once.
     ``table`` turns the class ids of the contents into those of the set they go to; None leaves them.
     """
-    yield from contents.findings
-    said: Finding | None = None
+    yield from contents.issues
+    said: Issue | None = None
     for row in contents.rows:
         try:
             loaded = contents.load(row)
@@ -298,10 +296,10 @@ def deliver(contents: Contents, table: NDArray[np.int16] | None) -> Iterator[New
                 mask = about(row.mask, _renumber, mask, table)
             content = mask if isinstance(mask, bytes) else encode_png(mask)
         except InputError as error:
-            finding = finding_of(error.file if isinstance(error, FileError) else row.mask, error)
-            if finding != said:
-                yield finding
-            said = finding
+            issue = issue_from(error.file if isinstance(error, FileError) else row.mask, error)
+            if issue != said:
+                yield issue
+            said = issue
         else:
             yield NewSample(row.id, loaded.image, loaded.suffix, content, row.group, row.split)
 
@@ -311,7 +309,7 @@ def _renumber(mask: bytes | NDArray[np.uint8], table: NDArray[np.int16]) -> NDAr
     mapped = table[ids]
     if (mapped < 0).any():
         strange = np.unique(ids[mapped < 0])[:10].tolist()
-        raise InputError(f"it holds class ids {strange} that its own class map does not have; correct the mask")
+        raise InputError(f"it holds class ids {strange} that its own class map does not have", "correct the mask")
     return mapped.astype(np.uint8)
 
 
@@ -345,18 +343,18 @@ def _key(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name.strip().lower())
 
 
-def apply_group_rule(rows: Iterable[Row], rule: str) -> tuple[list[Row], list[Finding]]:
-    """Return the rows with the groups that the regular expression ``rule`` finds in their ids; findings where none."""
+def apply_group_rule(rows: Iterable[Row], rule: str) -> tuple[list[Row], list[Issue]]:
+    """Return the rows with the groups that the regular expression ``rule`` finds in their ids; issues where none."""
     pattern = re.compile(rule)
-    kept, findings = [], []
+    kept, issues = [], []
     for row in rows:
         match = pattern.search(row.id)
         if match and match["group"]:
             kept.append(replace(row, group=match["group"]))
         else:
             what = f"the group rule '{rule}' finds nothing in its id '{row.id}'"
-            findings.append(Finding(row.image, what, "rename it or mend the rule"))
-    return kept, findings
+            issues.append(wrong_file(row.image, what, "rename it or mend the rule"))
+    return kept, issues
 
 
 def part_cut_groups(rows: list[Row]) -> tuple[list[Row], list[str]]:
@@ -384,13 +382,13 @@ def part_cut_groups(rows: list[Row]) -> tuple[list[Row], list[str]]:
     ]
 
 
-def without_repeats(rows: Iterable[Row]) -> tuple[list[Row], list[Finding]]:
-    """Return the rows of ids that come first, and a finding for every id that comes again."""
+def without_repeats(rows: Iterable[Row]) -> tuple[list[Row], list[Issue]]:
+    """Return the rows of ids that come first, and an issue for every id that comes again."""
     kept: dict[str, Row] = {}
-    findings = []
+    issues = []
     for row in rows:
         first = kept.setdefault(row.id, row)
         if first is not row:
             same = f"it gives the same id '{row.id}' as {first.image}"
-            findings.append(Finding(row.image, same, "rename or remove one"))
-    return list(kept.values()), findings
+            issues.append(wrong_file(row.image, same, "rename or remove one"))
+    return list(kept.values()), issues

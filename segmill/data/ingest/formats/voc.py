@@ -22,9 +22,11 @@ from segmill.data.ingest.formats.reading import (
     stem,
     without_repeats,
 )
+from segmill.data.schema.issues import Issue, wrong_file
 from segmill.data.schema.manifest import IGNORE_ID, SPLITS, DatasetInfo
 from segmill.data.schema.mask_values import Scheme, distinct_palette
-from segmill.data.storage.images import IMAGE_SUFFIXES, Finding, is_plain_mask, read_raw_mask
+from segmill.data.storage.images import is_plain_mask, read_raw_mask
+from segmill.data.storage.labelled import IMAGE_SUFFIXES
 from segmill.errors import InputError
 
 LOOKS_FOR = (
@@ -53,12 +55,12 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     """
     tops = _tops(folder, IMAGES)
     if len(tops) > 1:
-        raise InputError(f"there are several sets of VOC ({', '.join(tops)}); name the folder of one of them")
+        raise InputError(f"there are several sets of VOC ({', '.join(tops)})", "name the folder of one of them")
     top = tops[0]
     images = {stem(name): name for name in folder.files(join(top, IMAGES), IMAGE_SUFFIXES)}
     masks = {stem(name): name for name in folder.files(join(top, MASKS), IMAGE_SUFFIXES)}
     rows: list[Row] = []
-    findings: list[Finding] = []
+    issues: list[Issue] = []
     notes: list[str] = []
     lists = [name for name in folder.files(join(top, LISTS), (".txt",)) if "/" not in name]
     official = [f"{split}.txt" for split in SPLITS if f"{split}.txt" in lists]
@@ -72,7 +74,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         for number, line, sample_id, wrong in named_here:
             if wrong or sample_id not in images or sample_id not in masks:
                 missing = f"{MASKS}/{sample_id}.png" if sample_id in images else f"{IMAGES}/{sample_id}.jpg"
-                findings.append(bad_line(file, number, line, wrong or f"{missing} is no file in this set"))
+                issues.append(bad_line(file, number, line, wrong or f"{missing} is no file in this set"))
                 continue
             image, mask = (join(top, f"{d}/{found[sample_id]}") for d, found in ((IMAGES, images), (MASKS, masks)))
             rows.append(Row(sample_id, image, mask, split=split if official else None))
@@ -84,8 +86,8 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         rows = [
             Row(i, join(top, f"{IMAGES}/{images[i]}"), join(top, f"{MASKS}/{masks[i]}")) for i in masks if i in images
         ]
-        findings += [
-            Finding(join(top, f"{MASKS}/{masks[i]}"), "this mask has no image", "add the image or remove the mask")
+        issues += [
+            wrong_file(join(top, f"{MASKS}/{masks[i]}"), "this mask has no image", "add the image or remove the mask")
             for i in masks
             if i not in images
         ]
@@ -98,7 +100,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         classes=named(CLASSES, distinct_palette(len(CLASSES))),
         rows=rows,
         load=lambda row: _load(folder, scheme, row),
-        findings=findings + repeats,
+        issues=issues + repeats,
         notes=notes,
     )
 

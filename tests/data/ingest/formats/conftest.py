@@ -11,7 +11,8 @@ from PIL import Image
 
 from segmill.data.ingest.formats import Found
 from segmill.data.ingest.intake import NewSample
-from segmill.data.storage.images import Finding, read_image, read_mask
+from segmill.data.schema.issues import Issue
+from segmill.data.storage.images import read_image, read_mask
 
 Save = Callable[..., Path]
 
@@ -34,15 +35,15 @@ def save(tmp_path: Path) -> Save:
 
 
 class Taken:
-    """All that a set delivered: samples by id, findings by file, and the pixels of both files of a sample."""
+    """All that a set delivered: samples by id, issues by file, and the pixels of both files of a sample."""
 
     def __init__(self, found: Found) -> None:
         self.samples: dict[str, NewSample] = {}
-        self.findings: dict[str, Finding] = {}  # the last of each file
-        self.found: list[Finding] = []
+        self.issues: dict[str, Issue] = {}  # the last of each file
+        self.found: list[Issue] = []
         for one in found.samples:
-            if isinstance(one, Finding):
-                self.findings[one.file] = one
+            if isinstance(one, Issue):
+                self.issues[one.file] = one
                 self.found.append(one)
             else:
                 self.samples[one.id] = one

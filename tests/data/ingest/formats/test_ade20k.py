@@ -23,7 +23,7 @@ def test_ids_lose_one_and_unlabelled_is_ignored(ade: Path, take) -> None:
     )
     found = open_layout(ade)
     taken = take(found)
-    assert (found.layout, found.count, taken.findings) == ("ade20k", 2, {})
+    assert (found.layout, found.count, taken.issues) == ("ade20k", 2, {})
     assert taken.mask("ADE_train_1") == [[255, 0], [1, 149]]
     assert taken.places() == {"ADE_train_1": (None, None), "ADE_val_1": (None, "test")}
     assert found.info.num_classes == 150
@@ -44,5 +44,5 @@ def test_a_value_above_150_and_a_bad_line_are_found(ade: Path, save, take) -> No
     (ade / "objectInfo150.txt").write_text("1\twall\n151\tghost\nnonsense\n")
     taken = take(open_layout(ade))
     assert sorted(taken.samples) == ["ADE_val_1"]
-    assert "the value 151" in taken.findings["annotations/training/ADE_train_1.png"].what
-    assert {"objectInfo150.txt, line 2", "objectInfo150.txt, line 3"} < set(taken.findings)
+    assert "the value 151" in taken.issues["annotations/training/ADE_train_1.png"].what
+    assert {"objectInfo150.txt, line 2", "objectInfo150.txt, line 3"} < set(taken.issues)

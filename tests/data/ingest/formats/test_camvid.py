@@ -28,7 +28,7 @@ def test_it_is_read_pixel_for_pixel_with_groups_and_official_splits(camvid: Path
         "set is camvid: it has a list train.txt, val.txt or test.txt and a folder trainannot/, valannot/ or testannot/"
     )
     taken = take(found)
-    assert taken.findings == {}
+    assert taken.issues == {}
     assert taken.mask("0016E5_01") == [[0, 1, 11], [10, 1, 2]]
     np.testing.assert_array_equal(taken.image("0016E5_01"), np.full((2, 3, 3), 11))
     assert taken.places() == {
@@ -66,7 +66,7 @@ def test_bad_lines_are_named_and_nothing_outside_is_read(camvid: Path, save, tak
     (camvid / "train.txt").write_bytes("\r\n".join(lines).encode())
     taken = take(open_layout(camvid))
     assert sorted(taken.samples) == ["0001TP_01", "0016E5_01", "0016E5_02"]
-    said = {file: finding.what for file, finding in taken.findings.items()}
+    said = {file: issue.what for file, issue in taken.issues.items()}
     assert sorted(said) == sorted(["train/0001TP_01.png", *(f"train.txt, line {n}" for n in range(6, 14))])
     assert said["train/0001TP_01.png"] == "it gives the same id '0001TP_01' as train/0001TP_01.png"
     assert said["train.txt, line 6"].startswith("train/gone.png is no file in this set: '/x/train/gone.png")
@@ -80,4 +80,4 @@ def test_a_list_whose_folder_was_kept_out_is_left_out_and_said(camvid: Path, tak
     (camvid / "test.txt").write_text("/SegNet/CamVid/test/a.png /SegNet/CamVid/testannot/a.png\n")
     found = open_layout(camvid)
     assert found.notes[0] == "test.txt is left out: its folder testannot/ is not there"
-    assert take(found).findings == {}
+    assert take(found).issues == {}

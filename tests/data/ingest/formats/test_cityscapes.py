@@ -27,7 +27,7 @@ def cityscapes(tmp_path: Path, save) -> Path:
 def test_label_ids_become_the_19_train_ids(cityscapes: Path, take) -> None:
     found = open_layout(cityscapes)
     taken = take(found)
-    assert (found.layout, found.count, taken.findings) == ("cityscapes", 3, {})
+    assert (found.layout, found.count, taken.issues) == ("cityscapes", 3, {})
     assert taken.mask("aachen/aachen_000000_000019") == [[0, 255, 18], [13, 255, 1]]
     assert taken.places() == {
         "aachen/aachen_000000_000019": ("aachen_000000", None),
@@ -47,7 +47,7 @@ def test_what_has_no_partner_is_found(cityscapes: Path, take) -> None:
     (cityscapes / "gtFine/train/aachen/aachen_000000_000020_gtFine_labelIds.png").unlink()
     taken = take(open_layout(cityscapes))
     assert sorted(taken.samples) == ["aachen/aachen_000000_000019"]
-    assert sorted(taken.findings) == [
+    assert sorted(taken.issues) == [
         "gtFine/val/ulm/ulm_000003_000019_gtFine_labelIds.png",
         "leftImg8bit/train/aachen/aachen_000000_000020_leftImg8bit.png",
     ]

@@ -56,7 +56,7 @@ def test_objects_are_painted_large_to_small_over_crowds_over_background(write, t
     )
     found = open_layout(root)
     taken = take(found)
-    assert (found.layout, found.count, taken.findings) == ("coco", 2, {})
+    assert (found.layout, found.count, taken.issues) == ("coco", 2, {})
     # Crowd from the sixth pixel of the columns on: ignore; then person (6 px) left; then train (4 px) on top.
     assert taken.mask("1") == [[1, 2, 2, 255], [1, 2, 2, 255], [1, 1, 255, 255]]
     assert taken.mask("2") == [[0] * 4] * 3
@@ -102,7 +102,7 @@ def test_panoptic_pngs_are_read_and_stand_alone(write, save, take) -> None:
     assert found.info.class_names == ("person", "train", "banner", "other")
     assert taken.mask("1") == [[0, 2, 255, 255]] * 3
     assert found.notes[0] == "annotations/instances_train2017.json is left out"
-    assert taken.findings["annotations/panoptic_train2017.json"].what == (
+    assert taken.issues["annotations/panoptic_train2017.json"].what == (
         "image train2017/2.png has 0 panoptic annotations, not one"
     )
 
@@ -112,7 +112,7 @@ def test_a_segment_that_the_json_does_not_know_is_found(write, save, take) -> No
     annotation = {"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 8, "category_id": 1}]}
     taken = take(open_layout(write("panoptic_train2017.json", [annotation])))
     assert taken.samples == {}
-    assert any("segment 9" in finding.what for finding in taken.found)
+    assert any("segment 9" in issue.what for issue in taken.found)
 
 
 def test_files_beside_their_images_with_the_split_as_folder(tmp_path: Path, save, take) -> None:
@@ -153,7 +153,7 @@ def test_what_is_wrong_with_annotations_is_said_of_each(write, take, tmp_path: P
     ]
     path.write_text(json.dumps(content))
     taken = take(open_layout(root))
-    said = {file.rpartition(", ")[2]: finding.what for file, finding in taken.findings.items()}
+    said = {file.rpartition(", ")[2]: issue.what for file, issue in taken.issues.items()}
     assert said == {
         "annotation 1": "its image '77' is not among the images",
         "annotation 2": "its category 99 is not among the categories",

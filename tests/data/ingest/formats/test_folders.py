@@ -20,7 +20,7 @@ def test_folders_are_found_by_name_in_every_format(suffix: str, images: str, mas
     save(f"set/{masks}/a.png", [[0, 1, 2], [3, 255, 0]])
     found = open_layout(tmp_path / "set")
     taken = take(found)
-    assert (found.layout, found.count, taken.findings) == ("folders", 1, {})
+    assert (found.layout, found.count, taken.issues) == ("folders", 1, {})
     assert taken.mask("a") == [[0, 1, 2], [3, 255, 0]]
     assert taken.samples["a"].image == path.read_bytes()
     assert taken.samples["a"].suffix == f".{suffix}"
@@ -60,7 +60,7 @@ def test_masks_may_have_endings(ending: str, save, take, tmp_path: Path) -> None
     save(f"set/masks/s/a{ending}.png", [[0, 1, 1], [1, 0, 0]])
     save(f"set/masks/s/b{ending}.png", [[1, 1, 1], [1, 0, 0]])
     taken = take(open_layout(tmp_path / "set"))
-    assert taken.findings == {}
+    assert taken.issues == {}
     assert taken.mask("s/a") == [[0, 1, 1], [1, 0, 0]]
     assert taken.mask("s/b") == [[1, 1, 1], [1, 0, 0]]
     assert taken.places() == {"s/a": ("s", None), "s/b": ("s", None)}
@@ -144,7 +144,7 @@ def test_what_has_no_partner_and_what_is_ambiguous_is_found(save, take, tmp_path
     for name in ("a", "c", "d"):
         save(f"set/masks/{name}.png", [[0, 1, 1], [1, 0, 0]])
     taken = take(open_layout(tmp_path / "set"))
-    assert {file: finding.what for file, finding in taken.findings.items()} == {
+    assert {file: issue.what for file, issue in taken.issues.items()} == {
         "images/b.png": "it has no mask in masks/",
         "images/c.png": "it gives the same id 'c' as images/c.bmp",
         "masks/d.png": "it has no image in images/",
@@ -162,7 +162,7 @@ def test_no_mask_serves_two_images(save, take, tmp_path: Path) -> None:
         save(f"set/masks/{name}.png", [[0, 1, 1], [1, 0, 0]])
     taken = take(open_layout(tmp_path / "set"))
     assert sorted(taken.samples) == ["a_l", "b_gt"]
-    assert {file: finding.what for file, finding in taken.findings.items()} == {
+    assert {file: issue.what for file, issue in taken.issues.items()} == {
         "images/a.png": "it has no mask in masks/",
         "images/b_seg.png": "its mask masks/b.png is images/b_gt.png's too",
     }
@@ -181,7 +181,7 @@ def test_the_class_map_of_the_set_is_used_where_there_is_one(save, take, tmp_pat
     assert found.info is info
     assert taken.mask("ids") == [[0, 2, 9], [1, 1, 1]]
     assert taken.mask("colours") == [[1, 2, 0], [1, 2, 0]]
-    assert "values that are no class: 3 (1 px)" in taken.findings["masks/strange.png"].what
+    assert "values that are no class: 3 (1 px)" in taken.issues["masks/strange.png"].what
 
 
 def test_links_out_of_the_set_are_not_followed(save, take, tmp_path: Path) -> None:
@@ -192,4 +192,4 @@ def test_links_out_of_the_set_are_not_followed(save, take, tmp_path: Path) -> No
     (tmp_path / "set/masks/b.png").symlink_to(secret)
     taken = take(open_layout(tmp_path / "set"))
     assert list(taken.samples) == ["a"]
-    assert taken.findings["masks/b.png"].what == "it leads out of the set's folder"
+    assert taken.issues["masks/b.png"].what == "it leads out of the set's folder"

@@ -19,7 +19,7 @@ def test_hashed_masks_per_image_become_one_class(save, take, tmp_path: Path) -> 
         save(f"set/stage1_train/{sample_id}/masks/{HASHES[1]}.png", [[0, 0, 0, 0], [0, 0, 255, 255]])
     found = open_layout(tmp_path / "set")
     taken = take(found)
-    assert (found.layout, found.count, taken.findings) == ("instances", 2, {})
+    assert (found.layout, found.count, taken.issues) == ("instances", 2, {})
     assert taken.mask("stage1_train/" + "0f" * 16) == [[1, 0, 0, 0], [0, 0, 1, 1]]
     assert found.info.class_names == ("background", "object")
 
@@ -56,7 +56,7 @@ def test_several_images_for_one_folder_of_masks_are_said(save, take, tmp_path: P
         save(f"set/masks/{sample_id}/car_1.png", [[255, 0, 0, 0], [0, 0, 0, 0]])
     taken = take(open_layout(tmp_path / "set"))
     assert list(taken.samples) == ["x2"]
-    assert "several images for one folder of masks" in taken.findings["images/x1.bmp"].what
+    assert "several images for one folder of masks" in taken.issues["images/x1.bmp"].what
 
 
 def test_masks_of_another_size_and_names_without_class_are_said(save, take, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_masks_of_another_size_and_names_without_class_are_said(save, take, tmp_
     save("set/x1/masks/car_1.png", [[255, 0], [0, 0]])
     taken = take(open_layout(tmp_path / "set"))
     assert taken.samples == {}
-    assert "(2, 2) px (height, width), its image (2, 4)" in taken.findings["x1/masks/car_1.png"].what
+    assert "(2, 2) px (height, width), its image (2, 4)" in taken.issues["x1/masks/car_1.png"].what
     save("set/x1/masks/17.png", [[255, 0], [0, 0]])
     with pytest.raises(InputError, match=r"x1/masks/17.png names no class as x1/masks/car_1.png does"):
         open_layout(tmp_path / "set")

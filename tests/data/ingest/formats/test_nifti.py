@@ -45,7 +45,7 @@ def test_slices_stand_upright_with_names_of_the_decathlon(volume, take, tmp_path
     (tmp_path / "set/imagesTs").mkdir(parents=True)
     found = open_layout(decathlon(volume, tmp_path))
     taken = take(found)
-    assert (found.layout, found.count, taken.findings) == ("nifti", 4, {})
+    assert (found.layout, found.count, taken.issues) == ("nifti", 4, {})
     # z = 0: rows are y from the front (2) to the back (0), columns x. Voxel (x, y, z) = 6x + 2y + z.
     assert taken.mask("liver_1_z000") == [[4 % 3, 10 % 3], [2 % 3, 8 % 3], [0, 6 % 3]]
     low, high = np.percentile(np.arange(12), nifti.WINDOW_PERCENT)
@@ -101,7 +101,7 @@ def test_volumes_that_do_not_fit_are_found(volume, take, tmp_path: Path) -> None
     volume("labelsTr/liver_1.nii.gz", LABELS[:, :2])
     volume("labelsTr/liver_2.nii.gz", LABELS, spacing=(2, 1, 3))
     volume("imagesTr/liver_3.nii.gz", VOXELS)
-    said = {file: finding.what for file, finding in take(open_layout(root)).findings.items()}
+    said = {file: issue.what for file, issue in take(open_layout(root)).issues.items()}
     assert said == {
         "imagesTr/liver_3.nii.gz": "it has no label volume in labelsTr/",
         "labelsTr/liver_1.nii.gz": "the label is (2, 2, 2) voxels, imagesTr/liver_1.nii.gz (2, 3, 2)",
@@ -115,8 +115,8 @@ def test_labels_that_have_no_name_or_are_fractions_are_found(volume, take, tmp_p
     volume("labelsTr/liver_2.nii.gz", LABELS + np.float32(0.5))
     taken = take(open_layout(root))
     assert taken.samples == {}
-    assert "values that are no class: 3" in taken.findings["labelsTr/liver_1.nii.gz"].what
-    assert taken.findings["labelsTr/liver_2.nii.gz"].what == "its labels are not whole numbers"
+    assert "values that are no class: 3" in taken.issues["labelsTr/liver_1.nii.gz"].what
+    assert taken.issues["labelsTr/liver_2.nii.gz"].what == "its labels are not whole numbers"
 
 
 def test_a_header_bomb_and_broken_volumes_are_found_not_decoded(volume, take, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_header_bomb_and_broken_volumes_are_found_not_decoded(volume, take, tm
         (root / f"imagesTr/liver_{number}.nii.gz").write_bytes(content)
         volume(f"labelsTr/liver_{number}.nii.gz", LABELS)
     taken = take(open_layout(root))
-    said = {file: finding.what for file, finding in taken.findings.items()}
+    said = {file: issue.what for file, issue in taken.issues.items()}
     assert taken.samples == {}
     assert sorted(said) == [f"imagesTr/liver_{n}.nii.gz" for n in range(1, 6)]
     assert "its header claims 51498413 MiB" in said["imagesTr/liver_1.nii.gz"]
@@ -165,5 +165,5 @@ def test_damaged_volumes_are_read_or_refused(volume, take, tmp_path: Path) -> No
             damaged[places] ^= random.integers(1, 256, 3).astype(np.uint8)
             (root / name).write_bytes(damaged[: random.integers(len(whole) // 2, 2 * len(whole))].tobytes())
             taken = take(open_layout(root))
-            assert len(taken.samples) + len(taken.findings) >= 1
+            assert len(taken.samples) + len(taken.issues) >= 1
         (root / name).write_bytes(whole)

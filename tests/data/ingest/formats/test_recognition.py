@@ -17,9 +17,9 @@ from PIL import Image
 
 from segmill.data.ingest.formats import LAYOUTS, open_layout
 from segmill.data.ingest.intake import Change, change_set, write_set
+from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, write_dataset_info
 from segmill.data.splitting.shares import SplitShares
-from segmill.data.storage.images import Finding
 from segmill.data.storage.labelled import is_packed, read_index, write_index
 from segmill.errors import InputError
 
@@ -111,7 +111,7 @@ def test_every_layout_is_recognised_and_taken_for_no_other(one: tuple[str, Path]
     assert "\n" not in found.why
     samples = list(found.samples)
     assert len(samples) == found.count > 0
-    assert not [sample for sample in samples if isinstance(sample, Finding)]
+    assert not [sample for sample in samples if isinstance(sample, Issue)]
     for other in LAYOUTS:
         if other != name and (name, other) not in FITTING:
             with pytest.raises(InputError, match=f"is no {other} set: .* is missing"):
@@ -187,7 +187,7 @@ def test_a_group_rule_becomes_the_sets_own(tmp_path: Path, take) -> None:
     taken = take(found)
     assert found.info.group == r"^(?P<group>\w)_"
     assert taken.places() == {"x_1": (None, None), "x_2": (None, None)}
-    assert "finds nothing in its id 'y'" in taken.findings["images/y.png"].what
+    assert "finds nothing in its id 'y'" in taken.issues["images/y.png"].what
 
 
 def test_a_group_rule_that_an_official_split_cuts_becomes_parts(tmp_path: Path, take) -> None:
@@ -235,7 +235,7 @@ def test_a_canonical_set_passes_as_it_is_loose_and_packed(tmp_path: Path, take) 
         assert again.info == DatasetInfo(
             "mine", CLASSES, ignore_id=7, group={"folder": 1}, splits={"val": ("a",)}, license="CC0-1.0"
         )
-        assert taken.findings == {}
+        assert taken.issues == {}
         splits = {name: split for name, (_, split) in taken.places().items()}
         assert splits == {"a/1": "val", "a/2": "val", "b/1": "train", "c/1": "test"}
         for name in splits:
@@ -264,7 +264,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, take) -> None:
     assert found.info is info
     assert take(found).mask("s_1") == [[10, 9], [0, 200]]
     put(tmp_path / "set/trainannot/s_1.png", np.array([[0, 1], [10, 77]], np.uint8))
-    assert "class ids [77]" in take(open_layout(tmp_path / "set", info=info)).findings["trainannot/s_1.png"].what
+    assert "class ids [77]" in take(open_layout(tmp_path / "set", info=info)).issues["trainannot/s_1.png"].what
 
 
 def test_classes_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_files_that_break_decoders_are_found_or_passed_on(kind: str, tmp_path: P
     os.truncate(folder / "huge.png", 2**31)
     os.mkfifo(folder / "pipe.png")
     taken = take(open_layout(tmp_path))
-    said = {file.partition("/")[2]: finding.what for file, finding in taken.findings.items()}
+    said = {file.partition("/")[2]: issue.what for file, issue in taken.issues.items()}
     assert "whole" in taken.samples
     assert said["empty.png"] == said["text.png"] == "it can't be read as an image"
     assert "its header claims" in said["bomb.png"]
@@ -325,7 +325,7 @@ def test_an_index_that_points_outside_reads_nothing(tmp_path: Path, take) -> Non
     write_index(tmp_path / "set", rows.set_column(rows.schema.get_field_index("pack"), "pack", away))
     taken = take(open_layout(tmp_path / "set"))
     assert taken.samples == {}
-    assert taken.findings["images/a/1.png"].what == "it leads out of the set's folder"
+    assert taken.issues["images/a/1.png"].what == "it leads out of the set's folder"
 
 
 def test_samples_are_read_only_when_asked_for(tmp_path: Path) -> None:
@@ -333,6 +333,6 @@ def test_samples_are_read_only_when_asked_for(tmp_path: Path) -> None:
     put(tmp_path / "images/b.png")
     put(tmp_path / "masks/b.png")
     samples = open_layout(tmp_path).samples
-    assert not isinstance(next(samples), Finding)
+    assert not isinstance(next(samples), Issue)
     (tmp_path / "images/b.png").unlink()
-    assert isinstance(next(samples), Finding)
+    assert isinstance(next(samples), Issue)

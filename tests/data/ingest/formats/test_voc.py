@@ -30,7 +30,7 @@ def voc(tmp_path: Path, save) -> Path:
 def test_palette_and_colours_come_as_the_21_classes(voc: Path, take) -> None:
     found = open_layout(voc)
     taken = take(found)
-    assert (found.layout, found.count, taken.findings) == ("voc", 2, {})
+    assert (found.layout, found.count, taken.issues) == ("voc", 2, {})
     assert taken.mask("2007_01") == [[0, 1], [255, 20]]
     assert taken.mask("2007_02") == [[0, 1], [255, 20]]
     assert taken.samples["2007_01"].image == (voc / "JPEGImages/2007_01.jpg").read_bytes()
@@ -66,14 +66,14 @@ def test_without_lists_all_pairs_are_taken(other: bool, voc: Path, take) -> None
     assert "every image with a mask was taken" in found.notes[0]
 
 
-def test_bad_lines_and_strange_colours_become_findings(voc: Path, save, take) -> None:
+def test_bad_lines_and_strange_colours_become_issues(voc: Path, save, take) -> None:
     save("VOC2012/SegmentationClass/2007_02.png", [[[0, 0, 0], [1, 2, 3]], [[0, 0, 0], [0, 0, 0]]])
     (voc / "ImageSets/Segmentation/train.txt").write_bytes(
         b"# list\r\n\r\n2007_01\r\n../../etc/passwd\r\n2007_09 -1\r\n.."
     )
     taken = take(open_layout(voc))
     train = "ImageSets/Segmentation/train.txt"
-    said = {file: finding.what for file, finding in taken.findings.items()}
+    said = {file: issue.what for file, issue in taken.issues.items()}
     assert sorted(said) == ["ImageSets/Segmentation/train.txt, line " + n for n in "456"] + [
         "SegmentationClass/2007_02.png"
     ]

@@ -1,4 +1,4 @@
-"""What the page of a checked set shows: its faults by kind, pairs of leaks, and how a file looks."""
+"""What the page of a checked set shows: its issues by kind, pairs of leaks, and how a file looks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.schema.issues import Fault
+from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import DatasetInfo
 from segmill.data.schema.mask_values import palette
-from segmill.data.storage.images import list_entries, read_image, read_mask
+from segmill.data.schema.samples import list_entries
+from segmill.data.storage.images import read_image, read_mask
 from segmill.data.storage.labelled import Part
 from segmill.data.validation.leaks import Pair
 from segmill.errors import InputError
@@ -21,12 +22,12 @@ from segmill.reports.checks_page import ChecksPage, FaultKind, FoundFault, Side,
 _UNSEEN = ("unreadable", "crashes_decoder", "not_a_file", "link_outside", "wrong_file_type")
 
 
-def write_faults_page(
+def write_issues_page(
     path: Path,
     raw_dir: Path,
     info: DatasetInfo,
     samples: int,
-    faults: Sequence[Fault],
+    issues: Sequence[Issue],
     pairs: Sequence[Pair],
     accept: Sequence[str],
 ) -> None:
@@ -35,30 +36,30 @@ def write_faults_page(
     Args:
         path: one HTML file that loads nothing from anywhere.
         raw_dir, info, samples: the set, what dataset.yaml says, and how many samples it has.
-        faults: all of them, accepted ones too. ``pairs``: what find_leaks found besides.
+        issues: all of them, accepted ones too. ``pairs``: what find_leaks found besides.
         accept: kinds that do not stop the pipeline.
     """
-    wanted = {file for fault in faults for file in fault.files} | {file for pair in pairs for file in pair.files}
+    wanted = {file for issue in issues for file in issue.files} | {file for pair in pairs for file in pair.files}
     entries = list_entries(raw_dir)[0] if wanted else []
     parts = {part.name: part for entry in entries for part in (entry.image, entry.mask) if part.name in wanted}
 
     def picture(name: str) -> NDArray[np.uint8] | None:
         return pixels_to_look_at(raw_dir, parts[name], info) if name in parts else None
 
-    write_checks_page(ChecksPage(info.name, samples, fault_kinds(faults, pairs, accept), picture), path)
+    write_checks_page(ChecksPage(info.name, samples, issue_kinds(issues, pairs, accept), picture), path)
 
 
-def fault_kinds(faults: Sequence[Fault], pairs: Sequence[Pair], accept: Sequence[str]) -> list[FaultKind]:
-    """Return the faults by kind and severity, each with its pairs."""
-    kinds: dict[tuple[str, str], list[Fault]] = {}
-    for fault in faults:
-        kinds.setdefault((fault.kind, fault.severity), []).append(fault)
+def issue_kinds(issues: Sequence[Issue], pairs: Sequence[Pair], accept: Sequence[str]) -> list[FaultKind]:
+    """Return the issues by kind and severity, each with its pairs."""
+    kinds: dict[tuple[str, str], list[Issue]] = {}
+    for issue in issues:
+        kinds.setdefault((issue.kind, issue.severity), []).append(issue)
     return [
         FaultKind(
             kind=kind,
             state="warning" if severity == "warning" else "accepted" if kind in accept else "stops",
-            repairable=any(fault.repairable for fault in members),
-            faults=[FoundFault(fault.what, fault.fix, fault.files, kind not in _UNSEEN) for fault in members],
+            repairable=any(issue.repairable for issue in members),
+            issues=[FoundFault(issue.what, issue.fix, issue.files, kind not in _UNSEEN) for issue in members],
             pairs=[_pair(pair) for pair in pairs if (pair.kind, pair.severity) == (kind, severity)],
         )
         for (kind, severity), members in kinds.items()

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segmill.data.schema.issues import Fault
+from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo
 from segmill.data.storage.labelled import Part
-from segmill.data.validation.faults_page import fault_kinds, pixels_to_look_at
+from segmill.data.validation.issues_page import issue_kinds, pixels_to_look_at
 from segmill.data.validation.leaks import Pair
 from segmill.reports.checks_page import LISTED_FILES, SHOWN_FILES, SHOWN_PAIRS, ChecksPage, Picture, write_checks_page
 
@@ -37,21 +37,21 @@ class Page(HTMLParser):
         return [attrs["src"] or "" for tag, attrs in self.tags if tag == "img"]
 
 
-def written(tmp_path: Path, faults: list[Fault], pairs: list[Pair], accept: tuple[str, ...] = ()) -> Page:
+def written(tmp_path: Path, issues: list[Issue], pairs: list[Pair], accept: tuple[str, ...] = ()) -> Page:
     path = tmp_path / "data" / "checks.html"
-    write(path, faults, pairs, accept)
+    write(path, issues, pairs, accept)
     assert [each.name for each in path.parent.iterdir()] == ["checks.html"]
     return Page(path)
 
 
 def write(
     path: Path,
-    faults: list[Fault],
+    issues: list[Issue],
     pairs: list[Pair],
     accept: tuple[str, ...] = (),
     picture: Picture = lambda file: PIXELS,
 ) -> None:
-    write_checks_page(ChecksPage("tiny", 12345, fault_kinds(faults, pairs, accept), picture), path)
+    write_checks_page(ChecksPage("tiny", 12345, issue_kinds(issues, pairs, accept), picture), path)
 
 
 def near(number: int, severity: str = "error") -> Pair:
@@ -60,15 +60,15 @@ def near(number: int, severity: str = "error") -> Pair:
     return Pair("near_duplicate", severity, ids, files, ("g1", "g2"), ("train", "val"), 0.875, True)
 
 
-def test_a_set_without_faults_says_so(tmp_path: Path) -> None:
+def test_a_set_without_issues_says_so(tmp_path: Path) -> None:
     page = written(tmp_path, [], [])
     assert "nothing is wrong" in page.text and "12,345" in page.text
     assert page.images() == []
 
 
 def test_the_page_asks_for_nothing_from_anywhere(tmp_path: Path) -> None:
-    fault = Fault("unknown_ids", "error", ("masks/a.png",), "strange", "mend")
-    page = written(tmp_path, [fault], [])
+    issue = Issue("unknown_ids", "error", ("masks/a.png",), "strange", "mend")
+    page = written(tmp_path, [issue], [])
     loading = {"src", "href", "srcset", "data", "action"}
     uris = [value for _, attrs in page.tags for key, value in attrs.items() if key in loading]
     assert uris and all(uri and uri.startswith("data:image/jpeg;base64,") for uri in uris)
@@ -76,41 +76,41 @@ def test_the_page_asks_for_nothing_from_anywhere(tmp_path: Path) -> None:
 
 
 def test_names_are_text_and_no_markup(tmp_path: Path) -> None:
-    page = written(tmp_path, [Fault("unknown_ids", "error", ("<script>x",), "a <b>", "c")], [])
+    page = written(tmp_path, [Issue("unknown_ids", "error", ("<script>x",), "a <b>", "c")], [])
     assert "<script>x" in page.text and "script" not in [tag for tag, _ in page.tags]
 
 
 def test_kinds_come_in_order_of_weight(tmp_path: Path) -> None:
-    faults = [
-        Fault("empty_mask", "warning", ("masks/a.png",), "nothing in it", "look"),
-        Fault("jpeg_mask", "error", ("masks/b.png",), "blurred", "get another"),
-        Fault("near_duplicate", "error", ("images/b0.png",), "twice", "remove one"),
+    issues = [
+        Issue("empty_mask", "warning", ("masks/a.png",), "nothing in it", "look"),
+        Issue("jpeg_mask", "error", ("masks/b.png",), "blurred", "get another"),
+        Issue("near_duplicate", "error", ("images/b0.png",), "twice", "remove one"),
     ]
-    page = written(tmp_path, faults, [near(0)], accept=("jpeg_mask",))
+    page = written(tmp_path, issues, [near(0)], accept=("jpeg_mask",))
     places = [page.text.index(kind) for kind in ("near_duplicate stops", "empty_mask warning", "jpeg_mask accepted")]
     assert places == sorted(places)
-    assert "1 kind of fault to repair" in page.text
+    assert "1 kind of issue to repair" in page.text
     assert "(data.accept): jpeg_mask" in page.text
     assert "What to do: remove one" in page.text
 
 
 def test_pairs_stand_side_by_side(tmp_path: Path) -> None:
-    page = written(tmp_path, [Fault("near_duplicate", "error", ("images/b0.png",), "twice", "remove")], [near(0)])
+    page = written(tmp_path, [Issue("near_duplicate", "error", ("images/b0.png",), "twice", "remove")], [near(0)])
     assert len(page.images()) == 2
     for said in ("train a0", "val b0", "group g1", "group g2", "likeness 0.88, mirrored"):
         assert said in page.text
 
 
-def test_ten_thousand_faults_make_a_small_page(tmp_path: Path) -> None:
+def test_ten_thousand_issues_make_a_small_page(tmp_path: Path) -> None:
     files = tuple(f"masks/{i}.png" for i in range(10_000))
-    many = [Fault("off_by_a_pixel", "error", (f"masks/x{i}.png",), f"number {i}", "mend") for i in range(10_000)]
-    faults = [
-        Fault("unknown_ids", "error", files, "strange", "mend"),
-        Fault("near_duplicate", "error", files, "twice", "x"),
-        Fault("crashes_decoder", "error", files, "it crashes", "x"),
+    many = [Issue("off_by_a_pixel", "error", (f"masks/x{i}.png",), f"number {i}", "mend") for i in range(10_000)]
+    issues = [
+        Issue("unknown_ids", "error", files, "strange", "mend"),
+        Issue("near_duplicate", "error", files, "twice", "x"),
+        Issue("crashes_decoder", "error", files, "it crashes", "x"),
         *many,
     ]
-    page = written(tmp_path, faults, [near(i) for i in range(10_000)])
+    page = written(tmp_path, issues, [near(i) for i in range(10_000)])
     assert (tmp_path / "data" / "checks.html").stat().st_size < 500_000
     assert len(page.images()) == SHOWN_FILES + 2 * SHOWN_PAIRS + 20
     assert f"and {10_000 - LISTED_FILES:,} more" in page.text
@@ -122,8 +122,8 @@ def test_what_crashed_a_decoder_is_not_opened_again(tmp_path: Path) -> None:
     def picture(file: str) -> None:
         raise AssertionError(f"{file} was opened")
 
-    fault = Fault("crashes_decoder", "error", ("images/bomb.tif",), "it crashes", "replace it")
-    write(tmp_path / "p.html", [fault], [], picture=picture)
+    issue = Issue("crashes_decoder", "error", ("images/bomb.tif",), "it crashes", "replace it")
+    write(tmp_path / "p.html", [issue], [], picture=picture)
     assert "images/bomb.tif" in Page(tmp_path / "p.html").text
 
 
