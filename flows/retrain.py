@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -25,13 +26,15 @@ from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace, free_bytes
+from segmill.workspace_lock import Part, writing
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check
 from tasks.promote import Judged, promote
 from tasks.register import Registered, model_name, register
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_names
 from tasks.version import version
 
-BEFORE_TRAINING = ("fingerprint", "validate", "prepare", "augment")
+READING_DATA = ("fingerprint", "validate", "prepare")
+BEFORE_TRAINING = (*READING_DATA, "augment")
 AFTER_TRAINING = ("ensemble", "evaluate")
 MEMBER_BYTES = 300 * 2**20
 
@@ -73,13 +76,16 @@ def retrain(folder: str) -> dict[str, Any]:
     workspace = Workspace.open(folder)
     params = read_params(workspace.params)
     uri = tracking_uri(workspace, params)
-    with connect(ray_address(params)):
+    with ExitStack() as reading_data, connect(ray_address(params)):
         check = begin_check(workspace, params)
+        reading_data.enter_context(writing(workspace, Part.DATA, "segmill retrain", wait=True))
         data = version_step(workspace, params)
         name, members = model_name(workspace, params), list(params.members)
         artifacts = artifacts_of_new(workspace, uri)
         with tracking.open_run(uri, name, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
-            outcomes = [stage_steps[stage](workspace) for stage in BEFORE_TRAINING]
+            outcomes = [stage_steps[stage](workspace) for stage in READING_DATA]
+            reading_data.close()  # what comes now reads the packed splits: `segmill data add` may go on
+            outcomes += [stage_steps[stage](workspace) for stage in BEFORE_TRAINING[len(READING_DATA) :]]
             check_members_step(workspace, params, check)
             drop_former_members(workspace, params)
             outcomes += every_result([finetune_step.submit(workspace, member, run) for member in members])

@@ -37,6 +37,7 @@ from segmill.tuning.space import (
 )
 from segmill.tuning.trials import Study, Trial, Work, best_trial, read_trials
 from segmill.workspace import Workspace
+from segmill.workspace_lock import Part, writing
 from tasks.augment import augment
 from tasks.finetune import training_arguments, warm_start
 from tasks.prepare import prepare
@@ -101,7 +102,8 @@ def tune(
     present = present_values(space, values, member)
     console = Console()
     with connect(ray_address(params)):
-        with showing(workspace, ["version", *BEFORE_TRAINING], console):
+        reading_data = writing(workspace, Part.DATA, f"segmill tune {member}", wait=True)
+        with showing(workspace, ["version", *BEFORE_TRAINING], console), reading_data:
             version_step(workspace, params)
             for stage in BEFORE_TRAINING:
                 stage_steps[stage](workspace)

@@ -40,9 +40,9 @@ def counter(path: Path) -> Callable[[int, int], None]:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return the facts at ``path``, or None where nothing was reported yet."""
+    """Return the facts at ``path``, or None where nothing was reported yet, or a failing disk tore the report."""
     try:
-        facts: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+        facts = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
         return None
-    return facts
+    return facts if isinstance(facts, dict) else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from segmill.cluster.work import wait
 from segmill.data.packing.packed import PackedSplit
-from segmill.params import Params
+from segmill.params import Params, PromotionParams
 from segmill.promotion import gate, ledger, registry
 from segmill.training.distributed import launch
 from segmill.workspace import Workspace
@@ -27,7 +27,9 @@ class Judged:
 def promote(workspace: Workspace, params: Params, uri: str, registered: Registered) -> Judged:
     """Score both models through the registry, each in a process of its own, and move `champion` if the gate passes.
 
-    A version that was judged before against the same champion is not judged again.
+    A version that was judged before against the same champion and under the same settings is not judged again. One
+    that serves already is judged against the version it took the place of; where it fails now, it goes on serving
+    until another one passes.
 
     Raises:
         InputError: the champion knows other classes than the data.
@@ -36,9 +38,11 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     book = ledger_url(workspace)
     seen = ledger.last_number(book, registered.model)
     champion = registry.aliased(uri, registered.model, registry.CHAMPION)
-    if known := earlier_judgement(workspace, registered, champion.version if champion else None):
+    serving = champion.version if champion else None
+    if known := earlier_judgement(workspace, registered, serving, params.promotion):
         return known
-    versions = [registered.version, *([champion.version] if champion else [])]
+    rival = _replaced_by(workspace, registered) if serving == registered.version else serving
+    versions = [registered.version, *([rival] if rival else [])]
     scored = [
         launch.on_ray("segmill.promotion.registered:score_registered", uri, registered.model, version, workspace.packed)
         for version in versions
@@ -46,7 +50,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     counts = [wait(reference) for reference in scored]
     verdict = gate.decide(
         counts[0],
-        counts[1] if champion else None,
+        counts[1] if rival else None,
         PackedSplit(workspace.packed / "test").groups,
         floor_miou=params.promotion.floor_miou,
         min_gain=params.promotion.min_gain,
@@ -60,24 +64,46 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
             action="promote" if passed else "refuse",
             model=registered.model,
             version=registered.version,
-            previous=champion.version if champion else None,
+            previous=serving,
             decision=verdict.decision,
             reasons=verdict.reasons,
             facts=verdict.facts,
         ),
         after=seen,
     )
-    if passed:
+    if passed and serving != registered.version:
         registry.set_alias(uri, registered.model, registry.CHAMPION, registered.version)
     return _judged(entry)
 
 
-def earlier_judgement(workspace: Workspace, registered: Registered, champion: str | None) -> Judged | None:
-    """Return the ledger's last word on this version where it still stands: it serves, or the same champion does."""
+def earlier_judgement(
+    workspace: Workspace, registered: Registered, champion: str | None, settings: PromotionParams
+) -> Judged | None:
+    """Return the ledger's last word on this version where it still holds.
+
+    It does where the same champion serves as after it, and every setting that the verdict was made with (its facts
+    name them) is the same now.
+    """
     for entry in ledger.entries(ledger_url(workspace), registered.model):
         if entry.version == registered.version and entry.decision:
-            standing = registered.version if entry.action == "promote" else entry.previous
-            return _judged(entry) if standing == champion else None
+            served_after = registered.version if entry.action == "promote" else entry.previous
+            return _judged(entry) if served_after == champion and _same_settings(entry, settings) else None
+    return None
+
+
+def _same_settings(entry: ledger.Entry, settings: PromotionParams) -> bool:
+    """Where there was no champion, ``min_gain`` and ``confidence`` decided nothing and are no facts."""
+    asked = settings.model_dump()
+    return "floor_miou" in entry.facts and all(
+        entry.facts[name] == value for name, value in asked.items() if name in entry.facts
+    )
+
+
+def _replaced_by(workspace: Workspace, registered: Registered) -> str | None:
+    """Return the champion that the version took the place of; None where there was none."""
+    for entry in ledger.entries(ledger_url(workspace), registered.model):
+        if (entry.version, entry.action) == (registered.version, "promote") and entry.previous != entry.version:
+            return entry.previous
     return None
 
 
@@ -87,9 +113,14 @@ def ledger_url(workspace: Workspace) -> str:
 
 
 def _judged(entry: ledger.Entry) -> Judged:
-    if entry.action == "promote":
-        outcome = f"version {entry.version} of {entry.model} is the champion now"
+    version, model = entry.version, entry.model
+    if entry.previous == version:  # it served when it was judged
+        how = "passes" if entry.action == "promote" else "does not pass"
+        until = "" if entry.action == "promote" else " until another version passes"
+        outcome = f"version {version} of {model} {how} under these settings; it stays the champion{until}"
+    elif entry.action == "promote":
+        outcome = f"version {version} of {model} is the champion now"
     else:
         serves = f"version {entry.previous} stays the champion" if entry.previous else "there is no champion"
-        outcome = f"version {entry.version} of {entry.model} was not promoted; {serves}"
+        outcome = f"version {version} of {model} was not promoted; {serves}"
     return Judged(str(entry.decision), entry.reasons, entry.facts, outcome)

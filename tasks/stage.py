@@ -45,10 +45,14 @@ def stage_names(params: Params) -> list[str]:
     return [name for stage in STAGES for name in (members if stage == "finetune" else [stage])]
 
 
-def survey(workspace: Workspace) -> dict[str, Outcome]:
-    """Say of every stage, upstream first, whether it is fresh or stale and why. Runs and records nothing."""
+def survey(workspace: Workspace, *, refresh: bool = True) -> dict[str, Outcome]:
+    """Say of every stage, upstream first, whether it is fresh or stale and why. Runs and records nothing.
+
+    ``refresh``: look at the installed code first. False beside a run: its stages hold the code they began with.
+    """
     refuse_special_files(workspace.root / read_params(workspace.params).data.path)
-    watch_code(workspace)
+    if refresh:
+        watch_code(workspace)
     found: dict[str, Outcome] = {}
     with repository(workspace.root) as repo:
         for name, upstream in repo.upstream().items():

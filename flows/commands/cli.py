@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -13,11 +15,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.commands.data import HERE, WorkspaceOption, data_app
+from flows.commands.data import HERE, WaitOption, WorkspaceOption, data_app
 from flows.environment import prepare_environment, ray_address, switch_telemetry_off, tracking_uri
 from segmill.errors import GateRefused, SegmillError
 from segmill.params import Params, read_params, set_params
 from segmill.workspace import Workspace, free_bytes
+from segmill.workspace_lock import Part, writer, writing
 
 app = typer.Typer(
     help="Retrain, compare and replace segmentation models, from versioned data to a gated promotion.",
@@ -77,23 +80,27 @@ def demo(
     more: Annotated[
         bool, typer.Option("--more", help="Grow the data first, so that challenger meets champion.")
     ] = False,
+    wait: WaitOption = False,
 ) -> None:
     """Retrain on a built-in labelled set."""
     from flows.commands.start import create_demo
 
-    _retrain(create_demo(workspace, sample=sample.value, more=more))
+    _retrain(create_demo(workspace, sample=sample.value, more=more), "segmill demo", wait=wait)
 
 
 @app.command()
 def validate(
     workspace: WorkspaceOption = HERE,
     fix: Annotated[bool, typer.Option("--fix", help="Write a repaired copy as a new data version.")] = False,
+    wait: WaitOption = False,
 ) -> None:
     """Check every sample and deal the splits."""
     from flows.commands.validate import validate as check
 
-    space, params = _open(workspace)
-    if not check(space, params, out, fix=fix):
+    space, command = Workspace.open(workspace), "segmill validate"
+    with _alone(space, command, wait=wait), _alone(space, command, Part.DATA, wait=wait):
+        sound = check(*_open(workspace), out, fix=fix)
+    if not sound:
         raise typer.Exit(1)
 
 
@@ -104,12 +111,10 @@ def retrain(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable."),
     ] = None,
+    wait: WaitOption = False,
 ) -> None:
     """Bring data, members, ensemble and verdict up to date."""
-    space = Workspace.open(workspace)
-    for change in set_params(space.params, assignments or []):
-        out.print(f"params.yaml: {change}", highlight=False, soft_wrap=True)
-    _retrain(space)
+    _retrain(Workspace.open(workspace), "segmill retrain", assignments or [], wait=wait)
 
 
 @app.command()
@@ -122,7 +127,7 @@ def status(
     from tasks.stage import survey
 
     space, params = _open(workspace)
-    found = look(space, params, survey(space))
+    found = look(space, params, survey(space, refresh=not writer(space, Part.WORKSPACE)))
     if as_json:
         print(found.as_json())
     else:
@@ -168,12 +173,14 @@ def audit(
         str | None, typer.Option(help="The member of params.yaml that is trained for it; the smallest.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Its epochs for it; half of its own.", min=1)] = None,
+    wait: WaitOption = False,
 ) -> None:
     """Rank labels by how much held-out predictions contradict them."""
     from flows.audit import audit as audit_labels
 
-    space, params = _open(workspace)
-    audit_labels(space, params, to or space.root / "audit", top, out, folds=folds, member=member, epochs=epochs)
+    with _alone(Workspace.open(workspace), "segmill audit", wait=wait):
+        space, params = _open(workspace)
+        audit_labels(space, params, to or space.root / "audit", top, out, folds=folds, member=member, epochs=epochs)
 
 
 @app.command()
@@ -208,19 +215,23 @@ def tune(
     repeats: Annotated[int, typer.Option(help="Further seeds of the winner and of what stands.", min=0)] = 2,
     accept: Annotated[bool, typer.Option("--accept", help="Write the last winner to params.yaml, and end.")] = False,
     workspace: WorkspaceOption = HERE,
+    wait: WaitOption = False,
 ) -> None:
     """Search the best settings of a member; goes on after a stop."""
-    space, params = _open(workspace)
-    from flows.tune import accept as write_patch
-    from flows.tune import run_tune
-
     if accept:
+        space, _ = _open(workspace)
+        from flows.tune import accept as write_patch
+
         write_patch(space, member, out)
         return
-    run_tune(
-        space, params, member, searches=search or [], minutes=minutes, trials=trials, epochs=epochs, repeats=repeats,
-        console=out,
-    )  # fmt: skip
+    with _alone(Workspace.open(workspace), f"segmill tune {member}", wait=wait):
+        space, params = _open(workspace)
+        from flows.tune import run_tune
+
+        run_tune(
+            space, params, member, searches=search or [], minutes=minutes, trials=trials, epochs=epochs,
+            repeats=repeats, console=out,
+        )  # fmt: skip
 
 
 @app.command()
@@ -271,6 +282,7 @@ def doctor(
 def stage(
     name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as prepare or finetune@NAME.")],
     workspace: WorkspaceOption = HERE,
+    wait: WaitOption = False,
 ) -> None:
     """Run one stage and nothing else, as `dvc repro` does."""
     from contextlib import nullcontext
@@ -278,10 +290,15 @@ def stage(
     from segmill.cluster.connection import connect
     from tasks.stage import run
 
-    space, params = _open(workspace)
-    heavy = name.partition("@")[0] in ("finetune", "ensemble", "evaluate")
-    with connect(ray_address(params)) if heavy else nullcontext():
-        run(space, name)
+    space, command, base = Workspace.open(workspace), f"segmill stage {name}", name.partition("@")[0]
+    reads_data = base in ("validate", "prepare")
+    with (
+        _alone(space, command, wait=wait),
+        _alone(space, command, Part.DATA, wait=wait) if reads_data else nullcontext(),
+    ):
+        _, params = _open(workspace)
+        with connect(ray_address(params)) if base in ("finetune", "ensemble", "evaluate") else nullcontext():
+            run(space, name)
 
 
 def _open(folder: Path) -> tuple[Workspace, Params]:
@@ -291,29 +308,45 @@ def _open(folder: Path) -> tuple[Workspace, Params]:
     return workspace, params
 
 
-def _retrain(workspace: Workspace) -> None:
-    from flows.commands.status import look
+def _alone(
+    workspace: Workspace, command: str, part: Part = Part.WORKSPACE, *, wait: bool = False
+) -> AbstractContextManager[None]:
+    """Be the only writer of the workspace; what it holds is read inside, since another may have changed it."""
+    return writing(workspace, part, command, wait=wait, say=_say_line)
+
+
+def _retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (), *, wait: bool) -> None:
     from flows.summary import show_result
-    from tasks.stage import bring_up_to_date, survey
 
-    params = read_params(workspace.params)
-    prepare_environment(workspace, params)
-    bring_up_to_date(workspace, "fingerprint")
-    stages = survey(workspace)
-    fresh = all(outcome.state == "fresh" for outcome in stages.values())
-    if fresh and look(workspace, params, stages).up_to_date:
-        for outcome in stages.values():
-            out.print(f"{outcome.stage}: fresh (unchanged)", highlight=False, style="dim")
-        out.print(
-            "nothing to do: data, params and code are those of the last run; no new version was made", soft_wrap=True
-        )
-        return
-    from flows.retrain import run_retrain
+    with _alone(workspace, command, wait=wait):
+        with _alone(workspace, command, Part.DATA, wait=wait):
+            for change in set_params(workspace.params, list(assignments)):
+                out.print(f"params.yaml: {change}", highlight=False, soft_wrap=True)
+            params = read_params(workspace.params)
+            prepare_environment(workspace, params)
+            if _nothing_to_do(workspace, params):
+                return
+        from flows.retrain import run_retrain
 
-    result = run_retrain(workspace, params, out)
+        result = run_retrain(workspace, params, out)
     show_result(result, out)
     if result["verdict"]["decision"] != "PASS":
         raise GateRefused(f"the gate said {result['verdict']['decision']}: the champion stays")
+
+
+def _nothing_to_do(workspace: Workspace, params: Params) -> bool:
+    """Look at data, stages and verdict; say so where all are those of the last run."""
+    from flows.commands.status import look
+    from tasks.stage import bring_up_to_date, survey
+
+    bring_up_to_date(workspace, "fingerprint")
+    stages = survey(workspace)
+    if any(outcome.state != "fresh" for outcome in stages.values()) or not look(workspace, params, stages).up_to_date:
+        return False
+    for outcome in stages.values():
+        out.print(f"{outcome.stage}: fresh (unchanged)", highlight=False, style="dim")
+    out.print("nothing to do: data, params and code are those of the last run; no new version was made", soft_wrap=True)
+    return True
 
 
 def main() -> NoReturn:

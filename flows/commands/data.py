@@ -17,6 +17,7 @@ from rich.table import Table
 from segmill.data.splitting.shares import SplitShares
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace
+from segmill.workspace_lock import Part, writing
 
 if TYPE_CHECKING:
     from segmill.data.ingest.intake import Told
@@ -27,6 +28,9 @@ out = Console()
 
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and dvc.yaml.")]
 HERE = Path()
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Where another command writes to the workspace, wait until it is done.")
+]
 Version = Annotated[str, typer.Argument(help="First digits of a version, or HEAD, HEAD~1, ...")]
 LISTED = 20  # ids printed of each kind of change
 TOLD_EVERY = 5_000  # samples between two lines where there is no terminal to draw a bar on
@@ -39,14 +43,22 @@ def add(
     layout: Annotated[str, typer.Option(help="auto, or one of those that `segmill data layouts` lists.")] = "auto",
     remove: Annotated[Path | None, typer.Option(help="Text file of ids to take out, one a line.")] = None,
     workspace: WorkspaceOption = HERE,
+    wait: WaitOption = False,
 ) -> None:
-    """Take new or corrected samples into a new version of the data."""
+    """Take new or corrected samples into a new version of the data.
+
+    Beside a run whose prepare is done it works too, and counts for the next run.
+    """
+    with writing(Workspace.open(workspace), Part.DATA, "segmill data add", wait=wait, say=_say):
+        _add(*_open(workspace), path, message, layout, remove)
+
+
+def _add(space: Workspace, params: Params, path: Path, message: str, layout: str, remove: Path | None) -> None:
     from segmill.data.ingest.formats import open_layout
     from segmill.data.ingest.intake import change_set
     from segmill.data.schema.manifest import read_dataset_info
     from segmill.data.versioning.versions import bring_data, explained
 
-    space, params = _open(workspace)
     raw, ids = space.root / params.data.path, _ids_in(remove)
     standing = bring_data(space.root, params.data.path, params.data.remote)
     if standing.state != "unchanged":
@@ -124,7 +136,7 @@ def diff(before: Version, after: Version = "HEAD", workspace: WorkspaceOption = 
 
 
 @data_app.command()
-def checkout(version: Version, workspace: WorkspaceOption = HERE) -> None:
+def checkout(version: Version, workspace: WorkspaceOption = HERE, wait: WaitOption = False) -> None:
     """Bring back an older version.
 
     `segmill retrain` then takes from the cache what it made of that version before.
@@ -138,7 +150,8 @@ def checkout(version: Version, workspace: WorkspaceOption = HERE) -> None:
         _say(f"the data stand at version {_short(entry.version)} already")
         return
     target = DataVersion(entry.version, entry.files, entry.size_bytes, "restored")
-    checkout_data(space.root, params.data.path, params.data.remote, target)
+    with writing(space, Part.DATA, "segmill data checkout", wait=wait, say=_say):
+        checkout_data(space.root, params.data.path, params.data.remote, target)
     _say(f"the data stand at version {_short(entry.version)} again ({entry.samples:,} samples, {entry.message})")
     _say("next: segmill retrain, which takes from the cache what it made of this version before")
 

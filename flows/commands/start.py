@@ -22,6 +22,7 @@ from segmill.data.versioning.versions import bring_data, explained, record_data
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.workspace import TEMPLATES, Workspace, template
+from segmill.workspace_lock import Part, writing
 from tasks.stage import watch_code
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
     else:
         workspace = Workspace.open(folder)
     if more:
-        _grow_demo(workspace)
+        with writing(workspace, Part.DATA, "segmill demo --more"):
+            _grow_demo(workspace)
     return workspace
 
 

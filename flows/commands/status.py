@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.environment import tracking_uri
@@ -16,6 +17,7 @@ from segmill import progress
 from segmill.data.versioning.versions import data_changed, recorded_version
 from segmill.params import Params
 from segmill.workspace import Workspace
+from segmill.workspace_lock import Part, writer
 from tasks.promote import earlier_judgement, ledger_url
 from tasks.register import Registered, model_name
 from tasks.stage import Outcome
@@ -36,6 +38,7 @@ class Status:
     champion: dict[str, Any] | None
     challenger: dict[str, Any] | None
     judged: bool
+    writer: str
 
     @property
     def up_to_date(self) -> bool:
@@ -51,6 +54,7 @@ class Status:
                 "data_changed": self.data_why or None,
                 "stages": {name: {"state": stage.state, "why": stage.why} for name, stage in self.stages.items()},
                 "up_to_date": self.up_to_date,
+                "running": self.writer or None,
                 "last_run": self.last_run,
                 "champion": self.champion,
                 "challenger": self.challenger,
@@ -72,6 +76,7 @@ def look(workspace: Workspace, params: Params, stages: dict[str, Outcome]) -> St
         champion=standing.champion,
         challenger=standing.challenger,
         judged=standing.judged,
+        writer=writer(workspace, Part.WORKSPACE) or writer(workspace, Part.DATA),
     )
 
 
@@ -97,7 +102,8 @@ def _standing(workspace: Workspace, params: Params) -> _Standing:
     if (workspace.ensemble / "ensemble.json").is_file():
         version = registry.find_version(uri, name, registry.ensemble_digest(workspace.ensemble))
         serving = champion.version if champion else None
-        judged = version is not None and earlier_judgement(workspace, Registered(name, version), serving) is not None
+        if version is not None:
+            judged = earlier_judgement(workspace, Registered(name, version), serving, params.promotion) is not None
     return _Standing(_facts(name, champion, decisions), _facts(name, challenger, decisions), judged)
 
 
@@ -124,6 +130,8 @@ def show(status: Status, console: Console) -> None:
     )
     for alias, model in (("champion", status.champion), ("challenger", status.challenger)):
         console.print(f"[bold]{alias:13}[/] {model_line(model)}", highlight=False, soft_wrap=True)
+    if status.writer:
+        console.print(f"[bold]now[/]           {escape(status.writer)}", highlight=False, soft_wrap=True)
     stages = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     stages.add_column("stage")
     stages.add_column("state")
