@@ -34,6 +34,10 @@ def test_every_python_file_outside_tests_is_in_the_tree_with_a_sentence() -> Non
     assert expected - found == set()
 
 
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_links_between_pages_lead_to_files() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
