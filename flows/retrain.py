@@ -24,7 +24,7 @@ from segmill.cluster.connection import connect, connecting
 from segmill.cluster.work import Running
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
-from segmill.params import Params, read_params
+from segmill.params import Params, parse_params, read_params
 from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check
@@ -58,7 +58,7 @@ def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[
             ThreadPoolExecutor(1) as early,
         ):
             early.submit(tracking.warm_up)
-            result: dict[str, Any] = retrain(str(workspace.root))
+            result: dict[str, Any] = retrain(str(workspace.root), params.model_dump(mode="json"))
     except (SegmillError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(workspace.root)
@@ -71,10 +71,13 @@ def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[
 
 
 @flow(name="retrain", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)  # type: ignore[arg-type]
-def retrain(folder: str) -> dict[str, Any]:
-    """Bring the workspace at ``folder`` up to date and return what came of it, as plain values."""
+def retrain(folder: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Bring the workspace at ``folder`` up to date and return what came of it, as plain values.
+
+    ``values`` are those of params.yaml where the caller has read it; it is read once per run and handed on.
+    """
     workspace = Workspace.open(folder)
-    params = read_params(workspace.params)
+    params = parse_params(values, "params.yaml") if values else read_params(workspace.params)
     uri = tracking_uri(workspace, params)
     with ExitStack() as reading_data, connect(ray_address(params)):
         check = begin_check(workspace, params)
@@ -83,13 +86,13 @@ def retrain(folder: str) -> dict[str, Any]:
         name, members = model_name(workspace, params), list(params.members)
         artifacts = artifacts_of_new(workspace, uri)
         with tracking.open_run(uri, name, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
-            outcomes = [stage_steps[stage](workspace) for stage in READING_DATA]
+            outcomes = [stage_steps[stage](workspace, params=params) for stage in READING_DATA]
             reading_data.close()  # what comes now reads the packed splits: `segmill data add` may go on
-            outcomes += [stage_steps[stage](workspace) for stage in BEFORE_TRAINING[len(READING_DATA) :]]
+            outcomes += [stage_steps[stage](workspace, params=params) for stage in BEFORE_TRAINING[len(READING_DATA) :]]
             check_members_step(workspace, params, check)
             drop_former_members(workspace, params)
-            outcomes += every_result([finetune_step.submit(workspace, member, run) for member in members])
-            outcomes += [stage_steps[stage](workspace) for stage in AFTER_TRAINING]
+            outcomes += every_result([finetune_step.submit(workspace, params, member, run) for member in members])
+            outcomes += [stage_steps[stage](workspace, params=params) for stage in AFTER_TRAINING]
             registered = register_step(workspace, params, run, outcomes)
             judged = promote_step(workspace, params, uri, registered)
             result = summary(workspace, data, outcomes, registered, judged)
@@ -145,11 +148,11 @@ def check_members_step(workspace: Workspace, params: Params, begun: Running[Any]
 
 
 @_talking_step(name="finetune", task_run_name="finetune@{member}")
-def finetune_step(workspace: Workspace, member: str, run: tracking.Run) -> Outcome:
+def finetune_step(workspace: Workspace, params: Params, member: str, run: tracking.Run) -> Outcome:
     growing, final = curves_path(workspace, member), workspace.member(member) / "curves.csv"
     growing.unlink(missing_ok=True)
     with tracking.following(run.uri, run.members[member], growing, final):
-        return bring_up_to_date(workspace, f"finetune@{member}")
+        return bring_up_to_date(workspace, f"finetune@{member}", params)
 
 
 @_talking_step(name="register")

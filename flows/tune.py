@@ -40,6 +40,7 @@ from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, writing
 from tasks.augment import augment
 from tasks.finetune import training_arguments, warm_start
+from tasks.inputs import read_code
 from tasks.prepare import prepare
 from tasks.register import model_name
 
@@ -106,7 +107,7 @@ def tune(
         with showing(workspace, ["version", *BEFORE_TRAINING], console), reading_data:
             version_step(workspace, params)
             for stage in BEFORE_TRAINING:
-                stage_steps[stage](workspace)
+                stage_steps[stage](workspace, params=params)
             work = ready_step(workspace, params, values, space, member, epochs)
         study, keys = Study(work.folder), [dimension.key for dimension in space]
         with (
@@ -236,7 +237,7 @@ def made_data(workspace: Workspace, params: Params, chosen: dict[str, Any]) -> d
             params.prepare.model_dump(mode="json"),
             params.augment.model_dump(mode="json"),
             hashlib.sha256(workspace.manifest.read_bytes()).hexdigest(),
-            *((workspace.code / stage).read_text() for stage in ("prepare", "augment")),
+            *(read_code(workspace, stage) for stage in ("prepare", "augment")),
         ]
     )
     root = workspace.scratch / "tuning" / "data" / hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,60 +1,68 @@
-"""What code a stage can reach, as a hash: a fix in the loss counts, a comment or a docstring does not."""
+"""The code that a function can reach, as hashes: a changed statement counts; comments, docstrings, messages do not."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import re
-from collections.abc import Iterable
+import importlib
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import grimp
 
-PACKAGES = ("segmill", "tasks")
+from segmill.errors import near_miss
 
-# The bridge to DVC decides when a stage runs, never what comes out of it; which champion a member begins with is
-# written into the member, and how it is fetched changes nothing.
-NOT_FOLLOWED = ("tasks.stage", "tasks.champion")
+PACKAGES = ("segmill",)
 
-_FUNCTION_NAME = re.compile(r"\w+(\.\w+)+:\w+")
-
-
-def package_folders() -> dict[str, Path]:
-    """Return the folder of each package whose code counts."""
-    import importlib
-
-    return {name: Path(str(importlib.import_module(name).__file__)).parent for name in PACKAGES}
+_LOG_METHODS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def fingerprints(entries: Iterable[str]) -> dict[str, str]:
-    """Return, for each entry module, one line per module or data file it can reach: ``name sha256``, sorted.
+def fingerprints(entries: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Return, for each name in ``entries``, a line per module or file that its modules reach: ``name sha256``, sorted.
 
-    Reach is the import closure inside ``PACKAGES``, with imports inside functions and the packages above a module,
-    and with functions named as ``"module:function"`` (that is how work is sent to Ray). The hash is of the syntax
-    tree without docstrings, so layout and comments do not count. A new Python may write a tree differently, and
-    then everything counts as changed. Other files in a reached package's folder (templates) count by their bytes.
+    Reach is the import closure inside ``PACKAGES``: imports inside functions and the packages above a module count,
+    imports for type checkers do not. A module's hash is of its syntax tree without docstrings, without the texts of
+    ``raise`` and without those of log calls, so layout, comments and messages do not count. Modules without any
+    statement have no line. A new Python may write a tree differently, and then everything counts as changed. Another
+    file in a reached package's folder (a template) counts by its bytes where a reached module or file names it.
+
+    Args:
+        entries: name -> modules where the reach begins.
 
     Raises:
         KeyError: an entry is no module of the packages.
     """
-    folders = package_folders()
-    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
-    modules = {name: _parsed(_file(name, folders).read_bytes()) for name in graph.modules}
-    for name, (_, named) in modules.items():
-        for target in named & modules.keys():
-            graph.add_import(importer=name, imported=target)
-    for name in NOT_FOLLOWED:
-        graph.remove_module(name)
+    folders = {name: Path(str(importlib.import_module(name).__file__)).parent for name in PACKAGES}
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None, exclude_type_checking_imports=True)
     texts = {}
-    for entry in entries:
-        reached = {entry} | graph.find_upstream_modules(entry)
-        reached |= {".".join(name.split(".")[:depth]) for name in reached for depth in range(1, name.count(".") + 1)}
-        lines = [f"{name} {modules[name][0]}\n" for name in reached]
-        for name in reached:
-            lines += _data_lines(name, folders)
-        texts[entry] = "".join(sorted(lines))
+    for name, starts in entries.items():
+        reached: set[str] = set()
+        for start in starts:
+            if start not in graph.modules:
+                raise KeyError(f"there is no module {start}{near_miss(start, tuple(graph.modules))}")
+            reached |= {start} | graph.find_upstream_modules(start)
+        parts = [module.split(".") for module in reached]
+        reached |= {".".join(names[:depth]) for names in parts for depth in range(1, len(names))}
+        modules = {module: _parsed(_file(module, folders).read_bytes()) for module in reached}
+        lines = [f"{module} {parsed.sha256}\n" for module, parsed in modules.items() if parsed.has_code]
+        texts[name] = "".join(sorted([*lines, *_data_lines(modules, folders)]))
     return texts
+
+
+def reached_modules(text: str) -> list[str]:
+    """Return the modules and data files that a text of ``fingerprints`` holds."""
+    return [line.split()[0] for line in text.splitlines()]
+
+
+class _Parsed(NamedTuple):
+    """A module's hash, whether it holds any statement, and the short texts in it, which may name files."""
+
+    sha256: str
+    has_code: bool
+    texts: frozenset[str]
 
 
 def _file(module: str, folders: dict[str, Path]) -> Path:
@@ -63,23 +71,81 @@ def _file(module: str, folders: dict[str, Path]) -> Path:
     return stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
 
 
-def _data_lines(module: str, folders: dict[str, Path]) -> list[str]:
-    code = _file(module, folders)
-    if code.name != "__init__.py":
-        return []
-    data = (path for path in code.parent.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc"))
-    return [f"{module}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in data]
+def _data_lines(modules: dict[str, _Parsed], folders: dict[str, Path]) -> list[str]:
+    """Return a line per file beside a reached package's ``__init__`` that a reached module or such a file names."""
+    beside: dict[str, Path] = {}
+    for module in modules:
+        code = _file(module, folders)
+        if code.name == "__init__.py":
+            others = (path for path in code.parent.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc"))
+            beside |= {f"{module}/{path.name}": path for path in others}
+    named = set().union(*(parsed.texts for parsed in modules.values()))
+    counted = {name: path for name, path in beside.items() if path.name in named}
+    while more := {
+        name: path
+        for name, path in beside.items()
+        if name not in counted and any(path.name.encode() in one.read_bytes() for one in counted.values())
+    }:
+        counted |= more
+    return [f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for name, path in counted.items()]
 
 
 @cache
-def _parsed(source: bytes) -> tuple[str, frozenset[str]]:
-    """Return the hash of a module's syntax tree without docstrings, and the modules whose functions it names."""
+def _parsed(source: bytes) -> _Parsed:
     tree = ast.parse(source)
-    nodes = list(ast.walk(tree))
-    texts = (node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
-    named = frozenset(text.partition(":")[0] for text in texts if _FUNCTION_NAME.fullmatch(text))
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    for node in nodes:
-        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    texts = frozenset(value for value in constants if isinstance(value, str) and len(value) < 100)
+    loggers = _loggers(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), named
+        elif isinstance(node, ast.Raise):
+            node.exc, node.cause = _without_texts(node.exc), _without_texts(node.cause)
+        elif isinstance(node, ast.Call) and _logs(node.func, loggers):
+            node.args = [_WithoutTexts().visit(argument) for argument in node.args]
+    has_code = any(not _is_future(node) for node in tree.body)
+    return _Parsed(hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), has_code, texts)
+
+
+class _WithoutTexts(ast.NodeTransformer):
+    """Leaves of a message what is no text: f-strings go with what they show."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Constant:
+        return ast.Constant("")
+
+
+def _without_texts(expression: ast.expr | None) -> ast.expr | None:
+    stripped: ast.expr | None = _WithoutTexts().visit(expression) if expression else None
+    return stripped
+
+
+def _loggers(tree: ast.Module) -> set[str]:
+    """Return the names in a module that ``logging.getLogger`` gave their value."""
+    return {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and _is_get_logger(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _is_get_logger(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "logging.getLogger"
+
+
+def _logs(function: ast.expr, loggers: set[str]) -> bool:
+    """Tell whether a call of ``function`` writes to a log, or warns."""
+    if not isinstance(function, ast.Attribute):
+        return False
+    owner = ast.unparse(function.value)
+    if function.attr == "warn":
+        return owner == "warnings"
+    return function.attr in _LOG_METHODS and (owner == "logging" or owner in loggers or _is_get_logger(function.value))
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"

@@ -99,6 +99,11 @@ class Workspace:
         return self.scratch / "code"
 
     @property
+    def settings(self) -> Path:
+        """One JSON file per stage: the values it takes from params.yaml, with their defaults."""
+        return self.scratch / "settings"
+
+    @property
     def chunks(self) -> Path:
         """Finished shards of the packed splits, so that the next prepare makes only what is new."""
         return self.scratch / "chunks"

@@ -18,6 +18,7 @@ from segmill.params import Params
 from segmill.promotion.champion import Start, champion_start
 from segmill.training.distributed import launch
 from segmill.workspace import Workspace
+from tasks.inputs import code_path, member_settings, read_code
 from tasks.register import model_name
 from tasks.stage import recorded_md5
 
@@ -144,9 +145,8 @@ def _inputs_hash(workspace: Workspace, params: Params, name: str, start: Start |
     inputs = {
         "packed": recorded_md5(workspace, "prepare"),
         "augmented": recorded_md5(workspace, "augment"),
-        "code": (workspace.code / "finetune").read_text(),
-        "train": asdict(params.train),
-        "member": params.members[name].model_dump(),
+        "code": read_code(workspace, f"finetune@{name}"),
+        **member_settings(params, name),
         "start": start and start.source,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
@@ -170,5 +170,6 @@ def _checked(workspace: Workspace) -> Path:
 
 
 def _what_is_checked(workspace: Workspace, params: Params) -> str:
-    text = json.dumps(_to_check(params)) + (workspace.code / "finetune").read_text()
+    files = [code_path(workspace, f"finetune@{name}") for name in params.members]
+    text = json.dumps(_to_check(params)) + "".join(file.read_text() for file in files if file.is_file())
     return hashlib.sha256(text.encode()).hexdigest()

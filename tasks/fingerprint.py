@@ -1,12 +1,12 @@
-"""Stage fingerprint: hash the code each stage can reach, so that code is an input like any other."""
+"""Stage fingerprint: write down the code and the settings of each stage, so that both are inputs like any other."""
 
 from __future__ import annotations
 
 from segmill.params import Params
 from segmill.workspace import Workspace
-from tasks.stage import watch_code
+from tasks.inputs import write_inputs
 
 
 def fingerprint(workspace: Workspace, params: Params) -> None:
-    """Write ``.segmill/code/STAGE`` for every stage."""
-    watch_code(workspace)
+    """Write ``.segmill/code`` and ``.segmill/settings``, with a file per stage and member."""
+    write_inputs(workspace, params)

@@ -7,20 +7,12 @@ from segmill.data.packing.pack import pack
 from segmill.files import replacing
 from segmill.params import Params
 from segmill.workspace import Workspace
-
-# The modules that make pixels: what was packed by other code of these is packed again.
-PIXELS = (
-    "segmill.data.packing.shards",
-    "segmill.data.storage.images",
-    "segmill.data.packing.resizing",
-    "segmill.enhancement",
-)
+from tasks.inputs import read_code
 
 
 def prepare(workspace: Workspace, params: Params) -> None:
     """Write ``data/packed``: train enhanced, cropped and resized as `prepare` says, val and test as they are."""
     how = params.prepare
-    fingerprint = (workspace.code / "prepare").read_text().splitlines()
     with replacing(workspace.packed) as draft:
         pack(
             workspace.root / params.data.path,
@@ -33,6 +25,6 @@ def prepare(workspace: Workspace, params: Params) -> None:
             grayscale=how.grayscale,
             clahe=how.clahe,
             store_dir=workspace.chunks,
-            code="\n".join(line for line in fingerprint if line.split()[0] in PIXELS),
+            code=read_code(workspace, "shards"),  # what was packed by other code is packed again
             progress=progress.counter(workspace.count("prepare")),
         )

@@ -63,7 +63,7 @@ def _lineage(workspace: Workspace, params: Params) -> dict[str, str]:
     from importlib.metadata import version
 
     recorded = recorded_version(workspace.root, params.data.path)
-    code = b"".join(path.read_bytes() for path in sorted(workspace.code.iterdir()))
+    code = b"".join(path.read_bytes() for path in sorted(path for path in workspace.code.rglob("*") if path.is_file()))
     return {
         "data_version": recorded.md5 if recorded else "",
         "params_sha256": hashlib.sha256(workspace.params.read_bytes()).hexdigest(),

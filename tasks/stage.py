@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from segmill import progress
 from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.versioning.dvc_adapter import DvcRepository, DvcStage, repository
 from segmill.errors import InputError, near_miss
-from segmill.files import write_atomically
-from segmill.fingerprint import fingerprints, package_folders
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace
+from tasks.inputs import (
+    Inputs,
+    all_settings,
+    code_path,
+    settings_path,
+    stage_inputs,
+    value_changes,
+    write_inputs,
+    write_settings,
+)
 
 # What runs the stages, in the order of dvc.yaml (a contract test holds the two together).
 STAGES = ("fingerprint", "validate", "prepare", "augment", "finetune", "ensemble", "evaluate")
@@ -45,27 +52,30 @@ def stage_names(params: Params) -> list[str]:
     return [name for stage in STAGES for name in (members if stage == "finetune" else [stage])]
 
 
-def survey(workspace: Workspace, *, refresh: bool = True) -> dict[str, Outcome]:
-    """Say of every stage, upstream first, whether it is fresh or stale and why. Runs and records nothing.
+def survey(workspace: Workspace, params: Params | None = None) -> dict[str, Outcome]:
+    """Say of every stage, upstream first, whether it is fresh or stale and why. Runs, records and writes nothing.
 
-    ``refresh``: look at the installed code first. False beside a run: its stages hold the code they began with.
+    ``params``: None reads params.yaml.
     """
-    refuse_special_files(workspace.root / read_params(workspace.params).data.path)
-    if refresh:
-        watch_code(workspace)
+    params = params or read_params(workspace.params)
+    refuse_special_files(workspace.root / params.data.path)
+    inputs = stage_inputs(params)
     found: dict[str, Outcome] = {}
     with repository(workspace.root) as repo:
         for name, upstream in repo.upstream().items():
-            followed = [
-                up for up in upstream - {"fingerprint"} if found[up].state == "stale"
-            ]  # that was just refreshed
-            why = _why_stale(repo, repo.stage(name)) or (f"follows {', '.join(sorted(followed))}" if followed else "")
+            # What `fingerprint` would write is compared with the record here.
+            stale = sorted(up for up in upstream - {"fingerprint"} if found[up].state == "stale")
+            why = _why_stale(workspace, repo, repo.stage(name), inputs.get(name))
+            why = why or (f"follows {', '.join(stale)}" if stale else "")
             found[name] = Outcome(name, "stale" if why else "fresh", why or "unchanged")
-    return {name: found[name] for name in stage_names(read_params(workspace.params)) if name in found}
+    return {name: found[name] for name in stage_names(params) if name in found}
 
 
-def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
+def bring_up_to_date(workspace: Workspace, name: str, params: Params | None = None) -> Outcome:
     """Leave the stage ``name`` (as ``finetune@lite0``) fresh: skip, restore its outs, or run and record it.
+
+    Args:
+        params: as the run read them at its start; None reads params.yaml, for this stage alone.
 
     Raises:
         InputError: a dependency is missing, or moved while the stage ran (nothing is recorded then).
@@ -73,11 +83,13 @@ def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
     """
     started = time.monotonic()
     note = workspace.progress / f"{name}.json"
+    params = params or read_params(workspace.params)
     if name == "fingerprint":
-        watch_code(workspace)  # makes the links it depends on, in a new clone or where the installation moved
+        return _done(note, _write_down(workspace, params, started))
     with repository(workspace.root) as repo:
+        write_settings(workspace, params, name)
         stage = repo.stage(name)
-        why = _why_stale(repo, stage)
+        why = _why_stale(workspace, repo, stage, _written(workspace, name, params))
         if not why:
             return _done(note, Outcome(name, "fresh", "unchanged"))
         _refuse_missing(stage)
@@ -87,7 +99,7 @@ def bring_up_to_date(workspace: Workspace, name: str) -> Outcome:
         stage.remove_outs()
     progress.report(note, stage=name, state="running", why=why, began=time.time())
     try:
-        run(workspace, name)
+        run(workspace, name, params)
     except BaseException:
         progress.report_failure(note, stage=name, state="failed", why=why)
         raise
@@ -115,12 +127,11 @@ def noted(workspace: Workspace, name: str) -> Iterator[None]:
     progress.report(note, stage=name, state="ran", why="", seconds=time.time() - began)
 
 
-def run(workspace: Workspace, name: str) -> None:
+def run(workspace: Workspace, name: str, params: Params) -> None:
     """Run the stage's function and nothing else: this is what ``dvc repro`` calls through ``segmill stage NAME``."""
     base, _, item = name.partition("@")
     if base not in STAGES:
         raise InputError(f"there is no stage {name}{near_miss(base, STAGES)} (stages: {', '.join(STAGES)})")
-    params = read_params(workspace.params)
     function = getattr(importlib.import_module(f"tasks.{base}"), base)
     if base != "finetune":
         function(workspace, params)
@@ -129,26 +140,6 @@ def run(workspace: Workspace, name: str) -> None:
     else:
         members = tuple(params.members)
         raise InputError(f"there is no member {item!r}{near_miss(item, members)} (members: {', '.join(members)})")
-
-
-def watch_code(workspace: Workspace) -> None:
-    """Link the installed code into the workspace and write, per stage, the hash of the code that stage can reach.
-
-    Files are touched only where they change, so DVC keeps what it knows of them.
-    """
-    for name, folder in package_folders().items():
-        link = workspace.sources / name
-        if not link.is_symlink() or link.resolve() != folder.resolve():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(folder, link.parent.resolve()))
-    modules = {name: f"tasks.{name}" for name in STAGES if name != "fingerprint"}
-    texts = fingerprints(modules.values())
-    workspace.code.mkdir(parents=True, exist_ok=True)
-    for name, module in modules.items():
-        path = workspace.code / name
-        if not path.is_file() or path.read_text() != texts[module]:
-            write_atomically(path, texts[module])
 
 
 def recorded_md5(workspace: Workspace, name: str, dependency: str | None = None) -> str:
@@ -178,52 +169,69 @@ def _refuse_missing(stage: DvcStage) -> None:
         )
 
 
-def _why_stale(repo: DvcRepository, stage: DvcStage) -> str:
-    """Say in a few words what differs from the recorded run; "" where nothing does."""
-    if stage.fresh:
-        return ""
+def _write_down(workspace: Workspace, params: Params, started: float) -> Outcome:
+    """Be the stage ``fingerprint``: its outs are written first, in a new clone with the links that it depends on."""
+    write_inputs(workspace, params)
+    with repository(workspace.root) as repo:
+        stage = repo.stage("fingerprint")
+        if stage.fresh:
+            return Outcome(stage.name, "fresh", "unchanged")
+        reasons = [f"{change.path} changed" for change in stage.changes() if change.kind == "dependency"]
+        why = "; ".join(reasons) if stage.recorded else "never ran here"
+        stage.record()
+    return Outcome(stage.name, "ran", why or "what it writes changed", time.monotonic() - started)
+
+
+def _written(workspace: Workspace, name: str, params: Params) -> Inputs:
+    """Return the inputs of a stage as they are written in the workspace; no code where that was never hashed."""
+    code = code_path(workspace, name)
+    return Inputs(code.read_text() if code.is_file() else "", all_settings(params)[name])
+
+
+def _why_stale(workspace: Workspace, repo: DvcRepository, stage: DvcStage, inputs: Inputs | None) -> str:
+    """Say in a few words what differs from the recorded run; "" where nothing does.
+
+    Args:
+        inputs: what it would be made with now; None for the stage ``fingerprint``.
+    """
     if not stage.recorded:
         return "never ran here"
-    changes = stage.changes()
-    reasons: list[str] = []
-    for change in changes:
-        if change.kind == "parameter":
-            reasons += _value_changes({change.path: change.old}, {change.path: change.new})
-        elif change.kind == "dependency" and change.path.startswith(".segmill/code/"):
-            reasons.append(_code_change(repo, change.path, change.old))
-        elif change.kind == "dependency":
-            reasons.append(f"{change.path} {'is missing' if change.how == 'deleted' else 'changed'}")
+    reasons = _input_changes(workspace, repo, stage.name, inputs) if inputs else []
+    own = f"{workspace.scratch.name}/"
+    changes = [change for change in stage.changes() if not inputs or not change.path.startswith(own)]
+    reasons += [
+        f"{change.path} {'is missing' if change.how == 'deleted' else 'changed'}"
+        for change in changes
+        if change.kind == "dependency"
+    ]
     damaged = [change for change in changes if change.kind == "out"]
     if len(damaged) > MOST_NAMED:
         reasons.append(f"{damaged[0].path} and {len(damaged) - 1} more files are missing or damaged")
     else:
         reasons += [f"{change.path} {_DAMAGE.get(change.how, change.how)}" for change in damaged]
-    return "; ".join(reasons) or "its command or its lists in dvc.yaml changed"
+    if not reasons and any(change.kind == "stage" for change in changes):
+        reasons.append("its command in dvc.yaml changed")
+    return "; ".join(reasons)
 
 
-def _value_changes(old: Any, new: Any, key: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            change
-            for part in dict.fromkeys([*old, *new])
-            if old.get(part) != new.get(part)
-            for change in _value_changes(old.get(part), new.get(part), f"{key}.{part}".lstrip("."))
-        ]
-    return [f"{key} {_brief(old)} -> {_brief(new)}"]
+def _input_changes(workspace: Workspace, repo: DvcRepository, name: str, inputs: Inputs) -> list[str]:
+    """Say what differs between a stage's code and settings and those that dvc.lock records for it."""
+    entry = repo.lock_entries().get(name, {})
+    code, settings = (str(path(workspace, name).relative_to(workspace.root)) for path in (code_path, settings_path))
+    code_md5 = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}.get(code)
+    values = entry.get("params", {}).get(settings)
+    if code_md5 is None or values is None:
+        return ["an earlier release made it"]
+    reasons = value_changes(values, inputs.settings) if values != inputs.settings else []
+    return reasons + ([_code_change(repo, inputs, code_md5)] if code_md5 != inputs.code_md5 else [])
 
 
-def _brief(value: Any) -> str:
-    text = "unset" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _code_change(repo: DvcRepository, path: str, old: str) -> str:
+def _code_change(repo: DvcRepository, inputs: Inputs, old_md5: str) -> str:
     """Name the modules whose hash moved, from the recorded list where DVC's cache still has it."""
-    now = repo.root / path
-    cached = repo.cache_path(old)
+    cached = repo.cache_path(old_md5)
     if not cached.is_file():
         return "its code changed"
-    lines = set(now.read_text().splitlines()) if now.is_file() else set()
-    modules = sorted({line.split()[0] for line in lines ^ set(cached.read_text().splitlines())})
+    lines = set(inputs.code.splitlines()) ^ set(cached.read_text().splitlines())
+    modules = sorted({line.split()[0] for line in lines})
     more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
     return f"code changed: {', '.join(modules[:3])}{more}"

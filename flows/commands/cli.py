@@ -20,7 +20,7 @@ from flows.environment import prepare_environment, ray_address, switch_telemetry
 from segmill.errors import GateRefused, SegmillError
 from segmill.params import Params, read_params, set_params
 from segmill.workspace import Workspace, free_bytes
-from segmill.workspace_lock import Part, writer, writing
+from segmill.workspace_lock import Part, writing
 
 app = typer.Typer(
     help="Retrain, compare and replace segmentation models, from versioned data to a gated promotion.",
@@ -127,7 +127,7 @@ def status(
     from tasks.stage import survey
 
     space, params = _open(workspace)
-    found = look(space, params, survey(space, refresh=not writer(space, Part.WORKSPACE)))
+    found = look(space, params, survey(space, params))
     if as_json:
         print(found.as_json())
     else:
@@ -288,6 +288,7 @@ def stage(
     from contextlib import nullcontext
 
     from segmill.cluster.connection import connect
+    from tasks.inputs import refuse_other_settings
     from tasks.stage import run
 
     space, command, base = Workspace.open(workspace), f"segmill stage {name}", name.partition("@")[0]
@@ -297,8 +298,9 @@ def stage(
         _alone(space, command, Part.DATA, wait=wait) if reads_data else nullcontext(),
     ):
         _, params = _open(workspace)
+        refuse_other_settings(space, params, name)
         with connect(ray_address(params)) if base in ("finetune", "ensemble", "evaluate") else nullcontext():
-            run(space, name)
+            run(space, name, params)
 
 
 def _open(folder: Path) -> tuple[Workspace, Params]:
@@ -339,8 +341,8 @@ def _nothing_to_do(workspace: Workspace, params: Params) -> bool:
     from flows.commands.status import look
     from tasks.stage import bring_up_to_date, survey
 
-    bring_up_to_date(workspace, "fingerprint")
-    stages = survey(workspace)
+    bring_up_to_date(workspace, "fingerprint", params)
+    stages = survey(workspace, params)
     if any(outcome.state != "fresh" for outcome in stages.values()) or not look(workspace, params, stages).up_to_date:
         return False
     for outcome in stages.values():

@@ -23,7 +23,7 @@ from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.workspace import TEMPLATES, Workspace, template
 from segmill.workspace_lock import Part, writing
-from tasks.stage import watch_code
+from tasks.inputs import write_inputs
 
 if TYPE_CHECKING:
     from segmill.data.ingest.intake import NewSample
@@ -229,8 +229,9 @@ def _lay_down(folder: Path) -> None:
 def _finish(folder: Path, message: str) -> Workspace:
     """Put the set under DVC as the first version, and everything else into git."""
     workspace = Workspace(folder.resolve())
-    watch_code(workspace)
-    path = read_params(workspace.params).data.path
+    params = read_params(workspace.params)
+    write_inputs(workspace, params)
+    path = params.data.path
     with explained(workspace.root, path, message):
         record_data(workspace.root, path, None)
     commit_files(workspace.root, message)

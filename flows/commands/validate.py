@@ -117,9 +117,9 @@ def _check(workspace: Workspace, params: Params, console: Console) -> tuple[bool
     try:
         with _bar(workspace.count("validate"), console):
             if special_files(workspace.root / params.data.path):
-                run(workspace, "validate")  # DVC must not open these, so it is not asked; this raises in any case
-            bring_up_to_date(workspace, "fingerprint")
-            outcome = bring_up_to_date(workspace, "validate")
+                run(workspace, "validate", params)  # raises in any case; DVC must not open these, so it is not asked
+            bring_up_to_date(workspace, "fingerprint", params)
+            outcome = bring_up_to_date(workspace, "validate", params)
     except IssuesFound as error:
         lines = str(error).splitlines()
         console.print(lines[0].removesuffix(":"), style="bold red", highlight=False, soft_wrap=True)

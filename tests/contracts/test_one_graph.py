@@ -14,10 +14,11 @@ from ruamel.yaml import YAML
 import tasks
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace, template
+from tasks.inputs import all_settings, settings_path
 from tasks.stage import STAGES
 
 SIDE_EFFECTS = ("version", "register", "promote")
-NOT_STEPS = ("__init__", "stage")
+NOT_STEPS = ("__init__", "stage", "inputs")
 
 
 def pipeline() -> dict[str, Any]:
@@ -53,7 +54,7 @@ def test_the_flow_runs_the_stages_in_an_order_the_graph_allows(workspace: Worksp
 def test_every_stage_depends_on_its_own_code() -> None:
     for name, stage in pipeline().items():
         if name != "fingerprint":
-            assert f".segmill/code/{name}" in stage["deps"]
+            assert f".segmill/code/{name}{'/${key}' if name == 'finetune' else ''}" in stage["deps"]
 
 
 def test_every_command_is_the_stage_of_its_name() -> None:
@@ -61,8 +62,19 @@ def test_every_command_is_the_stage_of_its_name() -> None:
         assert re.fullmatch(rf"segmill stage {name}(@\$\{{key\}})?", stage["cmd"])
 
 
-def test_params_that_change_a_result_are_inputs_of_a_stage_and_exist() -> None:
-    tracked = {key.partition(".")[0] for stage in pipeline().values() for key in stage.get("params", [])}
+def test_every_stage_depends_on_its_own_settings_which_the_stage_fingerprint_writes(workspace: Workspace) -> None:
+    params = read_params(workspace.params)
+    for stage in all_settings(params):
+        name, _, member = stage.partition("@")
+        (listed,) = pipeline()[name]["params"]
+        (path,) = (key.replace("${key}", member) for key in listed)
+        assert workspace.root / path == settings_path(workspace, stage) and settings_path(workspace, stage).is_file()
+    assert [name for name, stage in pipeline().items() if "params" not in stage] == ["fingerprint"]
+
+
+def test_params_that_change_a_result_are_settings_of_a_stage(workspace: Workspace) -> None:
+    settings = all_settings(read_params(workspace.params))
+    tracked = {block for values in settings.values() for block in values}
     where_things_run = {"promotion", "ray", "mlflow", "prefect"}
     assert tracked == set(Params.model_fields) - where_things_run
-    assert [key for stage in pipeline().values() for key in stage.get("params", []) if "data" in key] == ["data.accept"]
+    assert [values["data"] for values in settings.values() if "data" in values] == [{"accept": []}]

@@ -16,7 +16,7 @@ from segmill.params import Params, parse_params, read_params, set_params
 from segmill.workspace import Workspace, template
 from tasks.augment import augment
 from tasks.finetune import training_arguments
-from tasks.stage import watch_code
+from tasks.inputs import write_inputs
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_written_out_recipe_is_tried_before_it_is_taken(packed: Workspace) -> 
 
 
 def test_a_member_trains_on_the_extra_samples_and_its_record_says_how_many(workspace: Workspace) -> None:
-    watch_code(workspace)
+    write_inputs(workspace, read_params(workspace.params))
     set_params(workspace.params, ["ray.cpus_per_worker=1"])
     settled = settle_policy("medical")
     workspace.augmented.mkdir()

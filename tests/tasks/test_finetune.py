@@ -16,7 +16,7 @@ from segmill.promotion import registry
 from segmill.promotion.champion import Start, champion_start
 from segmill.workspace import Workspace
 from tasks import finetune
-from tasks.stage import watch_code
+from tasks.inputs import code_path, write_inputs
 
 
 def test_members_that_params_no_longer_names_are_dropped(workspace: Workspace) -> None:
@@ -29,7 +29,7 @@ def test_members_that_params_no_longer_names_are_dropped(workspace: Workspace) -
 
 
 def test_checkpoints_lie_under_all_that_decides_the_member(workspace: Workspace) -> None:
-    watch_code(workspace)
+    write_inputs(workspace, read_params(workspace.params))
 
     def hashes() -> list[str]:
         params = read_params(workspace.params)
@@ -44,7 +44,7 @@ def test_checkpoints_lie_under_all_that_decides_the_member(workspace: Workspace)
     assert third[0] != second[0] and third[1] != second[1]
     set_params(workspace.params, ["ray.workers=1"])
     assert hashes() == third  # where it runs decides nothing
-    (workspace.code / "finetune").write_text("another loss")
+    code_path(workspace, "finetune@lite0-unet").write_text("another loss")
     assert hashes()[0] != third[0]
     params = read_params(workspace.params)
     begun = [finetune._inputs_hash(workspace, params, "lite0-unet", Start(Path(), f"m/{number}")) for number in (1, 2)]
@@ -52,7 +52,7 @@ def test_checkpoints_lie_under_all_that_decides_the_member(workspace: Workspace)
 
 
 def test_arguments_are_the_training_block_with_what_the_member_says_instead(workspace: Workspace) -> None:
-    watch_code(workspace)
+    write_inputs(workspace, read_params(workspace.params))
     set_params(workspace.params, ["train.epochs=9", "train.max_grad_norm=0.5", "ray.cpus_per_worker=1"])
     set_params(workspace.params, ["members.lite0-unet.epochs=3", "members.lite0-unet.aux_heads={boundary: 0.4}"])
     settle_policy("none").write(_made(workspace.augmented) / "recipe.json")
@@ -109,7 +109,7 @@ def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Wo
 
 
 def test_the_check_of_members_is_remembered_until_they_change(workspace: Workspace, tmp_path: Path) -> None:
-    watch_code(workspace)
+    write_inputs(workspace, read_params(workspace.params))
     params = read_params(workspace.params)
     finetune._checked(workspace).write_text(finetune._what_is_checked(workspace, params))
     assert finetune.begin_check(workspace, params) is None

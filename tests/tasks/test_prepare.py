@@ -10,7 +10,8 @@ from segmill.data.ingest.builtin import write_street
 from segmill.data.packing.packed import PackedSplit
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace
-from tasks.stage import bring_up_to_date, watch_code
+from tasks.inputs import write_inputs
+from tasks.stage import bring_up_to_date
 from tasks.validate import validate
 from tasks.version import version
 from tests.tasks.test_stage import dvc
@@ -67,7 +68,7 @@ def test_dvc_repro_takes_over_what_was_decoded_and_changes_no_byte_in_place(work
 
 
 def test_every_key_of_prepare_reaches_the_pixels(workspace: Workspace) -> None:
-    watch_code(workspace)
+    write_inputs(workspace, read_params(workspace.params))
     set_params(workspace.params, ["prepare.size_px=[48, 40]", "prepare.resize=tile"])
     validate(workspace, read_params(workspace.params))
     seen: set[frozenset[str]] = set()

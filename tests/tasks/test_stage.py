@@ -5,24 +5,35 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 import tasks.prepare
+import tasks.stage
 from segmill.data.packing.pack import pack
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace
+from tasks.inputs import code_path, refuse_other_settings, settings_path
 from tasks.stage import bring_up_to_date, recorded_md5, survey
 from tasks.version import version
 
 LIGHT = ("fingerprint", "validate", "prepare", "augment")
+LIGHT_AFTER = ("ensemble", "evaluate")
 
 
 def bring_light(workspace: Workspace) -> dict[str, tuple[str, str]]:
     version(workspace, read_params(workspace.params))
     outcomes = [bring_up_to_date(workspace, name) for name in LIGHT]
     return {outcome.stage: (outcome.state, outcome.why) for outcome in outcomes}
+
+
+def recorded_settings(workspace: Workspace, name: str) -> dict[str, Any]:
+    """Return the settings that dvc.lock records for the last run of a stage."""
+    (settings,) = YAML(typ="safe").load(workspace.root / "dvc.lock")["stages"][name]["params"].values()
+    return dict(settings)
 
 
 def dvc(workspace: Workspace, *arguments: str) -> str:
@@ -55,6 +66,75 @@ def test_a_param_is_named_with_its_old_and_new_value(workspace: Workspace) -> No
     set_params(workspace.params, ["prepare.size_px=[32, 64]"])
     assert bring_light(workspace)["prepare"] == ("ran", "prepare.size_px [64, 64] -> [32, 64]")
     assert survey(workspace)["augment"].state == "fresh"
+
+
+def test_a_changed_default_and_another_kind_of_number_are_noticed(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_params(workspace.params, ["prepare.clahe=1e-05"])
+    bring_light(workspace)
+    assert bring_light(workspace)["prepare"] == ("fresh", "unchanged"), "1e-05 is a number in dvc.lock too"
+    text = workspace.params.read_text().replace("  overlap_px: 32", "  # overlap")
+    assert "overlap_px" not in text
+    workspace.params.write_text(text)
+    assert survey(workspace)["prepare"].state == "fresh", "32 is the default"
+    params = read_params(workspace.params)
+    other = params.model_copy(update={"prepare": params.prepare.model_copy(update={"overlap_px": 16})})
+    monkeypatch.setattr(tasks.stage, "read_params", lambda path: other)  # as a release with another default would
+    assert survey(workspace)["prepare"].why == "prepare.overlap_px 32 -> 16"
+
+
+def test_who_looks_writes_nothing(workspace: Workspace) -> None:
+    bring_light(workspace)
+    files = [path for folder in (workspace.code, workspace.settings) for path in folder.rglob("*") if path.is_file()]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in [*files, workspace.root / "dvc.lock"]}
+    set_params(workspace.params, ["prepare.size_px=[32, 64]", "members.lite0-unet.lr=0.5"])
+    assert survey(workspace)["prepare"].why == "prepare.size_px [64, 64] -> [32, 64]"
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+
+
+def test_params_are_read_once_and_an_edit_in_the_middle_counts_for_the_next_run(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = read_params(workspace.params)
+    version(workspace, params)
+    sizes = []
+
+    def pack_while_somebody_edits(*arguments: Any, **options: Any) -> None:
+        set_params(workspace.params, ["prepare.size_px=[32, 96]", "augment.seed=5"])
+        assert survey(workspace)["augment"].why == "never ran here"
+        sizes.append(options["size"])
+        pack(*arguments, **options)
+
+    set_params(workspace.params, ["prepare.size_px=[32, 32]"])  # after the run has read it
+    monkeypatch.setattr(tasks.prepare, "pack", pack_while_somebody_edits)
+    assert [bring_up_to_date(workspace, name, params).state for name in LIGHT] == ["ran"] * 4
+    assert sizes == [(64, 64)]
+    assert recorded_settings(workspace, "prepare")["prepare"]["size_px"] == [64, 64]
+    assert recorded_settings(workspace, "augment")["augment"]["seed"] == 0
+    found = survey(workspace)
+    assert found["prepare"].why == "prepare.size_px [64, 64] -> [32, 96]"
+    assert found["augment"].why == "augment.seed 0 -> 5"
+
+
+def test_dvc_records_no_result_of_other_settings_than_it_wrote_down(workspace: Workspace) -> None:
+    bring_light(workspace)
+    set_params(workspace.params, ["prepare.size_px=[32, 64]"])
+    with pytest.raises(InputError, match=r"other settings for prepare .*prepare.size_px \[64, 64\] -> \[32, 64\]"):
+        refuse_other_settings(workspace, read_params(workspace.params), "prepare")
+    assert "Running stage 'prepare'" in dvc(workspace, "repro", "augment"), "repro writes them down first"
+    assert recorded_settings(workspace, "prepare")["prepare"]["size_px"] == [32, 64]
+
+
+def test_a_member_that_goes_takes_its_files_along(workspace: Workspace) -> None:
+    bring_light(workspace)
+    values = YAML().load(workspace.params)
+    del values["members"]["lite0-unet"]
+    YAML().dump(values, workspace.params)
+    bring_light(workspace)
+    assert not code_path(workspace, "finetune@lite0-unet").exists()
+    assert not settings_path(workspace, "finetune@lite0-unet").exists()
+    assert list(survey(workspace)) == [*LIGHT, "finetune@resnet18-linknet", "finetune@regnety-manet", *LIGHT_AFTER]
 
 
 def test_a_known_result_comes_back_from_the_run_cache(workspace: Workspace) -> None:
@@ -136,6 +216,6 @@ def test_an_unknown_stage_or_member_names_the_near_miss(workspace: Workspace) ->
     from tasks.stage import run
 
     with pytest.raises(InputError, match="no stage prepair; did you mean 'prepare'"):
-        run(workspace, "prepair")
+        run(workspace, "prepair", read_params(workspace.params))
     with pytest.raises(InputError, match="no member 'lite0-uent'; did you mean 'lite0-unet'"):
-        run(workspace, "finetune@lite0-uent")
+        run(workspace, "finetune@lite0-uent", read_params(workspace.params))

@@ -28,7 +28,7 @@ def quiet() -> Console:
 def checked(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A checked set on a machine whose speed is remembered."""
     for name in ("fingerprint", "validate"):
-        run(workspace, name)
+        run(workspace, name, read_params(workspace.params))
     monkeypatch.setattr("platform.node", lambda: "here")
     names = ("backbone", "decoder", "name", "lr", "settings")
     candidates = [

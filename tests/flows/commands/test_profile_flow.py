@@ -47,7 +47,7 @@ def test_a_member_is_profiled_before_and_after_prepare(
         facts = json.loads(capsys.readouterr().out)
         assert facts["made_up"] and facts["size_px"] == [64, 96] and facts["batch_size"] == 4
         for stage in ("fingerprint", "validate", "prepare"):
-            run(workspace, stage)
+            run(workspace, stage, read_params(workspace.params))
         profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
         facts = json.loads(capsys.readouterr().out)
     assert not facts["made_up"] and facts["images_s"] > 0 and facts["step_flop"] > 1e9

@@ -35,7 +35,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, _street_workspace: Worksp
     block = ["recipe=driving", "copy_paste=0.1", "oversample=0.1", "rare_below=0.15"]
     set_params(workspace.params, [*(f"augment.{line}" for line in block), "train.seed=4", "train.batch_size=7"])
     for name in ("fingerprint", "validate", "prepare", "augment"):
-        run(workspace, name)
+        run(workspace, name, read_params(workspace.params))
     return workspace
 
 
