@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
@@ -72,7 +71,11 @@ def _run(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
 @contextlib.contextmanager
 def _statistics_stand_still(block: nn.Module) -> Iterator[None]:
     """Let normalisation in ``block`` write its statistics to copies."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
+    norms = [
+        module
+        for module in block.modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm) and module.training
+    ]
     kept = [norm._buffers for norm in norms]
     for norm in norms:
         norm._buffers = {name: buffer if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()}

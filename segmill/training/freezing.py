@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
 
 
@@ -34,6 +33,10 @@ def freeze(encoder: nn.Module, stages: Sequence[Sequence[Parameter]], free: int)
             changed |= parameter.requires_grad is not learns
             parameter.requires_grad_(learns)
     for part in encoder.modules():
-        if isinstance(part, _BatchNorm) and part.affine and not part.weight.requires_grad:
+        if (
+            isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm)
+            and part.affine
+            and not part.weight.requires_grad
+        ):
             part.eval()
     return changed

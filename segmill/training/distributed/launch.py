@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ from segmill.errors import InfrastructureError, SegmillError
 from segmill.training.settings import run_folder
 
 if TYPE_CHECKING:
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
-
-    from segmill.training.distributed.ranks import LeanTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 # A worker that dies (killed, lost node, driver fault) is replaced this often, from its last checkpoint.
 RESTARTS = 2
@@ -34,13 +35,6 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-
-DEATHS = (
-    "ActorDiedError",
-    "ActorUnavailableError",
-    "WorkerHealthCheckFailedError",
-    "WorkerHealthCheckTimeoutError",
-)
 
 
 def on_ray(function: str, *args: Any, num_cpus: float = 1, num_gpus: float = 0, **kwargs: Any) -> Running[Any]:
@@ -90,13 +84,14 @@ def train_member(args: dict[str, Any]) -> dict[str, Any]:
         state="starting",
         time=time.time(),
     )
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     for restarts_left in reversed(range(RESTARTS + 1)):
         try:
             _trainer(args).fit()
             break
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayActorError) as error:
             # Exceptions may hold what only the worker's process could unpickle: only our sentences travel on.
             _raise_if_final(args, error, restarts_left)
     metrics: dict[str, Any] = json.loads((Path(args["out_dir"]) / "metrics.json").read_text())
@@ -110,13 +105,14 @@ def _call(job: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
     return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
-def _trainer(args: dict[str, Any]) -> LeanTrainer:
+def _trainer(args: dict[str, Any]) -> DataParallelTrainer:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from segmill.training.distributed.ranks import LeanTrainer, RanksConfig
+    from segmill.training.distributed.ranks import RanksConfig
 
     gpu = args["gpus_per_worker"] > 0
-    return LeanTrainer(
+    return DataParallelTrainer(
         _work,
         train_loop_config=args,
         backend_config=RanksConfig(gpu=gpu),
@@ -136,26 +132,47 @@ def _trainer(args: dict[str, Any]) -> LeanTrainer:
     )
 
 
+class Unforeseen(Exception):
+    """What a rank raised that is no sentence of ours; its traceback as text, which every process can unpickle."""
+
+
 def _work(args: dict[str, Any]) -> None:
-    """Be one rank; here and not in worker.py, so that Ray's onlookers need not import torch to pass it on."""
+    """Be one rank; here and not in worker.py, so that Ray's onlookers need not import torch to pass it on.
+
+    Raises SegmillError, OSError, Ray's errors, or Unforeseen for all others: whatever else comes out of a training
+    is Ray's report that a rank died.
+    """
+    from ray.exceptions import RayError
+
     from segmill.training.distributed import worker
 
-    worker.work(args)
+    try:
+        worker.work(args)
+    except (SegmillError, OSError, RayError):
+        raise
+    except Exception as error:
+        raise Unforeseen("".join(traceback.format_exception(error))) from None
 
 
-def _raise_if_final(args: dict[str, Any], error: TrainingFailedError, restarts_left: int) -> None:
-    """Raise where another try would end alike; return where a worker died and may be replaced."""
-    failures = list(getattr(error, "worker_failures", {}).values())
+def _raise_if_final(args: dict[str, Any], error: TrainingFailedError | RayActorError, restarts_left: int) -> None:
+    """Raise where another try would end alike; return where a process died and may be replaced."""
+    from ray.train import ControllerError, WorkerGroupError
+
+    if isinstance(error, ControllerError):
+        raise InfrastructureError(
+            f"Ray could not start the workers of member {args['name']} ({first_line(error.controller_failure)}); "
+            "run again: what is done is kept"
+        ) from None
+    failures = (list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []) or [error]
     for failure in failures:
         if isinstance(failure, SegmillError | OSError):
             raise failure from None
-    # What Ray's monitor stopped for want of memory arrives as text only.
-    if any(ran_out_of_memory(failure) for failure in failures):
+    # Ray has no class for a worker that its monitor stopped because the memory was full, only a text.
+    if any(ran_out_of_memory(failure) for failure in failures if not isinstance(failure, Unforeseen)):
         raise out_of_memory(args["name"], args["batch_size"], args["size"]) from None
     # With several ranks the others' broken connections may arrive before the death that broke them.
-    died = args["num_workers"] > 1 or any(type(failure).__name__ in DEATHS for failure in failures)
-    if not died:
-        raise RuntimeError(f"member {args['name']} failed: {error}") from None
+    if args["num_workers"] == 1 and isinstance(failures[0], Unforeseen):
+        raise RuntimeError(f"member {args['name']} failed: {failures[0]}") from None
     if not restarts_left:
         raise InfrastructureError(
             f"member {args['name']} lost its worker {RESTARTS + 1} times ({first_line(failures[0])}); run "
