@@ -12,13 +12,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import torch
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
-from ray.tune.stopper import Stopper
+from ray.tune.stopper import CombinedStopper, Stopper
 
 from segmill import progress
 from segmill.cluster.memory import out_of_memory, ran_out_of_memory
@@ -44,6 +43,7 @@ from segmill.tuning.trials import (
 # A trial is stopped where it is in the lower half of all that came so far: at a quarter and at half of its training.
 GRACE_PERCENT = 25
 REDUCTION = 2
+RUNGS = (GRACE_PERCENT, GRACE_PERCENT * REDUCTION)
 LEAST_RIVALS = 3  # that came as far: fewer say nothing of which half a trial is in
 LOOK_EVERY_S = 2.0
 TUNE_ENVIRONMENT = {
@@ -92,7 +92,6 @@ def search(
             metric="miou",
             mode="max",
             search_alg=proposals,
-            scheduler=Rungs(study, work.seed, over),
             num_samples=-1,
             max_concurrent_trials=at_once,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -100,7 +99,7 @@ def search(
         run_config=tune.RunConfig(
             name="search",
             storage_path=str(work.folder / "ray"),
-            stop=Budget(study, spending, minutes, repeats, at_once),
+            stop=CombinedStopper(Budget(study, spending, minutes, repeats, at_once), Rungs(study, work.seed, over)),
             callbacks=[Deaths(study, work.seed)],
             verbose=0,
         ),
@@ -121,47 +120,52 @@ def train_once(work: Work, values: dict[str, Any], seed: int) -> None:
     _run(work, values, seed, lambda result: None)
 
 
-class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
-    """ASHA that knows the trials of earlier searches, and notes whom it stops.
+class Rungs(Stopper):  # type: ignore[misc]
+    """Stops a trial that is in the lower half of all that came as far, those of earlier searches included.
 
-    Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020.
+    Asynchronous successive halving (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020)
+    with Optuna's PercentilePruner, which compares with completed trials only. So each arrival at a rung is a trial of
+    a small Optuna study, complete at once, and trials that still run count as rivals too.
     """
 
     def __init__(self, study: Study, seed: int, over: Sequence[Trial]) -> None:
-        super().__init__("percent", "miou", "max", max_t=100, grace_period=GRACE_PERCENT, reduction_factor=REDUCTION)
-        self._folder, self._seed = study.folder, seed
-        self._came: dict[int, set[str]] = {percent: set() for percent in (GRACE_PERCENT, GRACE_PERCENT * REDUCTION)}
+        self._study, self._seed = study, seed
+        self._arrivals = optuna.create_study(
+            direction="maximize",
+            pruner=optuna.pruners.PercentilePruner(
+                100 / REDUCTION, n_startup_trials=LEAST_RIVALS, n_min_trials=LEAST_RIVALS
+            ),
+        )
+        self._reached: dict[str, int] = {}
         for trial in over:
-            earlier = SimpleNamespace(trial_id=trial.key)
-            super().on_trial_add(None, earlier)
             for result in results(trial.rows):
-                self._rivals(trial.key, result["percent"])
-                super().on_trial_result(None, earlier, result)
-            self.on_trial_remove(None, earlier)
+                self._is_behind(trial.key, result)
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Metric and mode are settled already."""
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Tell whether the trial stops here; if so, note it and delete its checkpoint."""
+        behind = self._is_behind(trial_id, result)
+        if not behind or result["percent"] >= 100:
+            return False
+        key = trial_key(result["config"]["values"], self._seed)
+        why = f"behind the other half of the trials at {result['percent']:.0f} % of the training"
+        decide(self._study, key, "stopped", why)
+        shutil.rmtree(self._study.checkpoint(key), ignore_errors=True)
         return True
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Say whether the trial goes on."""
-        action: str = super().on_trial_result(tune_controller, trial, result)
-        rivals = self._rivals(trial.trial_id, result["percent"])
-        if action == TrialScheduler.STOP and result["percent"] < 100:
-            if rivals < LEAST_RIVALS:
-                return str(TrialScheduler.CONTINUE)
-            study, key = Study(self._folder), trial_key(trial.config["values"], self._seed)
-            why = f"behind the other half of the trials at {result['percent']:.0f} % of the training"
-            decide(study, key, "stopped", why)
-            shutil.rmtree(study.checkpoint(key), ignore_errors=True)
-        return action
+    def stop_all(self) -> bool:
+        return False
 
-    def _rivals(self, trial_id: str, percent: float) -> int:
-        """Note how far a trial came; return how many others came to the same rung."""
-        passed = [came for rung, came in self._came.items() if percent >= rung]
-        for came in passed:
-            came.add(trial_id)
-        return len(passed[-1]) - 1 if passed else 0
+    def _is_behind(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Compare a trial that arrives at a rung with those that were there before."""
+        rung = max((rung for rung in RUNGS if rung <= result["percent"]), default=0)
+        if rung <= self._reached.get(trial_id, 0):
+            return False
+        self._reached[trial_id] = rung
+        arrival = self._arrivals.ask()
+        arrival.report(result["miou"], step=rung)
+        behind: bool = arrival.should_prune()
+        self._arrivals.tell(arrival, result["miou"])
+        return behind
 
 
 class Deaths(tune.Callback):  # type: ignore[misc]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,6 +217,11 @@ def test_the_gain_is_set_against_the_noise_between_seeds() -> None:
     assert "keep it" in unchanged([0.7], 0.95).sentence
 
 
+def arrives(percent: float, miou: float, a: int) -> dict[str, Any]:
+    """Return what Ray Tune says of a trial of ``a``."""
+    return {"percent": percent, "miou": miou, "config": {"values": {"a": a}}}
+
+
 def test_asha_knows_the_trials_of_an_earlier_search_and_notes_whom_it_stops(tmp_path: Path) -> None:
     study = Study(tmp_path)
     # At a quarter they had 0.125, 0.15, 0.175 and 0.2: the middle is 0.1625.
@@ -225,24 +229,36 @@ def test_asha_knows_the_trials_of_an_earlier_search_and_notes_whom_it_stops(tmp_
     rungs = Rungs(study, 0, over)
 
     study.checkpoint(trial_key({"a": 1}, 0)).mkdir(parents=True)
-    for number, miou, action in ((1, 0.16, "STOP"), (2, 0.165, "CONTINUE")):
-        running = SimpleNamespace(trial_id=str(number), config={"values": {"a": number}})
-        rungs.on_trial_add(None, running)  # type: ignore[arg-type]
-        assert rungs.on_trial_result(None, running, {"miou": 0.01, "percent": 20}) == "CONTINUE"  # type: ignore[arg-type]
-        assert rungs.on_trial_result(None, running, {"miou": miou, "percent": 25}) == action  # type: ignore[arg-type]
+    for number, miou, stops in ((1, 0.16, True), (2, 0.165, False)):
+        assert not rungs(str(number), arrives(20, 0.01, number))
+        assert rungs(str(number), arrives(25, miou, number)) is stops
     (noted,) = json.loads(study.decisions.read_text()).items()
     assert noted[0] == trial_key({"a": 1}, 0) and noted[1]["state"] == "stopped" and "at 25 %" in noted[1]["why"]
     assert not study.checkpoint(trial_key({"a": 1}, 0)).exists()
     # At its end a trial is over, not stopped.
-    assert rungs.on_trial_result(None, running, {"miou": 0.3, "percent": 100}) == "STOP"  # type: ignore[arg-type]
+    assert not rungs("2", arrives(100, 0.01, 2))
     assert len(json.loads(study.decisions.read_text())) == 1
+
+
+def test_a_trial_is_compared_at_each_rung_once_with_those_that_came_as_far(tmp_path: Path) -> None:
+    # At half they had 0.25, 0.3, 0.35 and 0.4: the middle is 0.325.
+    rungs = Rungs(Study(tmp_path), 0, [trial(number, 0.4 + number / 10) for number in range(1, 5)])
+    assert not rungs("1", arrives(25, 0.2, 1))
+    assert not rungs("1", arrives(30, 0.01, 1)), "between two rungs nobody is compared"
+    assert rungs("1", arrives(50, 0.32, 1))
+    # The one that was stopped counts on: of five the middle is 0.32.
+    assert not rungs("2", arrives(55, 0.321, 2))
+
+
+def test_a_trial_that_still_runs_is_a_rival(tmp_path: Path) -> None:
+    rungs = Rungs(Study(tmp_path), 0, [trial(1, 0.6), trial(2, 0.7)])
+    assert not rungs("1", arrives(25, 0.2, 1))
+    assert rungs("2", arrives(25, 0.1, 2))
 
 
 def test_two_rivals_say_nothing(tmp_path: Path) -> None:
     rungs = Rungs(Study(tmp_path), 0, [trial(1, 0.6), trial(2, 0.7)])
-    running = SimpleNamespace(trial_id="x", config={"values": {"a": 1}})
-    rungs.on_trial_add(None, running)  # type: ignore[arg-type]
-    assert rungs.on_trial_result(None, running, {"miou": 0.01, "percent": 30}) == "CONTINUE"  # type: ignore[arg-type]
+    assert not rungs("x", arrives(30, 0.01, 1))
     assert not Study(tmp_path).decisions.exists()
 
 
