@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.optim import SGD, AdamW, NAdam, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segmill.models.members import MemberModule
 from segmill.training.losses import check_names
 from segmill.training.muon import Muon
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 OPTIMIZERS = ("adamw", "nadam", "sgd", "muon")
 
@@ -85,35 +86,43 @@ def parameter_groups(
 
 
 class MovingAverage:
-    """An exponential moving average of a module's weights and normalisation statistics.
+    """An exponential moving average of a module's weights and normalisation statistics, by torch's AveragedModel.
 
     ``decay`` is the share of the old average kept per step; early on it is less, (1 + n) / (10 + n) after n
     updates, so that the random start is soon forgotten.
     """
 
     def __init__(self, module: MemberModule, decay: float):
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
-        self.updates = 0
+        def average(old: Tensors, new: Tensors, averaged: Tensor | int) -> None:
+            if not old[0].is_floating_point():  # counters
+                for mine, theirs in zip(old, new, strict=True):
+                    mine.copy_(theirs)
+                return
+            updates = int(averaged) - 1
+            get_ema_multi_avg_fn(min(decay, (1 + updates) / (10 + updates)))(old, new, averaged)  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
+        self._averaged = AveragedModel(module, multi_avg_fn=average, use_buffers=True).eval().requires_grad_(False)
+        # The start counts as one that was averaged: AveragedModel would let the first update replace it.
+        self._averaged.n_averaged.fill_(1)
+
+    @property
+    def module(self) -> MemberModule:
+        """The average, as a module."""
+        module: MemberModule = self._averaged.module  # type: ignore[assignment]
+        return module
+
+    @property
+    def updates(self) -> int:
+        """How often ``update`` was called."""
+        return int(self._averaged.n_averaged) - 1
+
     def update(self, module: nn.Module) -> None:
         """Move the average towards ``module``; counters (integer tensors) are copied."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        old: list[Tensor] = []
-        new: list[Tensor] = []
-        for mine, theirs in zip(self.module.state_dict().values(), module.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                old.append(mine)
-                new.append(theirs)
-            else:
-                mine.copy_(theirs)
-        torch._foreach_lerp_(old, new, 1 - decay)
+        self._averaged.update_parameters(module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"module": self.module.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
-        self.updates = state["updates"]
+        self._averaged.n_averaged.fill_(state["updates"] + 1)

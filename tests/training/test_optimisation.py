@@ -100,3 +100,25 @@ def test_moving_average_copies_counters_and_keeps_its_place() -> None:
     other.load_state_dict(average.state_dict())
     assert other.updates == 1
     assert other.module.encoder[1].num_batches_tracked == 5
+
+
+def test_moving_average_has_the_bits_of_its_formula() -> None:
+    torch.manual_seed(0)
+    module = tiny_module()
+    average = MovingAverage(module, decay=0.4)
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    for update in range(20):
+        share = 1 - min(0.4, (1 + update) / (10 + update))
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn_like(tensor))
+                expected[name].lerp_(tensor, share)
+            else:
+                expected[name].copy_(tensor.add_(1))
+        average.update(module)
+    assert average.updates == 20
+    found = average.module.state_dict()
+    assert (
+        all(torch.equal(found[name], tensor) for name, tensor in expected.items()) and found.keys() == expected.keys()
+    )
+    assert not any(parameter.requires_grad for parameter in average.module.parameters()) and not average.module.training
