@@ -1,0 +1,207 @@
+"""Says how long `segmill retrain` takes until the last of three members has made its first step, and where it goes.
+
+    python benchmarks/first_step.py [--runs 5] [--project DIR ...]
+
+Makes a workspace with the template's three members and a few small images, and retrains there under another seed each
+time, warm: what comes before the training is up to date. Each run ends at the last member's first step. CPU seconds
+are counted by kind of process, to the end of the run. Then the times of commands that change nothing, in a second
+workspace with a tiny member that is trained once. Each `--project` is another checkout of segmill, with a workspace of
+its own: revisions take turns, so that what else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from segmill import progress
+from segmill.workspace import Workspace
+
+LOOK_EVERY_S = 0.1
+MEMBERS = 3
+TIMEOUT_S = 300
+# What a process is, by a part of its command line; the first that fits counts.
+KINDS = {
+    "ray::TrainController": "Ray Train's controllers",
+    "ray::RayTrainWorker": "members: import, build, first step",
+    "ray::_RayTrainWorker": "members: import, build, first step",
+    "ray::SynchronizationActor": "Ray Train's synchronisation",
+    "ray::DatasetManager": "Ray Train's dataset managers",
+    "ray::PlacementGroupCleaner": "Ray Train's placement group cleaners",
+    "ray::": "Ray's other workers",
+    "default_worker.py": "Ray's other workers",
+    "gcs_server": "Ray's own processes",
+    "raylet": "Ray's own processes",
+    "ray/": "Ray's own processes",
+    "prefect": "Prefect's server",
+    "uvicorn": "Prefect's server",
+    "multiprocessing": "other",
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout of segmill and its workspaces."""
+
+    root: Path
+    workspace: Path
+    done: Path
+
+    def start(self, *arguments: str) -> psutil.Popen:
+        """Start this checkout's `segmill`."""
+        scripts = tomllib.loads((self.root / "pyproject.toml").read_text())["project"]["scripts"]
+        module, function = scripts["segmill"].split(":")
+        code = f"import sys; sys.argv[0] = 'segmill'; from {module} import {function}; {function}()"
+        environment = {**os.environ, "PYTHONPATH": str(self.root)}
+        command = [sys.executable, "-c", code, *arguments]
+        return psutil.Popen(command, env=environment, cwd=self.root, stdout=subprocess.DEVNULL)
+
+    def seconds(self, *arguments: str) -> float:
+        """Run it to its end."""
+        began = time.monotonic()
+        if code := self.start(*arguments).wait():
+            raise SystemExit(f"{self.root}: segmill {' '.join(arguments)} ended with exit code {code}")
+        return time.monotonic() - began
+
+
+def make(root: Path, folder: Path, data: Path) -> Project:
+    """Make a checkout's workspaces: one with all stages before the training up to date, one trained to its end."""
+    project = Project(root.resolve(), folder / "three", folder / "done")
+    for workspace in (project.workspace, project.done):
+        project.seconds("init", str(workspace), "--data", str(data))
+    first_steps(project, seed=1)
+    text = (project.done / "params.yaml").read_text()
+    head, _, rest = text.partition("\nmembers:")
+    tail = rest[rest.index("\nensemble:") :]
+    member = "\n  one: {backbone: mobilenetv3_small_050, decoder: fpn, weights: none, lr: 0.001, epochs: 1}\n"
+    (project.done / "params.yaml").write_text(f"{head}\nmembers:{member}{tail}")
+    project.start("retrain", "--workspace", str(project.done)).wait()  # 3 where the gate refuses it
+    return project
+
+
+def make_data(folder: Path) -> None:
+    """Write 24 images of noise with a square in each, in the canonical layout."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(24):
+        image_HWC = rng.integers(0, 128, (192, 160, 3), np.uint8)
+        mask_HW = np.zeros((192, 160), np.uint8)
+        top, left = rng.integers(0, 96, 2)
+        mask_HW[top : top + 64, left : left + 64] = 1
+        image_HWC[mask_HW == 1] += 100
+        Image.fromarray(image_HWC).save(folder / "images" / f"scene{number}.png")
+        Image.fromarray(mask_HW).save(folder / "masks" / f"scene{number}.png")
+    (folder / "dataset.yaml").write_text(
+        "name: squares\nclasses:\n  - {id: 0, name: ground, color: [0, 0, 0]}\n"
+        "  - {id: 1, name: square, color: [255, 0, 0]}\nignore_id: 255\n"
+    )
+
+
+def first_steps(project: Project, seed: int) -> dict[str, float]:
+    """Retrain under ``seed`` until all members have made a step; return seconds since the start, and CPU seconds."""
+    began, wall = time.monotonic(), time.time()
+    run = project.start("retrain", "--workspace", str(project.workspace), "--set", f"train.seed={seed}")
+    notes = Workspace(project.workspace).progress
+    marks: dict[str, float] = {}
+    spent: dict[int, tuple[str, float]] = {}
+    while len(steps := {name for name in marks if name.startswith("step")}) < MEMBERS:
+        if run.poll() is not None or time.monotonic() - began > TIMEOUT_S:
+            run.terminate()
+            raise SystemExit(f"{project.root}: no first step of all members; exit code {run.wait()}; {steps}")
+        time.sleep(LOOK_EVERY_S)
+        weigh(run, spent)
+        for path in notes.glob("*.json"):
+            facts = progress.read(path) or {}
+            if path.stat().st_mtime < wall:
+                continue
+            passed = path.stat().st_mtime - wall
+            if path.name.endswith(".member.json"):
+                if facts.get("state") == "training":
+                    marks.setdefault(f"step {path.name}", passed)
+                else:
+                    marks.setdefault("Ray Train is called", passed)
+            else:
+                marks.setdefault("the flow runs its first step", passed)
+    members = sorted(passed for name, passed in marks.items() if name.startswith("step"))
+    weigh(run, spent)
+    # Never its children directly: they end with it.
+    run.terminate()
+    run.wait()
+    cpu: dict[str, float] = defaultdict(float)
+    for kind, seconds in spent.values():
+        cpu[f"CPU s: {kind}"] += seconds
+    return {
+        "s: the flow runs its first step": marks.get("the flow runs its first step", float("nan")),
+        "s: Ray Train is called": marks.get("Ray Train is called", float("nan")),
+        "s: first member's first step": members[0],
+        "s: last member's first step": members[-1],
+        "CPU s: all": sum(cpu.values()),
+        **dict(sorted(cpu.items())),
+    }
+
+
+def weigh(run: psutil.Process, spent: dict[int, tuple[str, float]]) -> None:
+    """Note the CPU seconds of each process below ``run``, by its id."""
+    try:
+        processes = [run, *run.children(recursive=True)]
+    except psutil.Error:
+        return
+    for process in processes:
+        try:
+            line = " ".join(process.cmdline())
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        named = next((kind for part, kind in KINDS.items() if part in line), "the flow's process")
+        kind = named if process.pid != run.pid else "the flow's process"
+        spent[process.pid] = kind, times.user + times.system
+
+
+def unchanged(project: Project) -> dict[str, float]:
+    """Return the seconds of commands that find nothing to do."""
+    at = ("--workspace", str(project.done))
+    return {
+        "s: retrain without a change": project.seconds("retrain", *at),
+        "s: segmill status": project.seconds("status", *at),
+        "s: segmill --help": project.seconds("--help"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="how often (default 5)")
+    parser.add_argument("--project", type=Path, action="append", help="a checkout; may be given again (default: this)")
+    arguments = parser.parse_args()
+    roots = arguments.project or [Path(__file__).parents[1]]
+    with tempfile.TemporaryDirectory() as folder:
+        make_data(Path(folder) / "data")
+        projects = [make(root, Path(folder) / str(number), Path(folder) / "data") for number, root in enumerate(roots)]
+        found: list[list[dict[str, float]]] = [[] for _ in projects]
+        for run in range(arguments.runs):
+            turn = list(enumerate(projects))
+            for number, project in turn if run % 2 == 0 else reversed(turn):
+                found[number].append({**first_steps(project, seed=run + 2), **unchanged(project)})
+                print(project.root, {key: round(value, 1) for key, value in found[number][-1].items()}, flush=True)
+    for project, runs in zip(projects, found, strict=True):
+        print(f"{project.root}: median of {len(runs)} (least .. most)")
+        for name in runs[0]:
+            values = [run.get(name, 0.0) for run in runs]
+            print(f"  {name:50} {statistics.median(values):7.2f}  ({min(values):.2f} .. {max(values):.2f})")
+
+
+if __name__ == "__main__":
+    main()
