@@ -106,8 +106,8 @@ def make_data(folder: Path) -> None:
         Image.fromarray(image_HWC).save(folder / "images" / f"scene{number}.png")
         Image.fromarray(mask_HW).save(folder / "masks" / f"scene{number}.png")
     (folder / "dataset.yaml").write_text(
-        "name: squares\nclasses:\n  - {id: 0, name: ground, color: [0, 0, 0]}\n"
-        "  - {id: 1, name: square, color: [255, 0, 0]}\nignore_id: 255\n"
+        "name: squares\nclasses:\n  - {id: 0, name: ground, color: '#000000'}\n"
+        "  - {id: 1, name: square, color: '#ff0000'}\nignore_id: 255\n"
     )
 
 

@@ -20,7 +20,7 @@ from segmill.errors import InfrastructureError, SegmillError
 from segmill.training.settings import run_folder
 
 if TYPE_CHECKING:
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -45,8 +45,8 @@ def on_ray(function: str, *args: Any, num_cpus: float = 1, num_gpus: float = 0, 
 def train_member(args: dict[str, Any]) -> dict[str, Any]:
     """Start the training of a member; ``wait`` returns its metrics when the member folder is written.
 
-    A Ray task without CPUs of its own runs Ray Train, whose workers wait until the cluster has room. A run of
-    the same ``inputs_hash`` continues from its last checkpoint; its run folder goes when it is through.
+    It waits until the cluster has room. A run of the same ``inputs_hash`` continues from its last checkpoint; its run
+    folder is deleted at the end.
 
     Args (all JSON-able, all required):
         name, backbone, decoder, weights, lr, decoder_width, attention, context, aux_heads, head_weights, keep_heads,
@@ -84,14 +84,15 @@ def train_member(args: dict[str, Any]) -> dict[str, Any]:
         state="starting",
         time=time.time(),
     )
-    from ray.exceptions import RayActorError
+    run_folder(args).mkdir(parents=True, exist_ok=True)
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     for restarts_left in reversed(range(RESTARTS + 1)):
         try:
-            _trainer(args).fit()
+            _train(args)
             break
-        except (TrainingFailedError, RayActorError) as error:
+        except (TrainingFailedError, RayError) as error:
             # Exceptions may hold what only the worker's process could unpickle: only our sentences travel on.
             _raise_if_final(args, error, restarts_left)
     metrics: dict[str, Any] = json.loads((Path(args["out_dir"]) / "metrics.json").read_text())
@@ -105,8 +106,32 @@ def _call(job: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
     return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
+def _train(args: dict[str, Any]) -> None:
+    """Run Ray Train: several ranks in its worker group, a single one in a Ray task that holds its share of the cluster.
+
+    A worker group takes four processes beside the ranks' own (controller, synchronisation, dataset manager, placement
+    group cleaner), each 2 s of a core; they keep ranks together, and a single one needs none of them.
+    """
+    if args["num_workers"] > 1:
+        _fit(args)
+        return
+    import ray
+
+    alone = ray.remote(
+        num_cpus=args["cpus_per_worker"],
+        num_gpus=args["gpus_per_worker"],
+        max_retries=0,
+        max_calls=1,  # its process ends with it
+    )(_fit)
+    ray.get(alone.remote(args))
+
+
+def _fit(args: dict[str, Any]) -> None:
+    _trainer(args).fit()
+
+
 def _trainer(args: dict[str, Any]) -> DataParallelTrainer:
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from segmill.training.distributed.ranks import RanksConfig
@@ -117,14 +142,13 @@ def _trainer(args: dict[str, Any]) -> DataParallelTrainer:
         train_loop_config=args,
         backend_config=RanksConfig(gpu=gpu),
         scaling_config=ScalingConfig(
-            num_workers=args["num_workers"],
+            num_workers=args["num_workers"] if args["num_workers"] > 1 else 0,  # 0: in this process
             use_gpu=gpu,
             resources_per_worker={"CPU": args["cpus_per_worker"], "GPU": args["gpus_per_worker"]},
         ),
         run_config=RunConfig(
             name=run_folder(args).name,
             storage_path=args["run_dir"],
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
             # Ray would repeat every failure alike; train_member repeats only what may go better the next time.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=RESTARTS),
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -154,24 +178,26 @@ def _work(args: dict[str, Any]) -> None:
         raise Unforeseen("".join(traceback.format_exception(error))) from None
 
 
-def _raise_if_final(args: dict[str, Any], error: TrainingFailedError | RayActorError, restarts_left: int) -> None:
+def _raise_if_final(args: dict[str, Any], error: TrainingFailedError | RayError, restarts_left: int) -> None:
     """Raise where another try would end alike; return where a process died and may be replaced."""
-    from ray.train import ControllerError, WorkerGroupError
+    from ray.exceptions import OutOfMemoryError, RayError
+    from ray.train import ControllerError
 
     if isinstance(error, ControllerError):
         raise InfrastructureError(
             f"Ray could not start the workers of member {args['name']} ({first_line(error.controller_failure)}); "
             "run again: what is done is kept"
         ) from None
-    failures = (list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []) or [error]
+    failures = _failures(error)
     for failure in failures:
         if isinstance(failure, SegmillError | OSError):
             raise failure from None
-    # Ray has no class for a worker that its monitor stopped because the memory was full, only a text.
-    if any(ran_out_of_memory(failure) for failure in failures if not isinstance(failure, Unforeseen)):
+    # Of a rank in a worker group that its monitor stopped because the memory was full, Ray gives a text, not a class.
+    full = [failure for failure in failures if not isinstance(failure, Unforeseen) and ran_out_of_memory(failure)]
+    if full or isinstance(error, OutOfMemoryError):
         raise out_of_memory(args["name"], args["batch_size"], args["size"]) from None
     # With several ranks the others' broken connections may arrive before the death that broke them.
-    if args["num_workers"] == 1 and isinstance(failures[0], Unforeseen):
+    if args["num_workers"] == 1 and not isinstance(failures[0], RayError):
         raise RuntimeError(f"member {args['name']} failed: {failures[0]}") from None
     if not restarts_left:
         raise InfrastructureError(
@@ -179,3 +205,15 @@ def _raise_if_final(args: dict[str, Any], error: TrainingFailedError | RayActorE
             "again to continue from its last epoch, and if the machine is short of memory lower batch_size "
             f"(now {args['batch_size']})"
         ) from None
+
+
+def _failures(error: TrainingFailedError | RayError) -> list[BaseException]:
+    """Return what the ranks raised, or what Ray says of their deaths."""
+    from ray.exceptions import RayTaskError
+    from ray.train import WorkerGroupError
+
+    if isinstance(error, RayTaskError):
+        return [error.cause]
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        return list(error.worker_failures.values())
+    return [error]

@@ -55,12 +55,12 @@ def _work(args: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     reporter = Reporter(args, rank)
-    earlier = ray.train.get_checkpoint()
+    run = run_folder(args)
     trained = train(
         args,
         rank=rank,
         device=device,
-        resume_from=Path(earlier.path) if earlier else None,
+        resume_from=run if (run / checkpoint.FILE).is_file() else None,
         keep_failure_at=Path(args["failure_path"]),
         on_step=reporter.step,
         on_epoch=reporter.epoch,
@@ -207,24 +207,14 @@ class Reporter:
             )
 
     def epoch(self, training: Training) -> None:
-        """Hand Ray this epoch's checkpoint; every rank must come here equally often."""
+        """Save this epoch's checkpoint in the run folder; every rank must come here equally often."""
         row = training.curves[-1]
-        if self._rank.index > 0:
-            ray.train.report(row)
-            return
-        if row["val_miou"] is not None:
-            self._val_miou = row["val_miou"]
-        run = run_folder(self._args)
-        write_curves(Path(self._args["curves_path"]), training.curves)
-        folder = run / f"epoch_{training.epochs_done:05d}"
-        folder.mkdir(exist_ok=True)
-        checkpoint.save(training, folder)
-        # It lies where Ray keeps checkpoints already: nothing to copy. Ray deletes the one before.
-        ray.train.report(
-            row,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
+        if self._rank.index == 0:
+            if row["val_miou"] is not None:
+                self._val_miou = row["val_miou"]
+            write_curves(Path(self._args["curves_path"]), training.curves)
+            checkpoint.save(training, run_folder(self._args))
+        ray.train.report(row)
 
 
 def member_spec(args: dict[str, Any], packed: PackInfo, mean: tuple[float, ...], std: tuple[float, ...]) -> MemberSpec:
