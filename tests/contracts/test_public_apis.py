@@ -14,6 +14,7 @@ OURS = ("segmill", "tasks", "flows")
 # Inner parts that have no public counterpart: the module that uses them, their names, and the library as pyproject.toml
 # writes it, where it is capped.
 INNER = {
+    ("segmill/data/versioning/dvc_adapter.py", "dvc.stage.cache._can_hash"): "dvc",
     (
         "segmill/models/depthwise.py",
         "segmentation_models_pytorch.encoders._efficientnet",
@@ -63,7 +64,7 @@ def test_nothing_imports_the_inner_parts_of_other_libraries() -> None:
     assert found == set(INNER)
 
 
-@pytest.mark.parametrize("library", [*INNER.values(), "ray[default,train,tune]", "dvc"])
+@pytest.mark.parametrize("library", [*INNER.values(), "ray[default,train,tune]"])
 def test_a_library_of_which_inner_or_moving_parts_are_used_is_capped(library: str) -> None:
     (line,) = re.findall(rf'^  "{re.escape(library)}[=<>~][^"]*".*$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert re.search(r"~=|<|==", line), line
