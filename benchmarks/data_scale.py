@@ -91,7 +91,7 @@ def watch(command: list[str]) -> tuple[float, float]:
 
 
 def _prepared(space: Workspace) -> str:
-    facts = json.loads((space.chunks / "last.json").read_text())
+    facts = json.loads((space.shards / "last.json").read_text())
     decoded = f"decoded {facts['decoded']:,} of {facts['samples']:,} samples"
     return f"   {decoded}, wrote {facts['written']:,} of {facts['shards']:,} shards"
 

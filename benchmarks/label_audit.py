@@ -155,7 +155,7 @@ def _write_set(raw_dir: Path, options: argparse.Namespace) -> None:
 def _audit(root: Path, options: argparse.Namespace) -> tuple[list[str], int]:
     """Return the ids of the suspects, most suspicious first, and the number of samples."""
     validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.0, 0.0, 0), accept=ACCEPTED)
-    info = pack(root / "raw", root / "manifest.parquet", root / "packed", size=None)
+    info = pack(root / "raw", root / "manifest.parquet", root / "packed")
     sources = []
     for number, part in enumerate(deal_folds(train_groups(root / "packed"), 2)):
         fold = root / f"fold-{number}"

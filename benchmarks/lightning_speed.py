@@ -54,7 +54,7 @@ def main() -> None:
         root = Path(folder)
         write_street(root / "raw", count=options.images, size=(360, 480), seed=0)
         validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.1, 0.1, 0))
-        info = pack(root / "raw", root / "manifest.parquet", root / "packed", size=None)
+        info = pack(root / "raw", root / "manifest.parquet", root / "packed")
         split = PackedSplit(root / "packed" / "train")
         classes = info.num_classes
         rates: dict[str, list[float]] = {"segmill": [], "Lightning": []}

@@ -28,6 +28,8 @@ from segmill.data.loading.augmentation import Augmenter, resolve_recipe
 from segmill.data.loading.batches import TrainBatches
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.resizing import Resizing
+from segmill.data.packing.shards import Preparation
 from segmill.data.schema.manifest import IGNORE_ID
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
@@ -42,7 +44,7 @@ def main() -> None:
         root = Path(folder)
         write_street(root / "raw", count=options.images, size=tuple(options.source))
         validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.2, 0.2, 0))
-        pack(root / "raw", root / "manifest.parquet", root / "packed", size=size)
+        pack(root / "raw", root / "manifest.parquet", root / "packed", train=Preparation(Resizing(size)))
         split = PackedSplit(root / "packed" / "train")
         augmenter = Augmenter(resolve_recipe(options.recipe), size, 0, ignore_id=IGNORE_ID)
         decoded = DecodedEachTime(root / "raw", split.ids, augmenter, size)

@@ -44,7 +44,7 @@ def main() -> None:
         root = Path(folder)
         write_street(root / "raw", count=options.images, size=(options.height, options.width), seed=0)
         validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.2, 0.2, 0))
-        info = pack(root / "raw", root / "manifest.parquet", root / "packed", size=None)
+        info = pack(root / "raw", root / "manifest.parquet", root / "packed")
         augmenter = Augmenter(resolve_recipe(options.recipe), (options.height, options.width), 0, ignore_id=IGNORE_ID)
         split = PackedSplit(root / "packed" / "train")
         rates: dict[str, list[float]] = {"segmill": [], "bare": []}

@@ -104,7 +104,7 @@ class Workspace:
         return self.scratch / "settings"
 
     @property
-    def chunks(self) -> Path:
+    def shards(self) -> Path:
         """Finished shards of the packed splits, so that the next prepare makes only what is new."""
         return self.scratch / "chunks"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from segmill import progress
 from segmill.data.packing.pack import pack
+from segmill.data.packing.resizing import Resizing
+from segmill.data.packing.shards import Preparation
 from segmill.files import replacing
 from segmill.params import Params
 from segmill.workspace import Workspace
@@ -18,13 +20,10 @@ def prepare(workspace: Workspace, params: Params) -> None:
             workspace.root / params.data.path,
             workspace.manifest,
             draft,
-            size=how.size_px,
-            resize=how.resize,
-            overlap_px=how.overlap_px,
-            border_crop_px=how.border_crop_px,
-            grayscale=how.grayscale,
-            clahe=how.clahe,
-            store_dir=workspace.chunks,
+            train=Preparation(
+                Resizing(how.size_px, how.resize, how.overlap_px, how.border_crop_px), how.grayscale, how.clahe
+            ),
+            store_dir=workspace.shards,
             code=read_code(workspace, "shards"),  # what was packed by other code is packed again
-            progress=progress.counter(workspace.count("prepare")),
+            on_progress=progress.counter(workspace.count("prepare")),
         )

@@ -25,7 +25,7 @@ def judging(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
     if not root.exists():
         root.mkdir()
         validate_dataset(street, root / "manifest.parquet", shares=SplitShares(0.25, 0.4, 0))
-        info = pack(street, root / "manifest.parquet", root / "packed", size=None)
+        info = pack(street, root / "manifest.parquet", root / "packed")
         for seed, (name, (backbone, decoder)) in enumerate(MEMBERS.items()):
             torch.manual_seed(seed)
             spec = MemberSpec(name, backbone, decoder, info.num_classes, mean=info.mean, std=info.std)

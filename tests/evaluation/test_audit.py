@@ -358,7 +358,7 @@ def test_folds_keep_groups_together_and_are_about_even() -> None:
 def test_a_fold_is_the_packed_split_without_its_groups(street: Path, tmp_path: Path) -> None:
     validate_dataset(street, tmp_path / "manifest.parquet", shares=SplitShares(0.25, 0.25, 0))
     packed, fold = tmp_path / "packed", tmp_path / "fold"
-    pack(street, tmp_path / "manifest.parquet", packed, size=None)
+    pack(street, tmp_path / "manifest.parquet", packed)
     whole = PackedSplit(packed / "train")
     left_out = frozenset({whole.groups[0]})
     assert set(train_groups(packed)) == set(whole.groups)

@@ -75,7 +75,7 @@ def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Wo
     params = read_params(workspace.params)
     raw = workspace.root / params.data.path
     validate_dataset(raw, workspace.manifest, shares=SplitShares(0.25, 0.25, 0))
-    pack(raw, workspace.manifest, workspace.packed, size=None)
+    pack(raw, workspace.manifest, workspace.packed)
     names = list(read_pack(workspace.packed).class_names)
     uri = tracking.address(workspace.root, params.mlflow.tracking_uri)
 

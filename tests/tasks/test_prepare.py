@@ -21,7 +21,7 @@ def prepare(workspace: Workspace) -> dict[str, int]:
     version(workspace, read_params(workspace.params))
     for stage in ("fingerprint", "validate", "prepare"):
         bring_up_to_date(workspace, stage)
-    facts: dict[str, int] = json.loads((workspace.chunks / "last.json").read_text())
+    facts: dict[str, int] = json.loads((workspace.shards / "last.json").read_text())
     return facts
 
 
@@ -39,7 +39,7 @@ def test_dvc_records_linked_shards_and_leaves_them_alone(workspace: Workspace) -
     first = prepare(workspace)
     assert first["decoded"] == first["samples"] == 80
     packed = shards(workspace.packed)
-    assert packed == shards(workspace.chunks)  # linked still, after DVC took its own copy
+    assert packed == shards(workspace.shards)  # linked still, after DVC took its own copy
     cached = {path.stat().st_ino for path in (workspace.root / ".dvc" / "cache").rglob("*") if path.is_file()}
     assert not cached & {inode for inode, _, _ in packed.values()}
 
@@ -49,22 +49,22 @@ def test_dvc_records_linked_shards_and_leaves_them_alone(workspace: Workspace) -
     again = shards(workspace.packed)
     kept = packed.items() & again.items()
     assert len(kept) == second["shards"] - second["written"] >= 2
-    assert again == shards(workspace.chunks)
+    assert again == shards(workspace.shards)
     assert "didn't change, skipping" in dvc(workspace, "repro", "prepare")
 
 
 @pytest.mark.slow
 def test_dvc_repro_takes_over_what_was_decoded_and_changes_no_byte_in_place(workspace: Workspace) -> None:
     prepare(workspace)
-    before = shards(workspace.chunks)
+    before = shards(workspace.shards)
     set_params(workspace.params, ["prepare.clahe=2.0"])
     dvc(workspace, "repro", "prepare")
-    facts = json.loads((workspace.chunks / "last.json").read_text())
+    facts = json.loads((workspace.shards / "last.json").read_text())
     assert facts["decoded"] == len(PackedSplit(workspace.packed / "train"))
     kept = before.keys() & shards(workspace.packed).keys()
     assert len(kept) >= 2  # val and test
     for name in kept:
-        assert shards(workspace.chunks)[name] == before[name]
+        assert shards(workspace.shards)[name] == before[name]
 
 
 def test_every_key_of_prepare_reaches_the_pixels(workspace: Workspace) -> None:

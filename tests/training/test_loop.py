@@ -13,6 +13,7 @@ from torch import distributed, multiprocessing
 
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.shards import Preparation
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InputError
@@ -70,8 +71,8 @@ def test_training_validation_and_prediction_see_the_same_pixels(street: Path, tm
     """A train image, were it in val or came it to be predicted, would look to the network as it did in training."""
     how = {"grayscale": False, "clahe": 3.0}
     validate_dataset(street, tmp_path / "manifest.parquet", shares=SplitShares(0.2, 0.2, 0))
-    pack(street, tmp_path / "manifest.parquet", tmp_path / "plain", size=None)
-    info = pack(street, tmp_path / "manifest.parquet", tmp_path / "packed", size=None, **how)
+    pack(street, tmp_path / "manifest.parquet", tmp_path / "plain")
+    info = pack(street, tmp_path / "manifest.parquet", tmp_path / "packed", train=Preparation(**how))
     original, train = PackedSplit(tmp_path / "plain" / "train"), PackedSplit(tmp_path / "packed" / "train")
     inputs: list[np.ndarray] = []
     module = tiny_module()

@@ -11,24 +11,24 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segmill import progress as notes
 from segmill.data.packing.packed import PackInfo, write_index
-from segmill.data.packing.resizing import Resizing
 from segmill.data.packing.shards import (
+    AS_THEY_ARE,
     CHANNELS,
     READ_COLUMNS,
-    Chunk,
-    Facts,
     Preparation,
-    Store,
-    Work,
+    ShardFacts,
+    ShardJob,
+    ShardRows,
+    ShardStore,
     cut,
     make_shard,
     sample_keys,
@@ -47,70 +47,65 @@ def pack(
     manifest_path: Path,
     out_dir: Path,
     *,
-    size: tuple[int, int] | None,
-    resize: Literal["stretch", "fit", "tile"] = "stretch",
-    overlap_px: int = 0,
-    border_crop_px: tuple[int, int, int, int] = (0, 0, 0, 0),
-    grayscale: bool = False,
-    clahe: float = 0.0,
+    train: Preparation = AS_THEY_ARE,
     store_dir: Path | None = None,
     code: str = "",
     jobs: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PackInfo:
     """Decode every sample once into ``out_dir``; memory stays bounded, ``pack.json`` comes last.
 
-    Train samples are enhanced, cropped and brought to ``size`` (``Resizing``); val and test stay as they are. Grey is
-    repeated to three channels. What comes out depends on the manifest and the settings alone.
+    Train samples are prepared as ``train`` says; val and test stay as they are. Grey is repeated to three channels.
+    What comes out depends on the manifest and the settings alone.
 
     Args:
         raw_dir: the set that ``manifest_path`` was made of.
         out_dir: a temporary folder that the caller renames when everything is in it.
-        size: height and width in px of every train sample; None keeps each image's own.
-        grayscale, clahe: as ``enhance``.
-        store_dir: where shards outlive this call: those that are there already are linked, samples that lie in another
-            are copied, only the rest is decoded. Shards that this set does not need are deleted at the end.
+        train: crop, resizing and enhancement of the train samples; the ignore id is the set's.
+        store_dir: where shards outlive this call: those that are there already are linked, samples that another holds
+            are copied, only the rest is decoded. A shard whose bytes are not those that were written is made again.
+            Shards that this set does not need are deleted at the end.
         code: changes where the code does that makes pixels; shards made by another are not used.
         jobs: processes; 0 takes all CPUs where more than BIG samples are to be made.
-        progress: called with samples done and samples in all.
+        on_progress: called with samples done and samples in all.
 
     Raises:
         InputError: a file is not what validation saw, or cropping leaves nothing of an image.
     """
     table = read_manifest(manifest_path)
     info = manifest_info(table)
-    train = Preparation(Resizing(size, resize, overlap_px, border_crop_px), grayscale, clahe, info.ignore_id)
-    plans = {split: _plan(table, split, train if split == "train" else Preparation(), code) for split in SPLITS}
+    train = replace(train, ignore_id=info.ignore_id)
+    plans = {split: _plan(table, split, train if split == "train" else AS_THEY_ARE, code) for split in SPLITS}
     del table
     with _store(store_dir, out_dir) as store:
-        _make_missing(raw_dir, store, list(plans.values()), jobs, progress)
+        _make_missing(raw_dir, store, list(plans.values()), jobs, on_progress)
         packed = {split: _lay_out(store, plan, out_dir / split) for split, plan in plans.items()}
         if store_dir is not None:
-            store.keep([Path(LAST).stem, *(chunk.key for plan in plans.values() for chunk in plan.chunks)])
+            store.keep([Path(LAST).stem, *(shard.key for plan in plans.values() for shard in plan.shards)])
     mean, std = _mean_std(packed["train"].values)
     pack_info = PackInfo(
         info.name,
         info.class_names,
         info.colors,
         info.ignore_id,
-        size,
+        train.resizing.size,
         mean,
         std,
         tuple(int(n) for n in packed["train"].ids[: info.num_classes]),
         {split: split_facts.samples for split, split_facts in packed.items()},
-        grayscale=grayscale,
-        clahe=clahe,
+        grayscale=train.grayscale,
+        clahe=train.clahe,
     )
     (out_dir / "pack.json").write_text(json.dumps(asdict(pack_info), indent=1) + "\n")
     return pack_info
 
 
 class _Plan(NamedTuple):
-    """A split's manifest rows in order of pack and id, a key for each, and the chunks they make."""
+    """A split's manifest rows in order of pack and id, a key for each, and the shards they make."""
 
     rows: pyarrow.Table
     keys: list[str]
-    chunks: list[Chunk]
+    shards: list[ShardRows]
     preparation: Preparation
 
 
@@ -125,55 +120,58 @@ def _plan(table: pyarrow.Table, split: str, preparation: Preparation, code: str)
 
 
 @contextmanager
-def _store(store_dir: Path | None, out_dir: Path) -> Iterator[Store]:
+def _store(store_dir: Path | None, out_dir: Path) -> Iterator[ShardStore]:
     if store_dir is not None:
-        yield Store(store_dir)
+        yield ShardStore(store_dir)
         return
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}.") as folder:
-        yield Store(Path(folder))
+        yield ShardStore(Path(folder))
 
 
 def _make_missing(
-    raw_dir: Path, store: Store, plans: list[_Plan], jobs: int, progress: Callable[[int, int], None]
+    raw_dir: Path, store: ShardStore, plans: list[_Plan], jobs: int, on_progress: Callable[[int, int], None]
 ) -> None:
     """Make the shards that the store lacks, each by one process, and note there what that took."""
-    missing = {chunk.key: (plan, chunk) for plan in plans for chunk in plan.chunks if store.facts(chunk.key) is None}
-    wanted = {key for plan, chunk in missing.values() for key in plan.keys[chunk.start : chunk.stop]}
+    damaged = store.remove_damaged({shard.key for plan in plans for shard in plan.shards})
+    missing = {shard.key: (plan, shard) for plan in plans for shard in plan.shards if store.facts(shard.key) is None}
+    wanted = {key for plan, shard in missing.values() for key in plan.keys[shard.start : shard.stop]}
     known = store.find(wanted)
     samples = sum(len(plan.keys) for plan in plans)
-    to_make = sum(chunk.stop - chunk.start for _, chunk in missing.values())
+    to_make = sum(shard.stop - shard.start for _, shard in missing.values())
     if jobs == 0:
         jobs = len(os.sched_getaffinity(0)) if to_make > BIG else 1
-    works = _Works(list(missing.values()), known)
+    jobs_to_do = _ShardJobs(list(missing.values()), known)
     done = samples - to_make
-    progress(done, samples)
-    made = map_ordered(functools.partial(make_shard, raw_dir, store.folder), works, jobs=jobs)
-    for (_, chunk), _ in zip(missing.values(), made, strict=True):
-        done += chunk.stop - chunk.start
-        progress(done, samples)
-    decoded = sum(key not in known for plan, chunk in missing.values() for key in plan.keys[chunk.start : chunk.stop])
-    shards = len({chunk.key for plan in plans for chunk in plan.chunks})
-    notes.report(store.folder / LAST, samples=samples, decoded=decoded, shards=shards, written=len(missing))
+    on_progress(done, samples)
+    made = map_ordered(functools.partial(make_shard, raw_dir, store.folder), jobs_to_do, jobs=jobs)
+    for (_, shard), _ in zip(missing.values(), made, strict=True):
+        done += shard.stop - shard.start
+        on_progress(done, samples)
+    decoded = sum(key not in known for plan, shard in missing.values() for key in plan.keys[shard.start : shard.stop])
+    shards = len({shard.key for plan in plans for shard in plan.shards})
+    notes.report(
+        store.folder / LAST, samples=samples, decoded=decoded, shards=shards, written=len(missing), damaged=damaged
+    )
 
 
-class _Works(Sequence[Work]):
-    """The shards to make; a work is spelled out when it is asked for, so that few are in memory."""
+class _ShardJobs(Sequence[ShardJob]):
+    """The shards to make; a job is spelled out when it is asked for, so that few are in memory."""
 
-    def __init__(self, chunks: list[tuple[_Plan, Chunk]], known: dict[str, tuple[str, int]]) -> None:
-        self._chunks = chunks
+    def __init__(self, shards: list[tuple[_Plan, ShardRows]], known: dict[str, tuple[str, int]]) -> None:
+        self._shards = shards
         self._known = known
 
     def __len__(self) -> int:
-        return len(self._chunks)
+        return len(self._shards)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[place] for place in range(len(self))[index]]
-        plan, chunk = self._chunks[index]
-        keys = plan.keys[chunk.start : chunk.stop]
-        rows = plan.rows.slice(chunk.start, chunk.stop - chunk.start).select(READ_COLUMNS).to_pylist()
-        return Work(chunk.key, rows, keys, [self._known.get(key) for key in keys], plan.preparation)
+        plan, shard = self._shards[index]
+        keys = plan.keys[shard.start : shard.stop]
+        rows = plan.rows.slice(shard.start, shard.stop - shard.start).select(READ_COLUMNS).to_pylist()
+        return ShardJob(shard.key, rows, keys, [self._known.get(key) for key in keys], plan.preparation)
 
 
 class _SplitFacts(NamedTuple):
@@ -182,23 +180,23 @@ class _SplitFacts(NamedTuple):
     ids: NDArray[np.int64]  # 256, how often a mask takes an id
 
 
-def _lay_out(store: Store, plan: _Plan, folder: Path) -> _SplitFacts:
+def _lay_out(store: ShardStore, plan: _Plan, folder: Path) -> _SplitFacts:
     """Link a split's shards into ``folder`` and write its index."""
     folder.mkdir(parents=True, exist_ok=True)
-    all_facts: list[Facts] = []
-    for chunk in plan.chunks:
-        facts = store.facts(chunk.key)
+    all_facts: list[ShardFacts] = []
+    for shard in plan.shards:
+        facts = store.facts(shard.key)
         assert facts is not None, "just made"
         all_facts.append(facts)
-    for key in {chunk.key for chunk in plan.chunks}:  # chunks of the same bytes share a shard
+    for key in {shard.key for shard in plan.shards}:  # rows of the same bytes share one
         store.link(key, folder)
     pieces = np.concatenate([np.empty((0, 6), np.int64), *(facts.pieces for facts in all_facts)])
     counts = [len(facts.pieces) for facts in all_facts]
-    row = pieces[:, 0] + np.repeat([chunk.start for chunk in plan.chunks], counts).astype(np.int64)
+    row = pieces[:, 0] + np.repeat([shard.start for shard in plan.shards], counts).astype(np.int64)
     columns: dict[str, Any] = {
         "id": plan.rows["id"].take(row),
         "group": plan.rows["group"].take(row),
-        "shard": np.repeat([chunk.key for chunk in plan.chunks], counts).astype(str),
+        "shard": np.repeat([shard.key for shard in plan.shards], counts).astype(str),
         "offset": np.concatenate([np.empty(0, np.int64), *(facts.offsets[:-1] for facts in all_facts)]),
         "height": pieces[:, 1],
         "width": pieces[:, 2],

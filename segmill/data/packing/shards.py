@@ -2,7 +2,7 @@
 
 Where a shard ends depends on its samples alone, never on what was packed before, so that two ways to one data version
 give the same bytes, and a few new samples a few new shards. A shard holds, sample after sample, the image HWC uint8
-and the mask HW uint8. Finished ones lie in a store, each with its ``Facts``.
+and the mask HW uint8. Finished ones lie in a store, each with its ``ShardFacts``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,7 +38,9 @@ BYTES_PER_PX = CHANNELS + 1
 MOST_BYTES, MOST_SAMPLES = 2**26, 512
 USUAL_BYTES, USUAL_SAMPLES = 2**25, 128  # what a shard holds on average, whichever comes first
 READ_COLUMNS = [f"{kind}{what}" for kind in ("image", "mask") for what in ("", "_file", "_offset", "_bytes", "_sha256")]
-_UNITS = ("sample", "height", "width", "top", "left", "padding_px")  # the columns of Facts.pieces
+_UNITS = ("sample", "height", "width", "top", "left", "padding_px")  # the columns of ShardFacts.pieces
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ class Preparation:
     ignore_id: int = 255
 
 
-class Chunk(NamedTuple):
+AS_THEY_ARE = Preparation()
+
+
+class ShardRows(NamedTuple):
     """Rows ``start`` to ``stop`` (excluded) of a split's table, which make the shard ``key``."""
 
     start: int
@@ -56,18 +64,19 @@ class Chunk(NamedTuple):
     key: str
 
 
-class Facts(NamedTuple):
+class ShardFacts(NamedTuple):
     """What a shard holds, in its order.
 
     ``samples``: a key per sample, S32. ``pieces``: int64 P x 6: number of the sample in the shard, height, width, top
     and left (px in the original), and px filled up. ``values``: C x 256, how often a channel takes a value, filled up
-    pixels not counted. ``ids``: 256, how often a mask takes an id.
+    pixels not counted. ``ids``: 256, how often a mask takes an id. ``sha256``: of the shard's bytes, 32 uint8.
     """
 
     samples: NDArray[np.bytes_]
     pieces: NDArray[np.int64]
     values: NDArray[np.int64]
     ids: NDArray[np.int64]
+    sha256: NDArray[np.uint8]
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -75,7 +84,7 @@ class Facts(NamedTuple):
         return np.append(0, np.cumsum(self.pieces[:, 1] * self.pieces[:, 2] * BYTES_PER_PX))
 
 
-class Work(NamedTuple):
+class ShardJob(NamedTuple):
     """A shard to make: its manifest rows, and for each the shard and number where it already lies, if it does."""
 
     key: str
@@ -85,7 +94,7 @@ class Work(NamedTuple):
     preparation: Preparation
 
 
-class Store:
+class ShardStore:
     """Finished shards in a folder: KEY.bin with KEY.npz, which comes last."""
 
     def __init__(self, folder: Path) -> None:
@@ -95,24 +104,44 @@ class Store:
     def shard(self, key: str) -> Path:
         return self.folder / f"{key}.bin"
 
-    def facts(self, key: str) -> Facts | None:
-        """Return what the shard holds, or None where it is not finished, or cut short."""
+    def facts(self, key: str) -> ShardFacts | None:
+        """Return what the shard holds; None where it is not finished, cut short, or older than the hashes kept here."""
         try:
             with np.load(self.folder / f"{key}.npz", allow_pickle=False) as arrays:
-                facts = Facts(*(arrays[name] for name in Facts._fields))
+                facts = ShardFacts(*(arrays[name] for name in ShardFacts._fields))
             whole = self.shard(key).stat().st_size == facts.offsets[-1]
-        except FileNotFoundError:
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             return None
         return facts if whole else None
 
+    def remove_damaged(self, keys: Iterable[str]) -> list[str]:
+        """Read those shards of ``keys`` that are finished; remove, and return, whose bytes are not what was written.
+
+        A shard may be shared with packed splits of earlier data versions by a hard link, so that a write there reaches
+        the store. Shards are read by several threads, at some GB/s.
+        """
+        finished = [(key, facts) for key in sorted(set(keys)) if (facts := self.facts(key))]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            intact = list(threads.map(lambda shard: self._is_intact(*shard), finished))
+        damaged = [key for (key, _), is_intact in zip(finished, intact, strict=True) if not is_intact]
+        for key in damaged:
+            self.shard(key).unlink()
+            log.warning("%s does not hold the bytes that were written; it is made again", self.shard(key))
+        return damaged
+
+    def _is_intact(self, key: str, facts: ShardFacts) -> bool:
+        with self.shard(key).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest() == facts.sha256.tobytes()
+
     def find(self, sample_keys: set[str]) -> dict[str, tuple[str, int]]:
-        """Return the shard and the number in it of those samples that lie in any finished shard."""
+        """Return the shard and the number in it of those samples that any finished, intact shard holds."""
         found: dict[str, tuple[str, int]] = {}
         for path in sorted(self.folder.glob("*.npz")) if sample_keys else ():
             if facts := self.facts(path.stem):
                 names = (name.decode() for name in facts.samples.tolist())
                 found |= {name: (path.stem, number) for number, name in enumerate(names) if name in sample_keys}
-        return found
+        damaged = set(self.remove_damaged(key for key, _ in found.values()))
+        return {name: place for name, place in found.items() if place[0] not in damaged}
 
     def keep(self, keys: Iterable[str]) -> None:
         """Delete every shard but these, and what a crash left."""
@@ -140,8 +169,8 @@ def sample_keys(rows: pyarrow.Table, preparation: Preparation, code: str) -> lis
     return keys
 
 
-def cut(rows: pyarrow.Table, keys: Sequence[str], resizing: Resizing) -> list[Chunk]:
-    """Cut a split's rows into chunks.
+def cut(rows: pyarrow.Table, keys: Sequence[str], resizing: Resizing) -> list[ShardRows]:
+    """Cut a split's rows into shards.
 
     Args:
         rows: a split's samples with ``id``, ``pack`` (the pack that holds it; "" where files lie loose), ``height``
@@ -149,15 +178,15 @@ def cut(rows: pyarrow.Table, keys: Sequence[str], resizing: Resizing) -> list[Ch
         keys: ``sample_keys`` of them.
         resizing: decides how many bytes a sample takes.
 
-    A chunk ends with its pack, after a sample whose id's hash says so, and where it would grow beyond MOST_BYTES or
-    MOST_SAMPLES. So new samples change the chunks that they fall into, and no others.
+    A shard ends with its pack, after a sample whose id's hash says so, and where it would grow beyond MOST_BYTES or
+    MOST_SAMPLES. So new samples change the shards that they fall into, and no others.
 
     Raises:
         InputError: cropping leaves nothing of an image.
     """
     pixels = functools.cache(functools.partial(pixels_of, how=resizing))
     columns = (rows[name].to_pylist() for name in ("id", "pack", "height", "width"))
-    chunks: list[Chunk] = []
+    shards: list[ShardRows] = []
     start = size = 0
     before: str | None = None
     ended = False
@@ -165,42 +194,47 @@ def cut(rows: pyarrow.Table, keys: Sequence[str], resizing: Resizing) -> list[Ch
         mine = pixels(height, width) * BYTES_PER_PX
         full = row - start == MOST_SAMPLES or size + mine > MOST_BYTES
         if row > start and (full or ended or pack != before):
-            chunks.append(_chunk(start, row, keys))
+            shards.append(_shard_rows(start, row, keys))
             start, size = row, 0
         size += mine
         before = pack
         ended = _share(sample_id) < max(1 / USUAL_SAMPLES, mine / USUAL_BYTES)
-    return [*chunks, _chunk(start, len(keys), keys)] if keys else []
+    return [*shards, _shard_rows(start, len(keys), keys)] if keys else []
 
 
-def make_shard(raw_dir: Path, folder: Path, work: Work) -> None:
+def make_shard(raw_dir: Path, folder: Path, job: ShardJob) -> None:
     """Write the shard and its facts into the store at ``folder``; one sample is in memory at a time.
 
     InputError where a file is not what validation saw.
     """
-    store = Store(folder)
+    store = ShardStore(folder)
     table: list[tuple[int, ...]] = []
     values, ids = np.zeros((CHANNELS, 256), np.int64), np.zeros(256, np.int64)
-    with replacing(store.shard(work.key)) as draft, draft.open("wb") as file:
-        for number, piece in _pieces(raw_dir, store, work):
-            file.write(np.ascontiguousarray(piece.image).data)
-            file.write(np.ascontiguousarray(piece.mask).data)
+    digest = hashlib.sha256()
+    with replacing(store.shard(job.key)) as draft, draft.open("wb") as file:
+        for number, piece in _pieces(raw_dir, store, job):
+            for pixels in (piece.image, piece.mask):
+                content = np.ascontiguousarray(pixels).data
+                file.write(content)
+                digest.update(content)
             table.append((number, *piece.mask.shape, piece.top, piece.left, piece.padding_px))
             for channel in range(CHANNELS):
                 values[channel] += np.bincount(piece.image[:, :, channel].ravel(), minlength=256)
             values[:, 0] -= piece.padding_px
             ids += np.bincount(piece.mask.ravel(), minlength=256)
         os.fchmod(file.fileno(), 0o444)  # whoever links to it must not change it
-    facts = Facts(np.array(work.sample_keys, "S32"), np.array(table, np.int64).reshape(-1, len(_UNITS)), values, ids)
-    with replacing(folder / f"{work.key}.npz") as draft, draft.open("wb") as file:
+    sha256 = np.frombuffer(digest.digest(), np.uint8)
+    table_Px6 = np.array(table, np.int64).reshape(-1, len(_UNITS))
+    facts = ShardFacts(np.array(job.sample_keys, "S32"), table_Px6, values, ids, sha256)
+    with replacing(folder / f"{job.key}.npz") as draft, draft.open("wb") as file:
         np.savez(file, **facts._asdict())
 
 
-def _pieces(raw_dir: Path, store: Store, work: Work) -> Iterator[tuple[int, Piece]]:
+def _pieces(raw_dir: Path, store: ShardStore, job: ShardJob) -> Iterator[tuple[int, Piece]]:
     known = functools.lru_cache(maxsize=8)(lambda key: (store.facts(key), np.memmap(store.shard(key), mode="r")))
-    for number, (row, place) in enumerate(zip(work.rows, work.known, strict=True)):
+    for number, (row, place) in enumerate(zip(job.rows, job.known, strict=True)):
         if place is None:
-            made = _decoded(raw_dir, row, work.preparation)
+            made = _decoded(raw_dir, row, job.preparation)
         else:
             facts, shard = known(place[0])
             assert facts is not None, "found in this store"
@@ -219,7 +253,7 @@ def _decoded(raw_dir: Path, row: dict[str, Any], how: Preparation) -> Iterator[P
     return pieces(image, mask, how.resizing, ignore_id=how.ignore_id)
 
 
-def _packed_before(facts: Facts, shard: NDArray[np.uint8], sample: int) -> Iterator[Piece]:
+def _packed_before(facts: ShardFacts, shard: NDArray[np.uint8], sample: int) -> Iterator[Piece]:
     offsets = facts.offsets
     for place in np.flatnonzero(facts.pieces[:, 0] == sample):
         _, height, width, top, left, padding_px = facts.pieces[place].tolist()
@@ -238,8 +272,8 @@ def _read_unchanged(raw_dir: Path, row: dict[str, Any], kind: str) -> bytes:
     return content
 
 
-def _chunk(start: int, stop: int, keys: Sequence[str]) -> Chunk:
-    return Chunk(start, stop, hashlib.sha256("".join(keys[start:stop]).encode()).hexdigest()[:32])
+def _shard_rows(start: int, stop: int, keys: Sequence[str]) -> ShardRows:
+    return ShardRows(start, stop, hashlib.sha256("".join(keys[start:stop]).encode()).hexdigest()[:32])
 
 
 def _share(sample_id: str) -> float:

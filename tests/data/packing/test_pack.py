@@ -17,6 +17,8 @@ from segmill.data.ingest.builtin import write_street
 from segmill.data.packing import shards
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.packing.resizing import Resizing
+from segmill.data.packing.shards import Preparation
 from segmill.data.schema.manifest import manifest_schema, part_columns, read_dataset_info, write_manifest
 from segmill.data.schema.samples import list_entries
 from segmill.data.splitting.shares import SplitShares
@@ -30,7 +32,11 @@ from segmill.errors import InputError
 def packed(raw_dir: Path, out_dir: Path, **options: object) -> Path:
     manifest = out_dir.with_suffix(".parquet")
     record(raw_dir, manifest)
-    pack(raw_dir, manifest, out_dir, **{"size": None, **options})
+    resizing, enhancement = (
+        {key: options.pop(key) for key in keys if key in options}
+        for keys in (("size", "resize", "overlap_px", "border_crop_px"), ("grayscale", "clahe"))
+    )
+    pack(raw_dir, manifest, out_dir, train=Preparation(Resizing(**resizing), **enhancement), **options)
     return out_dir
 
 
@@ -117,7 +123,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from segmill.data.packing.pack import pack\n"
         "root = Path(sys.argv[1])\n"
-        "def into(name): pack(root / 'raw', root / 'm.parquet', root / name, size=None)\n"
+        "def into(name): pack(root / 'raw', root / 'm.parquet', root / name)\n"
         "into('first')\n"  # what is imported on first use takes memory, too
         "tracemalloc.start()\n"
         "into('packed')\n"
@@ -134,10 +140,10 @@ def test_files_that_changed_since_validation_are_refused(tiny_set: Path, tmp_pat
     out = packed(tiny_set, tmp_path / "packed")
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tiny_set / "images" / "b.png")
     with pytest.raises(InputError, match=r"b\.png changed since validation"):
-        pack(tiny_set, tmp_path / "packed.parquet", out, size=None)
+        pack(tiny_set, tmp_path / "packed.parquet", out)
     (tiny_set / "images" / "b.png").unlink()
     with pytest.raises(InputError, match=r"b\.png is gone since validation"):
-        pack(tiny_set, tmp_path / "packed.parquet", out, size=None)
+        pack(tiny_set, tmp_path / "packed.parquet", out)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -235,7 +241,7 @@ def test_one_percent_more_is_one_percent_of_the_work(
     def work() -> dict[str, int]:
         done: list[tuple[int, int]] = []
         shutil.rmtree(out, ignore_errors=True)
-        packed(raw, out, size=(16, 16), store_dir=store, progress=lambda *one: done.append(one))
+        packed(raw, out, size=(16, 16), store_dir=store, on_progress=lambda *one: done.append(one))
         facts: dict[str, int] = json.loads((store / "last.json").read_text())
         assert done[-1] == (facts["samples"], facts["samples"])
         assert done == sorted(done)
@@ -290,6 +296,43 @@ def test_what_a_crash_left_in_the_store_is_made_again(tiny_set: Path, tmp_path: 
     assert contents(packed(tiny_set, tmp_path / "packed", store_dir=store)) == first
     assert json.loads((store / "last.json").read_text())["decoded"] == 2
     assert not list(store.glob("*.tmp"))
+
+
+def test_flipped_bytes_in_the_store_are_noticed_and_made_again(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw, store, out = tmp_path / "raw", tmp_path / "chunks", tmp_path / "packed"
+    shutil.copytree(scenes, raw)
+    first = contents(packed(raw, out, store_dir=store))
+    linked = max(out.glob("train/*.bin"), key=lambda path: path.stat().st_size)
+    flip_a_byte(linked)  # a hard link: the shard of the store changes with it, and its size does not
+    shutil.rmtree(out)
+
+    assert contents(packed(raw, out, store_dir=store)) == first
+    assert json.loads((store / "last.json").read_text())["damaged"] == [linked.stem]
+    assert f"{linked.name} does not hold the bytes that were written" in caplog.text
+
+
+def test_no_sample_is_taken_over_from_a_shard_with_flipped_bytes(scenes: Path, tmp_path: Path) -> None:
+    raw, store, out = tmp_path / "raw", tmp_path / "chunks", tmp_path / "packed"
+    shutil.copytree(scenes, raw)
+    packed(raw, out, store_dir=store)
+    for shard in out.glob("train/*.bin"):
+        flip_a_byte(shard)
+    (left_out,) = (path for path in (raw / "images").glob(f"{PackedSplit(out / 'train').ids[5]}.*"))
+    for path in (left_out, raw / "masks" / f"{left_out.stem}.png"):
+        path.unlink()  # what shared a shard with it is in another one now, made of what the former holds
+    shutil.rmtree(out)
+
+    assert contents(packed(raw, out, store_dir=store)) == contents(packed(raw, tmp_path / "afresh"))
+
+
+def flip_a_byte(path: Path) -> None:
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        (byte,) = file.read(1)
+        file.seek(0)
+        file.write(bytes([byte ^ 1]))
 
 
 def test_samples_of_the_same_bytes_share_what_they_can(tiny_set: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def ray_of_two() -> Iterator[None]:
 def packed(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
     root = tmp_path_factory.mktemp("launch")
     validate_dataset(street, root / "manifest.parquet", shares=SplitShares(0.25, 0.25, 0))
-    pack(street, root / "manifest.parquet", root / "packed", size=None)
+    pack(street, root / "manifest.parquet", root / "packed")
     return root / "packed"
 
 
