@@ -38,17 +38,19 @@ class Block(BaseModel):
 
 
 class DataParams(Block):
-    path: str = Field("data/raw", description="Folder of the labelled set in the canonical layout, under DVC.")
+    path: str = Field("data/raw", description="Folder of the labelled set, in the canonical layout, tracked by DVC.")
     remote: str = Field(".dvc-remote", description="Where versions are pushed: a folder, or s3://bucket/prefix.")
     accept: tuple[str, ...] = Field(
-        (), description="Kinds of faults that are known and accepted, by the names that `segmill validate` prints."
+        (), description=("Kinds of issues that are known and accepted, by the names that `segmill validate` prints.")
     )
 
 
 class SplitParams(Block):
-    val: Fraction = Field(0.15, description="Share of the groups that choose weights and epochs.")
-    test: Fraction = Field(0.15, description="Share of the groups that judge, and do nothing else.")
-    seed: int = Field(0, description="Another seed deals the groups differently.")
+    val: Fraction = Field(0.15, description="Share of the groups in val, the split that selects weights and epochs.")
+    test: Fraction = Field(
+        0.15, description=("Share of the groups in test, the split that is used for the final evaluation only.")
+    )
+    seed: int = Field(0, description="Seed of the assignment of groups to splits.")
 
     @model_validator(mode="after")
     def leaves_something_to_train_on(self) -> SplitParams:
@@ -61,21 +63,25 @@ class SplitParams(Block):
 
 class PrepareParams(Block):
     size_px: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] | None = Field(
-        None, description="Height and width that training sees; null keeps each image's own size."
+        None, description=("Height and width of the training samples; null keeps each image's own size.")
     )
     resize: Literal["stretch", "fit", "tile"] = Field(
         "stretch",
-        description="How images come to size_px: stretch; fit keeps the aspect and fills up with ignored pixels; "
-        "tile cuts larger images into overlapping pieces at their own scale.",
+        description=(
+            "How images are brought to size_px: stretch; fit keeps the aspect ratio and pads with ignored "
+            "pixels; tile cuts larger images into overlapping tiles at their own scale."
+        ),
     )
     overlap_px: int = Field(32, ge=0, description="Overlap of neighbouring tiles.")
     border_crop_px: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = Field(
         (0, 0, 0, 0),
-        description="Pixels that training never sees: cut off at top, bottom, left, right, before resizing.",
+        description=("Pixels cut off at top, bottom, left, right before resizing; training never sees them."),
     )
-    grayscale: bool = Field(False, description="Take the colour away, in training and in every prediction.")
+    grayscale: bool = Field(False, description="Convert images to grayscale, in training and in every prediction.")
     clahe: float = Field(
-        0.0, ge=0, description="Clip limit of adaptive histogram equalisation, in training and prediction; 0 is off."
+        0.0,
+        ge=0,
+        description=("Clip limit of adaptive histogram equalisation (CLAHE), in training and prediction; 0 is off."),
     )
 
     @model_validator(mode="after")
@@ -90,17 +96,21 @@ class PrepareParams(Block):
 class AugmentParams(Block):
     recipe: str | list[dict[str, Any]] = Field(
         "medical",
-        description="A preset (medical, driving, surveillance, none; medical@1 holds it at a version) or a list of "
-        "albumentations transforms.",
+        description=(
+            "A preset (medical, driving, surveillance, none; medical@1 fixes its version) or a list of "
+            "albumentations transforms."
+        ),
     )
     copy_paste: float = Field(
-        0.0, ge=0, le=10, description="Extra samples with objects of rare classes pasted in, as a share of train."
+        0.0, ge=0, le=10, description="Extra samples with pasted objects of rare classes, as a share of train."
     )
     oversample: float = Field(
-        0.0, ge=0, le=10, description="Extra samples drawn in favour of rare classes, as a share of train."
+        0.0, ge=0, le=10, description="Extra copies of samples with rare classes, as a share of train."
     )
-    rare_below: Fraction = Field(0.02, description="A class is rare below this share of train's labelled pixels.")
-    seed: int = Field(0, description="Decides the extra samples.")
+    rare_below: Fraction = Field(
+        0.02, description="A class is rare if it has less than this share of train's labelled pixels."
+    )
+    seed: int = Field(0, description="Seed of the extra samples.")
 
 
 class NetworkParams(Block):
@@ -109,25 +119,31 @@ class NetworkParams(Block):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: Literal["network"] = "network"
-    backbone: str = Field(description="Encoder, by its timm or segmentation-models-pytorch name.")
-    decoder: str = Field(description="fpn, unet, deeplabv3plus, ...")
+    backbone: str = Field(description="Encoder, by its name in timm or segmentation-models-pytorch.")
+    decoder: str = Field(description="Decoder: fpn, unet, deeplabv3plus, ...")
     weights: str = Field(
-        description="Where the encoder starts: timm, timm:TAG, smp, torchvision:NAME, file:PATH, package:NAME or none."
+        description=(
+            "Initial weights of the encoder: timm, timm:TAG, smp, torchvision:NAME, file:PATH, package:NAME or none."
+        )
     )
-    lr: float = Field(gt=0, description="Peak learning rate of the decoder.")
-    decoder_width: float = Field(1.0, gt=0, le=4, description="The decoder has this times its usual channels.")
-    attention: Literal["none", "se", "scse", "cbam"] = Field("none", description="Attention in the decoder.")
+    lr: float = Field(gt=0, description="Peak learning rate; a pretrained encoder has encoder_lr_factor times this.")
+    decoder_width: float = Field(1.0, gt=0, le=4, description="Factor on the decoder's usual number of channels.")
+    attention: Literal["none", "se", "scse", "cbam"] = Field(
+        "none", description="Attention in the decoder: se, scse or cbam."
+    )
     context: Literal["none", "nonlocal", "selfattention", "gru", "lstm"] = Field(
         "none",
-        description="What looks over the whole image at the deepest feature; gru and lstm sweep rows and columns.",
+        description=(
+            "Global context at the deepest feature: nonlocal, selfattention, or gru and lstm over rows and columns."
+        ),
     )
     aux_heads: dict[HeadName, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="Further tasks, presence, boundary and distance, each with the weight of its loss."
+        {}, description=("Auxiliary heads (presence, boundary, distance), each with the weight of its loss.")
     )
     head_weights: Literal["fixed", "learned"] = Field(
-        "fixed", description="learned: the tasks' weights are learned from their uncertainty."
+        "fixed", description="fixed, or learned from the uncertainty of each task."
     )
-    keep_heads: bool = Field(False, description="Keep the further heads in the served model.")
+    keep_heads: bool = Field(False, description="Keep the auxiliary heads in the served model.")
     deep_supervision: float = Field(0.0, ge=0, description="Weight of the losses at the decoder's coarser stages.")
 
 
@@ -139,17 +155,21 @@ class SvmParams(Block):
         ("colour", "texture", "spatial"), min_length=1, description="Families of features; cnn needs a backbone."
     )
     backbone: str | None = Field(None, description="Frozen encoder of the cnn features.")
-    weights: str = Field("none", description="Its weights, as for other members.")
+    weights: str = Field("none", description="Weights of that encoder, as for other members.")
     pixels: int = Field(
-        200_000, ge=1_000, description="Training pixels sampled, classes by the root of their frequency."
+        200_000,
+        ge=1_000,
+        description=("Number of sampled training pixels; classes are sampled by the square root of their frequency."),
     )
-    components: int = Field(500, ge=10, description="Dimensions of the approximated kernel's map.")
-    gamma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field("auto", description="Of the RBF kernel.")
+    components: int = Field(500, ge=10, description="Dimensions of the approximated kernel map.")
+    gamma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field("auto", description="Gamma of the RBF kernel.")
     c: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Regularisation; null chooses on held-out images."
+        None, description="Regularisation parameter C; null selects it on held-out images."
     )
-    seed: int = Field(0, description="Decides the pixels and the kernel's map.")
-    max_minutes: float | None = Field(None, gt=0, description="Time for the fit; fewer pixels where it is short.")
+    seed: int = Field(0, description="Seed of the sampled pixels and the kernel map.")
+    max_minutes: float | None = Field(
+        None, gt=0, description="Time limit of the fit in minutes; a short one uses fewer pixels."
+    )
 
     @model_validator(mode="after")
     def cnn_features_have_a_backbone(self) -> SvmParams:
@@ -170,40 +190,51 @@ MemberParams = Annotated[
 
 
 class EnsembleParams(Block):
-    tta_hflip: bool = Field(False, description="Average each prediction with that of the mirrored image.")
+    tta_hflip: bool = Field(
+        False,
+        description=("Average each prediction with that of the horizontally flipped image (test-time augmentation)."),
+    )
 
 
 class EvaluateParams(Block):
-    overlays: int = Field(9, ge=1, description="Test images drawn in the report: worst, middling and best.")
+    overlays: int = Field(
+        9, ge=1, description="Test images shown in the report: the worst, the most typical and the best."
+    )
 
 
 class PromotionParams(Block):
-    floor_miou: Fraction = Field(0.5, description="No challenger below this test mIoU is promoted.")
-    min_gain: Fraction = Field(0.0, description="The gain over the champion must be above this with confidence.")
+    floor_miou: Fraction = Field(0.5, description="Minimum test mIoU; a challenger below it is never promoted.")
+    min_gain: Fraction = Field(
+        0.0, description=("The whole confidence interval of the gain over the champion must be above this.")
+    )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
-        0.95, description="Confidence of the interval around the gain."
+        0.95, description="Confidence level of the interval of the gain."
     )
 
 
 class RayParams(Block):
-    address: str = Field("local", description="local starts Ray here; or a cluster's address. RAY_ADDRESS wins.")
+    address: str = Field(
+        "local", description=("local starts Ray on this machine; or the address of a cluster. RAY_ADDRESS wins.")
+    )
     workers: int = Field(1, ge=1, description="Processes that train one member together (DDP).")
     cpus_per_worker: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Cores each of them holds; null deals the cluster's cores evenly to all members."
+        None, description=("CPU cores per process; null shares the cluster's cores evenly between all members.")
     )
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs each of them holds.")
-    loader_workers: int = Field(0, ge=0, description="Processes that augment for one worker; 0 uses a thread.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs per process.")
+    loader_workers: int = Field(
+        0, ge=0, description=("Processes that load and augment samples for one training process; 0 uses a thread.")
+    )
 
 
 class MlflowParams(Block):
     tracking_uri: str = Field(
-        "sqlite:///mlflow.db", description="MLflow's database or server. MLFLOW_TRACKING_URI wins."
+        "sqlite:///mlflow.db", description="Database or server of MLflow. MLFLOW_TRACKING_URI wins."
     )
 
 
 class PrefectParams(Block):
     api_url: str | None = Field(
-        None, description="A Prefect server's API; null starts one for the run. PREFECT_API_URL wins."
+        None, description=("API of a Prefect server; null starts one for the run. PREFECT_API_URL wins.")
     )
 
 

@@ -24,58 +24,58 @@ class TrainSettings:
     __pydantic_config__: ClassVar = {"extra": "forbid", "use_attribute_docstrings": True}
 
     seed: int = 0
-    """Decides weights, order and augmentation."""
+    """Seed of the initial weights, the sample order and the augmentation."""
     epochs: Annotated[int, Ge(1)] = 20
-    """Passes over the training split; with max_minutes an upper bound."""
+    """Epochs of training; with max_minutes an upper bound."""
     max_minutes: Annotated[float, Gt(0)] | None = None
-    """Time for a member's training; the schedule fits itself to it. null has no limit."""
+    """Time limit of a member's training in minutes; the schedule adapts to it. null: no limit."""
     batch_size: Annotated[int, Ge(1)] | Literal["auto"] = 8
-    """Samples per pass, all workers together; auto finds the largest that fits the memory."""
+    """Samples per micro-batch, over all workers together; auto finds the largest that fits in memory."""
     crop_size: tuple[Annotated[int, Ge(32)], Annotated[int, Ge(32)]] | None = None
-    """Height and width of the random window of a sample that training sees; null is all of it."""
+    """Height and width of the random crop of each sample in training; null uses the whole sample."""
     grad_accum_steps: Annotated[int, Ge(1)] = 1
-    """Passes whose gradients make one step."""
+    """Micro-batches whose gradients are accumulated for one optimizer step."""
     optimizer: Literal["adamw", "nadam", "sgd", "muon"] = "adamw"
-    """adamw, nadam (AdamW with Nesterov's momentum), sgd (with it too) or muon."""
+    """adamw, nadam (AdamW with Nesterov momentum), sgd (with Nesterov momentum) or muon."""
     momentum: Fraction = 0.9
-    """Of sgd and muon."""
+    """Momentum of sgd and muon."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
-    """Decoupled decay of what is no bias and no scale."""
+    """Decoupled weight decay; biases and normalisation scales have none."""
     encoder_lr_factor: Annotated[float, Gt(0)] = 1.0
-    """The encoder of a pretrained member learns at lr times this."""
+    """The learning rate of a pretrained encoder is lr times this."""
     layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Each stage of the encoder learns at this times the lr of the next deeper one."""
+    """Each stage of the encoder has this times the learning rate of the next deeper stage."""
     schedule: Literal["cosine", "poly", "onecycle", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    """Shape of the learning rate after the warm-up."""
     warmup_epochs: Annotated[float, Ge(0)] = 1.0
-    """Epochs of linear warm-up."""
+    """Epochs of linear learning-rate warm-up."""
     loss: Losses = field(default_factory=lambda: {"ce": 1.0, "dice": 1.0})
-    """A sum of ce, focal, dice, tversky, lovasz and boundary, each times its number."""
+    """Weighted sum of the losses ce, focal, dice, tversky, lovasz and boundary."""
     focal_gamma: Annotated[float, Ge(0)] = 2.0
-    """How much the focal loss turns to hard pixels."""
+    """How strongly the focal loss concentrates on hard pixels; 0 is cross-entropy."""
     tversky_alpha: Fraction = 0.3
-    """What false positives weigh in the Tversky loss; misses weigh 1 - it."""
+    """Weight of false positives in the Tversky loss; false negatives weigh 1 minus this."""
     class_weights: Literal["none", "sqrt_inverse", "inverse", "effective"] = "none"
-    """Weights of ce and focal: none; one over (the root of) a class's pixel share; effective number."""
+    """Class weights of ce and focal: none, inverse or sqrt_inverse of the pixel share, or the effective number."""
     ohem: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Share of the pixels, the hardest, that ce and focal count."""
+    """Share of the pixels, the hardest ones, that ce and focal use; 1 uses all."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Decay of the weights' moving average that is kept; 0 is off."""
+    """Decay of the moving average (EMA) of the weights, which is what is validated and saved; 0 is off."""
     max_grad_norm: Annotated[float, Ge(0)] = 0.0
     """Gradients with a larger norm are scaled down to it; 0 is off."""
     freeze_epochs: NonNegative = 0
-    """Epochs in which the encoder stands still at the start."""
+    """Epochs at the start in which the encoder is frozen."""
     unfreeze_epochs: NonNegative = 0
-    """Epochs after that over which its stages are let go, the deepest first."""
+    """Epochs after that in which the encoder is unfrozen stage by stage, the deepest first."""
     early_stopping_patience: NonNegative = 0
-    """Looks at val without a new best after which training ends; 0 is off."""
+    """Validation runs without a new best after which training stops; 0 is off."""
     warm_start: bool = False
-    """Begin with the champion's member of the same name, where there is one."""
+    """Start from the champion's member of the same name, if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast type; auto takes bf16 where the processor is quick at it, else fp16 on a GPU."""
+    """Autocast type; auto takes bf16 where the processor is fast in it, else fp16 on a GPU, else fp32."""
     gradient_checkpointing: bool = False
-    """Compute the encoder twice rather than keep its activations."""
+    """Recompute the encoder in the backward pass instead of storing its activations."""
     compile: Literal["off", "auto", "on"] = "off"
-    """torch.compile; auto measures once per machine whether it pays."""
+    """torch.compile; auto measures once per machine whether it is faster."""
     val_every: Annotated[int, Ge(1)] = 1
-    """Epochs between two looks at the val split."""
+    """Epochs between two validation runs."""

@@ -91,7 +91,7 @@ def test_a_value_in_block_style_gives_way_to_one_in_flow_style(file: Path) -> No
     set_params(file, ["prepare.size_px=[32, 32]", "mlflow.tracking_uri=sqlite:///other.db"])
     assert read_params(file).prepare.size_px == (32, 32)
     assert read_params(file).mlflow.tracking_uri == "sqlite:///other.db"
-    assert "# height, width that training sees" in file.read_text()
+    assert "# height, width of training samples" in file.read_text()
 
 
 @pytest.mark.parametrize(

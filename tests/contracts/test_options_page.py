@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,21 @@ def test_the_table_says_what_the_code_does(title: str) -> None:
             if key != "kind"
         }
     assert rows(title) == wanted
+
+
+def test_options_without_a_proven_gain_are_marked_experimental_with_the_ablations_figure() -> None:
+    marked = {}
+    for marks in re.findall(r"experimental: (.*?)(?: \||$)", PAGE.read_text(), re.MULTILINE):
+        marked |= dict(mark.rsplit(" ", 1) for mark in marks.split("; "))
+    table = (PAGE.parent / "ablation.md").read_text()
+    measured = [line.strip("| ").split(" | ") for line in table.splitlines() if line.count(" | ") == 5]
+    gains = {row[0]: row[4] for row in measured if re.fullmatch(r"[+-]\d+\.\d", row[4])}
+    # What was taken away from the base (its figure says that it is needed) or is no option of its own.
+    others = {
+        "base",
+        "loss: cross-entropy alone",
+        "no class weights",
+        "random weights at the start",
+        "SVM member, alone",
+    }
+    assert marked == {name: gain for name, gain in gains.items() if float(gain) < 1 and name not in others}
