@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from flows.display import showing
 from flows.environment import ray_address
@@ -32,41 +30,53 @@ HELD_OUT = ("val", "test")
 STEP = "audit"
 
 
-def audit(
-    workspace: Workspace,
-    params: Params,
-    folder: Path,
-    top: int,
-    console: Console,
-    *,
-    folds: int = 0,
-    member: str | None = None,
-    epochs: int | None = None,
-) -> None:
-    """Write the review page and the list into ``folder`` and print the first rows.
+@dataclass(frozen=True)
+class FoldTraining:
+    """The models that judge train: ``folds`` of ``member``, ``epochs`` each; a retraining has ``own_epochs``."""
+
+    folds: int
+    member: str
+    epochs: int
+    own_epochs: int
+
+
+def fold_training(
+    workspace: Workspace, params: Params, folds: int, member: str | None, epochs: int | None
+) -> FoldTraining | None:
+    """Return what is to be trained for an audit, None for ``folds`` 0: then val and test alone are judged.
 
     Args:
-        top: samples drawn on the page.
-        folds: 0 looks at val and test only; else that many models are trained, each without a part of train, and
-            asked about that part. Those of an earlier audit of the same data and settings are used again.
+        folds: models, each trained without a part of train and asked about that part.
         member: whose recipe they are trained by; the smallest of the ensemble where left out.
         epochs: of each of them; half of the member's own where left out.
 
     Raises:
-        InputError: there is no ensemble of this data yet, no such member, or train has too few groups.
+        InputError: there is no ensemble of this data yet, or no such member.
     """
     _refuse_unknown(workspace, params)
+    if not folds:
+        return None
     name = _fold_member(workspace, params, member)
-    whole = params.training_of(name).epochs
-    epochs = epochs or max(1, whole // 2)
+    own = params.training_of(name).epochs
+    return FoldTraining(folds, name, epochs or max(1, own // 2), own)
+
+
+def audit(
+    workspace: Workspace, params: Params, folder: Path, top: int, console: Console, training: FoldTraining | None
+) -> dict[str, Any]:
+    """Write the review page and the list into ``folder``; return what ``audit_and_report`` does.
+
+    Args:
+        top: samples drawn on the page.
+        console: shows how far it is.
+        training: the models that judge train. Those of an earlier audit of the same data and settings are used again.
+
+    Raises:
+        InputError: train has too few groups.
+    """
+    folds, name, epochs = (training.folds, training.member, training.epochs) if training else (0, "", 0)
     parts = deal_folds(train_groups(workspace.packed), folds) if folds else []
     steps = [f"{STEP}@fold-{number}" for number in range(1, folds + 1)]
-    if folds:
-        console.print(
-            f"train: {folds} models of {name}, {epochs} epochs each ({whole} in a retraining), each asked about what "
-            "it was trained without",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
     with showing(workspace, [*steps, STEP], console), connect(ray_address(params)):
         sources = [Source(workspace.ensemble, HELD_OUT)]
         with ThreadPoolExecutor(max(1, folds)) as threads:
@@ -76,7 +86,7 @@ def audit(
             ]
             sources += [Source(one.result(), ("train",), part) for one, part in zip(trained, parts, strict=True)]
         with noted(workspace, STEP):
-            found = wait(
+            found: dict[str, Any] = wait(
                 launch.on_ray(
                     "segmill.evaluation.audit_report:audit_and_report",
                     sources,
@@ -89,33 +99,7 @@ def audit(
                     **asdict(whole_node()),
                 )
             )
-    show(found, console)
-
-
-def show(found: dict[str, Any], console: Console) -> None:
-    """Print what ``audit_and_report`` returned: how much was looked at, the first rows, the paths."""
-    looked = ", ".join(f"{count} {split}" for split, count in found["samples"].items())
-    console.print(f"looked at {looked} samples: {found['suspicious']} are suspicious", highlight=False, soft_wrap=True)
-    if "train" not in found["samples"]:
-        console.print("train was not looked at: the models learned its labels; --folds 3 trains models that did not",
-                      style="dim", highlight=False, soft_wrap=True)  # fmt: skip
-    if found["unknown"]:
-        console.print(f"a model hardly knows {', '.join(found['unknown'])}: what is missing of it is not found",
-                      style="yellow", highlight=False, soft_wrap=True)  # fmt: skip
-    if found["first"]:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for title in ("#", "sample", "split", "labelled", "predicted"):
-            table.add_column(title, overflow="fold")
-        for title in ("px", "confidence", "regions", "score"):
-            table.add_column(title, justify="right")
-        for row in found["first"]:
-            table.add_row(
-                str(row["rank"]), escape(row["sample"]), row["split"], escape(row["given"]), escape(row["suggested"]),
-                str(row["pixels"]), f"{row['confidence']:.2f}", str(row["regions"]), f"{row['sample_score']:.2f}",
-            )  # fmt: skip
-        console.print(table)
-    for path in (found["page"], found["table"]):
-        console.print(path, highlight=False, soft_wrap=True, markup=False)
+    return found
 
 
 def _refuse_unknown(workspace: Workspace, params: Params) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from segmill import tracking
-from segmill.params import Params
 from segmill.workspace import Workspace
+
+if TYPE_CHECKING:
+    from segmill.params import Params
 
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
@@ -48,6 +50,8 @@ def prepare_environment(workspace: Workspace, params: Params) -> None:
 
 def tracking_uri(workspace: Workspace, params: Params) -> str:
     """Return MLflow's address; a relative SQLite path is taken from the workspace."""
+    from segmill import tracking
+
     return tracking.address(workspace.root, params.mlflow.tracking_uri)
 
 

@@ -12,17 +12,15 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from rich.console import Console
-from rich.markup import escape
-from ruamel.yaml import YAML
 
-from flows.display import clock, showing
+from flows.display import showing
 from flows.environment import ray_address, tracking_uri
 from flows.retrain import BEFORE_TRAINING, _step, artifacts_of_new, stage_steps, version_step
 from flows.trials import logged, watched
 from segmill.cluster.connection import connect, connecting
 from segmill.cluster.work import wait
 from segmill.errors import InputError, near_miss
-from segmill.params import Params, parse_params, read_params, set_params
+from segmill.params import Params, parse_params, read_params
 from segmill.training.distributed import launch
 from segmill.tuning.space import (
     Dimension,
@@ -30,6 +28,7 @@ from segmill.tuning.space import (
     default_searches,
     network_names,
     read_space,
+    read_values,
     settings_of,
     upstream,
     value_at,
@@ -47,42 +46,48 @@ from tasks.register import model_name
 MINUTES = 60.0  # of a search for which no budget is given
 
 
+def what_is_searched(
+    workspace: Workspace, params: Params, member: str, searches: Sequence[str]
+) -> tuple[list[str], list[Dimension]]:
+    """Return ``searches``, or the member's default where there are none, as text and as read.
+
+    Raises InputError where there is no such network, or the search can't be read.
+    """
+    values = read_values(workspace.params)
+    refuse_other_than_network(params, member)
+    texts = list(searches) or default_searches(values, member)
+    return texts, read_space(texts, values, member)
+
+
 def run_tune(
     workspace: Workspace,
     params: Params,
     member: str,
+    searches: list[str],
     *,
-    searches: Sequence[str],
     minutes: float | None,
     trials: int | None,
     epochs: int | None,
     repeats: int,
-    console: Console,
 ) -> dict[str, Any]:
-    """Search, repeat the winner, write ``tuning/MEMBER`` and print what came of it; return the evidence.
+    """Search, repeat the winner, write ``tuning/MEMBER`` and return the evidence.
 
     Args:
         member: a network of params.yaml.
-        searches: as ``space.read_space`` takes them; a default for the member where there are none.
-        minutes, trials: the budget; an hour where neither is given. The same command goes on with what an earlier one
-            left, and only trains what a larger budget allows besides.
+        searches: as ``space.read_space`` takes them.
+        minutes, trials: the budget; an hour where neither is given. The same command resumes what an earlier one left,
+            and only trains what a larger budget allows besides.
         epochs: of each trial; the member's own where left out.
-        repeats: further seeds of the winner and of params.yaml as it stands.
+        repeats: more seeds of the winner and of the current params.yaml.
 
     Raises:
-        InputError: there is no such network, the search can't be read, or no trial came to its end.
+        InputError: no trial came to its end.
         InfrastructureError: Ray or MLflow does not answer.
     """
-    values = plain_params(workspace)
-    refuse_other_than_network(params, member)
-    texts = list(searches) or default_searches(values, member)
-    space = read_space(texts, values, member)
     if minutes is None and trials is None:
         minutes = MINUTES
-    console.print(f"tuning {member} on val: {', '.join(map(str, space))}", highlight=False, soft_wrap=True)
     with connecting(ray_address(params)):
-        found: dict[str, Any] = tune(str(workspace.root), member, texts, minutes, trials, epochs, repeats)
-    show(found, console)
+        found: dict[str, Any] = tune(str(workspace.root), member, searches, minutes, trials, epochs, repeats)
     return found
 
 
@@ -98,7 +103,7 @@ def tune(
 ) -> dict[str, Any]:
     """Search the settings of ``member`` in the workspace at ``folder`` and return the evidence, as plain values."""
     workspace = Workspace.open(folder)
-    params, values = read_params(workspace.params), plain_params(workspace)
+    params, values = read_params(workspace.params), read_values(workspace.params)
     space = read_space(searches, values, member)
     present = present_values(space, values, member)
     console = Console()
@@ -272,13 +277,6 @@ def present_values(space: Sequence[Dimension], values: dict[str, Any], member: s
     return now if inside else None
 
 
-def plain_params(workspace: Workspace) -> dict[str, Any]:
-    """Return params.yaml as plain values, once it has proved valid."""
-    read_params(workspace.params)
-    values: dict[str, Any] = YAML(typ="safe").load(workspace.params.read_text())
-    return values
-
-
 def refuse_other_than_network(params: Params, member: str) -> None:
     """Raise InputError unless ``member`` is a network of params.yaml."""
     networks = network_names(params)
@@ -287,52 +285,6 @@ def refuse_other_than_network(params: Params, member: str) -> None:
     if member in params.members:
         raise InputError(f"{member} is an svm, which chooses its regularisation itself; tune a network")
     raise InputError(f"there is no member {member!r}{near_miss(member, networks)} (networks: {', '.join(networks)})")
-
-
-def accept(workspace: Workspace, member: str, console: Console) -> None:
-    """Write the patch of the last tuning of ``member`` into params.yaml.
-
-    Raises InputError where there is none, or params.yaml has become another since.
-    """
-    path = workspace.root / "tuning" / member / "patch.yaml"
-    if not path.is_file():
-        raise InputError(f"there is no {path}; run `segmill tune {member}` first")
-    patch = YAML(typ="safe").load(path.read_text())
-    values = plain_params(workspace)
-    if member not in values["members"]:
-        raise InputError(f"params.yaml has no member {member} any more; tune one that it has")
-    for key, was in patch["evidence"]["present"].items():
-        now = value_at(values, member, key)
-        if now != was:
-            raise InputError(
-                f"{key} is {now} now and was {was} when {member} was tuned, so the evidence is of other settings; "
-                f"run `segmill tune {member}` again, or set what you want by hand"
-            )
-    changes = set_params(workspace.params, patch["set"])
-    for change in changes:
-        console.print(f"params.yaml: {change}", highlight=False, soft_wrap=True)
-    console.print(
-        patch["evidence"]["verdict"] if changes else "params.yaml holds these values already; nothing was written",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-
-
-def show(found: dict[str, Any], console: Console) -> None:
-    """Print what a tuning found: the trials, the winner, what it is worth, the files and the line that applies it."""
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    states = ", ".join(f"{count} {state}" for state, count in found["states"].items())
-    say(f"{found['trials']} trials in {clock(found['seconds'])}: {states}")
-    say(f"winner, trial {found['winner']['trial']}: val mIoU {found['winner']['val_miou']:.3f}")
-    for key, (before, after) in found["changes"].items():
-        say(f"  {escape(key)}: {escape(before)} -> {escape(after)}")
-    colour = {"better": "green", "noise": "yellow", "worse": "red", "unchanged": "dim"}[found["decision"]]
-    say(found["verdict"], style=colour)
-    for path in found["files"]:
-        say(path, markup=False)
-    if found["set"]:
-        line = " ".join(f"--set '{assignment}'" for assignment in found["set"])
-        say(f"to apply: segmill retrain {line}", markup=False)
-        say(f"or write it to params.yaml only: segmill tune {found['member']} --accept", markup=False)
 
 
 def mlflow_names(workspace: Workspace, params: Params, member: str) -> tuple[str, str, str | None]:

@@ -14,23 +14,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, out
+from flows.commands.options import say as _say
 from segmill.data.splitting.shares import SplitShares
-from segmill.params import Params, read_params
 from segmill.workspace import Workspace
-from segmill.workspace_lock import Part, writing
+from segmill.workspace_lock import Part
 
 if TYPE_CHECKING:
     from segmill.data.ingest.intake import Told
     from segmill.data.versioning.history import LogEntry
+    from segmill.params import Params
 
 data_app = typer.Typer(help="Grow, compare, go back, look: versions of the labelled set.", no_args_is_help=True)
-out = Console()
-
-WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and dvc.yaml.")]
-HERE = Path()
-WaitOption = Annotated[
-    bool, typer.Option("--wait", help="Where another command writes to the workspace, wait until it is done.")
-]
 Version = Annotated[str, typer.Argument(help="First digits of a version, or HEAD, HEAD~1, ...")]
 LISTED = 20  # ids printed of each kind of change
 TOLD_EVERY = 5_000  # samples between two lines where there is no terminal to draw a bar on
@@ -49,7 +44,7 @@ def add(
 
     Beside a run whose prepare is done it works too, and counts for the next run.
     """
-    with writing(Workspace.open(workspace), Part.DATA, "segmill data add", wait=wait, say=_say):
+    with alone(Workspace.open(workspace), "segmill data add", Part.DATA, wait=wait):
         _add(*_open(workspace), path, message, layout, remove)
 
 
@@ -150,7 +145,7 @@ def checkout(version: Version, workspace: WorkspaceOption = HERE, wait: WaitOpti
         _say(f"the data stand at version {_short(entry.version)} already")
         return
     target = DataVersion(entry.version, entry.files, entry.size_bytes, "restored")
-    with writing(space, Part.DATA, "segmill data checkout", wait=wait, say=_say):
+    with alone(space, "segmill data checkout", Part.DATA, wait=wait):
         checkout_data(space.root, params.data.path, params.data.remote, target)
     _say(f"the data stand at version {_short(entry.version)} again ({entry.samples:,} samples, {entry.message})")
     _say("next: segmill retrain, which takes from the cache what it made of this version before")
@@ -210,6 +205,8 @@ def show(
 
 
 def _open(folder: Path) -> tuple[Workspace, Params]:
+    from segmill.params import read_params
+
     workspace = Workspace.open(folder)
     return workspace, read_params(workspace.params)
 
@@ -322,7 +319,3 @@ def _short(version: str | None) -> str:
     from segmill.data.versioning.history import SHORT
 
     return version[:SHORT] if version else "no version"
-
-
-def _say(line: str) -> None:
-    out.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What can be wrong before anything runs: the installation, the machine, the workspace."""
+"""`segmill doctor`: what can be wrong before anything runs: the installation, the machine, the workspace."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
-from flows.environment import prepare_environment, ray_address, tracking_uri
-from segmill.data.versioning.versions import data_changed
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill.errors import InputError, SegmillError
-from segmill.params import read_params
-from segmill.renamed_keys import rename_former_keys
 from segmill.workspace import Workspace, free_bytes
 
 SHOWN = (
@@ -33,8 +32,23 @@ SHOWN = (
 LEAST_FREE_GIB = 5.0
 
 
-def fix(folder: Path, console: Console) -> None:
+def doctor_command(
+    workspace: WorkspaceOption = HERE,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="First rename keys of params.yaml that have a new name; comments stay.")
+    ] = False,
+) -> None:
+    """Check installation, machine and workspace."""
+    if fix:
+        rename_keys(workspace, out)
+    if not examine(workspace, out):
+        raise typer.Exit(1)
+
+
+def rename_keys(folder: Path, console: Console) -> None:
     """Rename keys of params.yaml that have a new name since, and print each; InputError where there is no workspace."""
+    from segmill.renamed_keys import rename_former_keys
+
     workspace = Workspace.open(folder)
     for change in rename_former_keys(workspace.params):
         console.print(f"params.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
@@ -93,9 +107,10 @@ def _disk(folder: Path) -> str:
 
 
 def _workspace(folder: Path) -> str:
-    workspace = Workspace.open(folder)
-    params = read_params(workspace.params)
-    prepare_environment(workspace, params)
+    from flows.environment import ray_address, tracking_uri
+    from segmill.data.versioning.versions import data_changed
+
+    workspace, params = open_workspace(folder)
     raw = workspace.root / params.data.path
     if not raw.exists() and data_changed(workspace.root, params.data.path) == "never added":
         raise InputError(f"there is no data at {raw}; put the labelled set there, see README for the layout")

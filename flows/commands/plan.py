@@ -6,24 +6,21 @@ import os
 import platform
 from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
-from ruamel.yaml import YAML
 
-from flows.environment import ray_address
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill import progress
-from segmill.cluster.connection import connect
-from segmill.cluster.resources import whole_node
-from segmill.cluster.work import wait
-from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
 from segmill.errors import InputError
-from segmill.params import Params, say, set_params
-from segmill.training.distributed import launch
-from segmill.tuning.plan import Candidate, Facts, Proposal, propose
 from segmill.workspace import Workspace
+
+if TYPE_CHECKING:
+    from segmill.params import Params
+    from segmill.tuning.plan import Facts, Proposal
 
 # All light: in a given time the number of passes is worth more than a heavier decoder (docs/log.md). `starts` are tried
 # in order.
@@ -41,11 +38,26 @@ CANDIDATES: tuple[dict[str, Any], ...] = tuple(
 )  # fmt: skip
 
 
+def plan_command(
+    minutes: Annotated[float, typer.Option(help="Time that a whole run may take.", min=1)] = 60,
+    accept: Annotated[bool, typer.Option("--accept", help="Write the proposals to params.yaml.")] = False,
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Propose settings for this data, machine and time, with reasons."""
+    space, params = open_workspace(workspace)
+    plan(space, params, minutes, out, accepted=accept)
+
+
 def plan(workspace: Workspace, params: Params, minutes: float, console: Console, *, accepted: bool) -> list[Proposal]:
     """Print what is proposed for a run of ``minutes`` beside what stands, with reasons; write it where ``accepted``.
 
     Raises InputError where there is no manifest yet, or train is empty.
     """
+    from ruamel.yaml import YAML
+
+    from segmill.params import say, set_params
+    from segmill.tuning.plan import propose
+
     facts = gather(workspace, params, console)
     proposals = propose(facts, minutes)
     values = YAML(typ="safe").load(workspace.params.read_text())
@@ -62,6 +74,9 @@ def plan(workspace: Workspace, params: Params, minutes: float, console: Console,
 
 def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
     """Return the facts: of train from the manifest, of the machine from a short measurement that is remembered."""
+    from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
+    from segmill.tuning.plan import Candidate, Facts
+
     rows = read_manifest(workspace.manifest)
     names = manifest_info(rows).class_names
     columns = ["split", "group", "height", "width", "channels", "class_pixels"]
@@ -98,6 +113,12 @@ def measured(workspace: Workspace, params: Params, num_classes: int, console: Co
     if known is not None and known.get("asked") == list(CANDIDATES):
         return {key: known[key] for key in ("candidates", "machine")}
     console.print(f"measuring {len(CANDIDATES)} candidates on this machine, once", highlight=False)
+    from flows.environment import ray_address
+    from segmill.cluster.connection import connect
+    from segmill.cluster.resources import whole_node
+    from segmill.cluster.work import wait
+    from segmill.training.distributed import launch
+
     with connect(ray_address(params)):
         node = asdict(whole_node())
         candidates = wait(
@@ -121,6 +142,8 @@ def listed(proposals: list[Proposal], values: dict[str, Any]) -> Group:
 
 def _brief(value: Any) -> str:
     """Write a value short: of members only their names and weights."""
+    from segmill.params import say
+
     if isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()) and value:
         return ", ".join(f"{name} ({one.get('weights', one.get('kind'))})" for name, one in value.items())
     return "unset" if value is None else say(value)

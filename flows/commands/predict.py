@@ -1,25 +1,37 @@
-"""Segmenting image files with a registered model: masks of class ids, and overlays to look at."""
+"""`segmill predict`: image files through a registered model to masks of class ids, and overlays to look at."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-from PIL import Image
+import typer
 
-from flows.environment import tracking_uri
-from segmill.data.schema.manifest import read_dataset_info
-from segmill.data.schema.mask_values import palette
-from segmill.data.storage.images import read_deep_image
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, say
 from segmill.errors import InputError
-from segmill.params import Params
-from segmill.promotion import registry
-from segmill.promotion.registered import loaded
 from segmill.workspace import Workspace
-from tasks.register import model_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from segmill.params import Params
 
 OVERLAY_SHARE = 0.5
+
+
+def predict_command(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    to: Annotated[Path, typer.Option(help="Folder for the masks (PNG of class ids) and overlays.")] = Path(
+        "predictions"
+    ),
+    model: Annotated[str, typer.Option(help="An alias or a version number of the registered model.")] = "champion",
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Segment images with the champion."""
+    space, params = open_workspace(workspace)
+    for path in predict(space, params, model, images, to):
+        say(str(path))
 
 
 def predict(workspace: Workspace, params: Params, model: str, images: list[Path], folder: Path) -> Iterator[Path]:
@@ -36,6 +48,16 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
         InputError: there is no such version, or an image can't be read.
         SegmillError: the version does not load or fails to predict.
     """
+    import numpy as np
+    from PIL import Image
+
+    from flows.environment import tracking_uri
+    from segmill.data.schema.manifest import read_dataset_info
+    from segmill.data.schema.mask_values import palette
+    from segmill.promotion import registry
+    from segmill.promotion.registered import loaded
+    from tasks.register import model_name
+
     uri, name = tracking_uri(workspace, params), model_name(workspace, params)
     if model.isdigit():
         version = model
@@ -59,6 +81,8 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
 
 
 def _read(path: Path) -> np.ndarray:
+    from segmill.data.storage.images import read_deep_image
+
     try:
         return read_deep_image(path)
     except InputError as fault:

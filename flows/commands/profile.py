@@ -1,29 +1,38 @@
-"""Where a member's training step spends its time, as a table or JSON."""
+"""`segmill profile`: where a member's training step spends its time, as a table or JSON."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.environment import ray_address
-from segmill.cluster.connection import connect
-from segmill.cluster.resources import even_share, whole_node
-from segmill.cluster.work import wait
-from segmill.data.schema.manifest import read_dataset_info
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill.errors import InputError, near_miss
-from segmill.params import Params
-from segmill.training.distributed import launch
 from segmill.workspace import Workspace
+
+if TYPE_CHECKING:
+    from segmill.params import Params
 
 TITLES = {
     "data": "waiting for data", "copy": "copy to the device", "forward": "forward", "loss": "loss",
     "backward": "backward", "optimizer": "optimizer", "average": "average of the weights",
 }  # fmt: skip
+
+
+def profile_command(
+    member: Annotated[str, typer.Argument(help="A network of params.yaml.")],
+    steps: Annotated[int, typer.Option(help="Training steps measured.", min=1)] = 8,
+    workspace: WorkspaceOption = HERE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable figures.")] = False,
+) -> None:
+    """Show where a member's training step spends its time."""
+    space, params = open_workspace(workspace)
+    profile(space, params, member, out, steps=steps, as_json=as_json)
 
 
 def profile(
@@ -36,6 +45,12 @@ def profile(
     Raises:
         InputError: there is no such network, or neither packed splits nor a size.
     """
+    from flows.environment import ray_address
+    from segmill.cluster.connection import connect
+    from segmill.cluster.resources import even_share, whole_node
+    from segmill.cluster.work import wait
+    from segmill.training.distributed import launch
+
     _check(params, name)
     with connect(ray_address(params)):
         cpus = params.ray.cpus_per_worker or even_share(len(params.members) * params.ray.workers)
@@ -122,6 +137,8 @@ def _made_up(workspace: Workspace, params: Params) -> dict[str, Any]:
             "nothing is prepared yet and prepare.size_px is null, so no size is known; run `segmill retrain` first or "
             "set prepare.size_px"
         )
+    from segmill.data.schema.manifest import read_dataset_info
+
     info = read_dataset_info(workspace.root / Path(params.data.path))
     return {
         "name": info.name,

@@ -1,4 +1,4 @@
-"""How a workspace begins: around your own set, or around the built-in brain atlas."""
+"""`segmill init` and `segmill demo`: a workspace begins around your own set, or around a built-in one."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
+import typer
 
 from flows.commands.data import telling
-from segmill.data.splitting.shares import SplitShares
-from segmill.data.versioning.repository import commit_files, create_repository
-from segmill.data.versioning.versions import bring_data, explained, record_data
+from flows.commands.options import WaitOption, WorkspaceOption, alone, out
+from flows.commands.options import say as say_line
 from segmill.errors import InputError
-from segmill.params import read_params, set_params
 from segmill.workspace import TEMPLATES, Workspace, template
-from segmill.workspace_lock import Part, writing
-from tasks.inputs import write_inputs
+from segmill.workspace_lock import Part
 
 if TYPE_CHECKING:
     from segmill.data.ingest.intake import NewSample
@@ -43,6 +41,44 @@ IGNORED = (
 LARGEST_SIDE_PX = 512
 STREET_COUNT, STREET_PX = 200, (128, 128)
 LOOKED_AT = 1000  # images whose size decides prepare.size_px
+
+
+class Sample(StrEnum):
+    """The built-in labelled sets."""
+
+    brain = "brain"
+    street = "street"
+
+
+def init_command(
+    folder: Annotated[Path, typer.Argument(help="New workspace.")],
+    data: Annotated[Path, typer.Option(help="Labelled set, in any layout that --layout names. It is copied.")],
+    layout: Annotated[str, typer.Option(help="auto, or one of those that `segmill data layouts` lists.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="Name of the set; its folder's where left out.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Regular expression on a sample's id, with (?P<group>...): what stays together.")
+    ] = None,
+) -> None:
+    """Make a workspace around your own labelled set."""
+    workspace = create(folder, data, layout=layout, name=name, group=group, say=say_line)
+    say_line(
+        f"{workspace.root} is ready; next: cd {folder} && segmill validate, then segmill plan, which proposes settings "
+        "for this set and machine (params.yaml holds those of the demo)"
+    )
+
+
+def demo_command(
+    workspace: WorkspaceOption = Path(".demo"),
+    sample: Annotated[Sample, typer.Option(help="brain: atlas slices; street: drawn scenes.")] = Sample.brain,
+    more: Annotated[
+        bool, typer.Option("--more", help="Grow the data first, so that challenger meets champion.")
+    ] = False,
+    wait: WaitOption = False,
+) -> None:
+    """Retrain on a built-in labelled set."""
+    from flows.commands.retrain import retrain
+
+    retrain(create_demo(workspace, sample=sample.value, more=more), "segmill demo", wait=wait)
 
 
 def create(
@@ -70,7 +106,9 @@ def create(
     """
     from segmill.data.ingest.formats import open_layout
     from segmill.data.ingest.intake import write_set
+    from segmill.data.splitting.shares import SplitShares
     from segmill.data.storage.labelled import PACK_ABOVE
+    from segmill.params import read_params, set_params
 
     if _is_workspace(folder):
         raise InputError(f"{folder} is a workspace already; add to its data with `segmill data add` there")
@@ -83,7 +121,7 @@ def create(
         _lay_down(folder)
         params = read_params(folder / "params.yaml")
         raw, split = folder / params.data.path, params.split
-        with telling(Console()) as told:
+        with telling(out) as told:
             write_set(
                 raw, found.info, found.samples, shares=SplitShares(split.val, split.test, split.seed),
                 packed=found.count > PACK_ABOVE, facts=data if found.layout == "segmill" else None, told=told,
@@ -106,6 +144,7 @@ def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
         InputError: ``folder`` holds something else, or the atlas is not installed.
     """
     from segmill.data.ingest.builtin import write_brain, write_street
+    from segmill.params import set_params
 
     if not _is_workspace(folder):
         raw = folder / "data" / "raw"
@@ -121,7 +160,7 @@ def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
     else:
         workspace = Workspace.open(folder)
     if more:
-        with writing(workspace, Part.DATA, "segmill demo --more"):
+        with alone(workspace, "segmill demo --more", Part.DATA):
             _grow_demo(workspace)
     return workspace
 
@@ -131,6 +170,9 @@ def _grow_demo(workspace: Workspace) -> None:
     from segmill.data.ingest.builtin import write_brain, write_street
     from segmill.data.ingest.intake import change_set
     from segmill.data.schema.manifest import read_dataset_info
+    from segmill.data.splitting.shares import SplitShares
+    from segmill.data.versioning.versions import bring_data, explained
+    from segmill.params import read_params
 
     params = read_params(workspace.params)
     data, split = params.data, params.split
@@ -220,6 +262,8 @@ def _clear(space: Workspace) -> None:
 
 
 def _lay_down(folder: Path) -> None:
+    from segmill.data.versioning.repository import create_repository
+
     create_repository(folder)
     for name in TEMPLATES:
         shutil.copyfile(template(name), folder / name)
@@ -228,6 +272,11 @@ def _lay_down(folder: Path) -> None:
 
 def _finish(folder: Path, message: str) -> Workspace:
     """Put the set under DVC as the first version, and everything else into git."""
+    from segmill.data.versioning.repository import commit_files
+    from segmill.data.versioning.versions import explained, record_data
+    from segmill.params import read_params
+    from tasks.inputs import write_inputs
+
     workspace = Workspace(folder.resolve())
     params = read_params(workspace.params)
     write_inputs(workspace, params)

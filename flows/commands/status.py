@@ -1,29 +1,46 @@
-"""The state of a workspace: data version, what is stale and why, the last run, champion and challenger."""
+"""`segmill status` and `segmill history`: data version, what is stale and why, last run, champion and challenger."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.environment import tracking_uri
-from flows.summary import run_table
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill import progress
-from segmill.data.versioning.versions import data_changed, recorded_version
-from segmill.params import Params
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, writer
-from tasks.promote import earlier_judgement, ledger_url
-from tasks.register import Registered, model_name
-from tasks.stage import Outcome
 
 if TYPE_CHECKING:
+    from segmill.params import Params
     from segmill.promotion.registry import Version
+    from tasks.stage import Outcome
+
+
+def status_command(
+    workspace: WorkspaceOption = HERE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable state.")] = False,
+) -> None:
+    """Show what is stale and why, and which models stand."""
+    from tasks.stage import survey
+
+    space, params = open_workspace(workspace)
+    found = look(space, params, survey(space, params))
+    if as_json:
+        print(found.as_json())
+    else:
+        show(found, out)
+
+
+def history_command(workspace: WorkspaceOption = HERE) -> None:
+    """List every verdict and move of the champion."""
+    show_history(open_workspace(workspace)[0], out)
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,8 @@ class Status:
 
 def look(workspace: Workspace, params: Params, stages: dict[str, Outcome]) -> Status:
     """Look at the rest of the workspace besides its stages. Starts no server and imports no torch."""
+    from segmill.data.versioning.versions import data_changed, recorded_version
+
     recorded = recorded_version(workspace.root, params.data.path)
     standing = _standing(workspace, params) if recorded else _Standing(None, None, False)
     return Status(
@@ -89,11 +108,15 @@ class _Standing:
 
 def _standing(workspace: Workspace, params: Params) -> _Standing:
     """Ask the registry which versions serve and challenge, and whether today's ensemble was judged already."""
+    from flows.environment import tracking_uri
+
     uri = tracking_uri(workspace, params)
     database = uri.removeprefix("sqlite:///")
     if not (workspace.root / params.data.path).is_dir() or (database != uri and not Path(database).is_file()):
         return _Standing(None, None, False)
     from segmill.promotion import ledger, registry
+    from tasks.promote import earlier_judgement, ledger_url
+    from tasks.register import Registered, model_name
 
     name = model_name(workspace, params)
     champion, challenger = (registry.aliased(uri, name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
@@ -122,6 +145,8 @@ def _facts(name: str, version: Version | None, decisions: dict[str, str | None])
 
 def show(status: Status, console: Console) -> None:
     """Print the state for a person."""
+    from flows.summary import run_table
+
     console.print(f"[bold]workspace[/]     {status.workspace.root}", highlight=False, soft_wrap=True)
     version = status.data_version or "none yet"
     console.print(
@@ -162,6 +187,7 @@ def model_line(model: dict[str, Any] | None) -> str:
 def show_history(workspace: Workspace, console: Console) -> None:
     """Print the ledger, oldest first."""
     from segmill.promotion import ledger
+    from tasks.promote import ledger_url
 
     entries = ledger.entries(ledger_url(workspace))
     if not entries:

@@ -1,4 +1,4 @@
-"""The Prefect and MLflow pages of a workspace, on loopback, until interrupted."""
+"""`segmill ui`: the Prefect and MLflow pages of a workspace, on loopback, until interrupted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill.errors import InfrastructureError, InputError
 from segmill.workspace import Workspace
 
@@ -21,6 +22,18 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes that only serve its chat features
+
+
+def ui_command(
+    workspace: WorkspaceOption = HERE,
+    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect page.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow page.")] = 5000,
+) -> None:
+    """Start the Prefect and MLflow pages on this machine."""
+    from flows.environment import tracking_uri
+
+    space, params = open_workspace(workspace)
+    serve(space, tracking_uri(space, params), prefect_port, mlflow_port, out)
 
 
 def serve(workspace: Workspace, tracking_uri: str, prefect_port: int, mlflow_port: int, console: Console) -> None:
@@ -101,6 +114,9 @@ def _start(command: list[str], log: Path, workspace: Workspace, settings: dict[s
 
 
 def _await(name: str, server: subprocess.Popen[bytes], page: str, log: Path) -> None:
+    import urllib.error
+    import urllib.request
+
     until = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until:
         if server.poll() is not None:

@@ -1,4 +1,4 @@
-"""What `segmill validate` does and prints: issues with what to do, the splits, and with --fix a repaired version."""
+"""`segmill validate`: issues with what to do, the splits, and with --fix a repaired version."""
 
 from __future__ import annotations
 
@@ -8,29 +8,40 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from flows.summary import dataset_table
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out
 from segmill import progress
 from segmill.alongside import alongside
-from segmill.data.schema.issues import Issue, read_issues
-from segmill.data.schema.special_files import special_files
-from segmill.data.splitting.shares import SplitShares
-from segmill.params import Params
 from segmill.workspace import Workspace
-from tasks.stage import bring_up_to_date, run
-from tasks.validate import issues_page
+from segmill.workspace_lock import Part
 
 if TYPE_CHECKING:
     from segmill.data.ingest.intake import NewSample
+    from segmill.data.schema.issues import Issue
+    from segmill.params import Params
 
 FIRST_FILES = 3
 LOOK_EVERY_S = 0.2
+
+
+def validate_command(
+    workspace: WorkspaceOption = HERE,
+    fix: Annotated[bool, typer.Option("--fix", help="Write a repaired copy as a new data version.")] = False,
+    wait: WaitOption = False,
+) -> None:
+    """Check every sample and assign the splits."""
+    space, command = Workspace.open(workspace), "segmill validate"
+    with alone(space, command, wait=wait), alone(space, command, Part.DATA, wait=wait):
+        sound = validate(*open_workspace(workspace), out, fix=fix)
+    if not sound:
+        raise typer.Exit(1)
 
 
 def validate(workspace: Workspace, params: Params, console: Console, *, fix: bool) -> bool:
@@ -39,6 +50,9 @@ def validate(workspace: Workspace, params: Params, console: Console, *, fix: boo
     With ``fix``, first record the set as it is, then put a repaired mask in place of each that can be mended, and
     record that as another version.
     """
+    from flows.summary import dataset_table
+    from tasks.validate import issues_page
+
     if fix:
         repair(workspace, params, console)
     sound, issues = _check(workspace, params, console)
@@ -60,6 +74,7 @@ def repair(workspace: Workspace, params: Params, console: Console) -> None:
     from segmill.data.ingest.intake import change_set
     from segmill.data.ingest.repair import repaired_samples
     from segmill.data.schema.special_files import refuse_special_files
+    from segmill.data.splitting.shares import SplitShares
     from segmill.data.validation.examination import examine
     from segmill.data.versioning.versions import bring_data, explained
 
@@ -112,7 +127,9 @@ def _state(issue: Issue, accept: Sequence[str]) -> str:
 
 
 def _check(workspace: Workspace, params: Params, console: Console) -> tuple[bool, list[Issue]]:
-    from segmill.data.schema.issues import IssuesFound
+    from segmill.data.schema.issues import IssuesFound, read_issues
+    from segmill.data.schema.special_files import special_files
+    from tasks.stage import bring_up_to_date, run
 
     try:
         with _bar(workspace.count("validate"), console):

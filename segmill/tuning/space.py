@@ -7,13 +7,14 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from segmill.errors import InputError, near_miss
-from segmill.params import Params, parse_params, say
+from segmill.params import Params, parse_params, read_params, say
 
 Value = float | int | str | bool | None | list[Any] | dict[str, Any]
 Values = dict[str, Any]  # of params.yaml, or of a trial: key -> value
@@ -68,6 +69,13 @@ class Dimension:
         if self.kind == "choice":
             return f"{self.key}={','.join(say(choice) for choice in self.choices)}"
         return f"{self.key}={say(self.tried[0])}..{say(self.tried[1])}{':log' if self.log else ''}"
+
+
+def read_values(path: Path) -> Values:
+    """Return the params.yaml at ``path`` as plain values, once it has proved valid; InputError where it has not."""
+    read_params(path)
+    values: Values = YAML(typ="safe").load(path.read_text())
+    return values
 
 
 def read_space(searches: Sequence[str], values: Values, member: str) -> list[Dimension]:

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from flows.audit import audit, show
+from flows.audit import audit, fold_training
+from flows.commands.audit import show
 from segmill.cluster.connection import connect
 from segmill.errors import InputError
 from segmill.params import read_params
@@ -25,11 +26,13 @@ FIRST = {
 }  # fmt: skip
 
 
-def said(workspace: Workspace, **options: Any) -> str:
-    """Audit with a console of its own and return what it printed."""
-    console = Console(file=io.StringIO(), width=120)
-    audit(workspace, read_params(workspace.params), workspace.root / "audit", 5, console, **options)
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+def audited(
+    workspace: Workspace, folds: int = 0, member: str | None = None, epochs: int | None = None
+) -> dict[str, Any]:
+    params = read_params(workspace.params)
+    training = fold_training(workspace, params, folds, member, epochs)
+    assert training is None or (training.member, training.epochs, training.own_epochs) == ("tiny", epochs or 3, 6)
+    return audit(workspace, params, workspace.root / "audit", 5, Console(file=io.StringIO()), training)
 
 
 def printed(found: dict[str, Any]) -> str:
@@ -40,7 +43,7 @@ def printed(found: dict[str, Any]) -> str:
 
 def test_without_an_ensemble_it_says_what_to_do(workspace: Workspace) -> None:
     with pytest.raises(InputError, match=r"there is no trained ensemble yet.*`segmill retrain` first"):
-        said(workspace)
+        audited(workspace)
     assert not (workspace.root / "audit").exists()
 
 
@@ -48,17 +51,17 @@ def test_an_ensemble_of_other_data_is_refused(workspace: Workspace) -> None:
     workspace.ensemble.mkdir(parents=True)
     (workspace.ensemble / "ensemble.json").write_text("{}")
     with pytest.raises(InputError, match=r"not made from these splits \(prepare ran with another .*segmill retrain"):
-        said(workspace)
+        audited(workspace)
 
 
 def test_the_first_rows_and_the_paths_are_shown() -> None:
     text = printed(
         {"page": "/x/index.html", "table": "/x/audit.csv", "samples": {"val": 3, "test": 4}, "suspicious": 1,
-         "unknown": ["pole"], "first": [FIRST]}
+         "unknown": ["[/b]x"], "first": [FIRST]}
     )  # fmt: skip
-    assert "looked at 3 val, 4 test samples: 1 are suspicious" in text
-    assert "a model hardly knows pole: what is missing of it is not found" in text
-    assert "train was not looked at" in text and "--folds" in text
+    assert "examined 3 val, 4 test samples: 1 are suspicious" in text
+    assert "a model hardly knows [/b]x: objects of these classes that are missing are not found" in text
+    assert "train was not examined" in text and "--folds" in text
     assert re.search(r"1 +a/\[b\]_01 +val +sky +road +120 +0\.91 +3 +0\.50", text)
     assert text.endswith("/x/index.html\n/x/audit.csv\n")
 
@@ -67,7 +70,7 @@ def test_nothing_suspicious_shows_no_table() -> None:
     text = printed(
         {"page": "p", "table": "t", "samples": {"val": 3, "train": 9}, "suspicious": 0, "unknown": [], "first": []}
     )
-    assert text == "looked at 3 val, 9 train samples: 0 are suspicious\np\nt\n"
+    assert text == "examined 3 val, 9 train samples: 0 are suspicious\np\nt\n"
 
 
 @pytest.mark.slow
@@ -92,17 +95,15 @@ def test_held_out_and_folds_with_real_trainings(workspace: Workspace) -> None:
             if name != "evaluate":
                 bring_up_to_date(workspace, name)
         with pytest.raises(InputError, match="there is no network 'tinny'; did you mean 'tiny'"):
-            said(workspace, folds=2, member="tinny")
+            audited(workspace, folds=2, member="tinny")
         with pytest.raises(InputError, match="--folds is 99 and train has"):
-            said(workspace, folds=99)
-        text = said(workspace, folds=2, epochs=6)
-        assert "train: 2 models of tiny, 6 epochs each (6 in a retraining)" in text
+            audited(workspace, folds=99)
+        audited(workspace, folds=2, epochs=6)
         models = {path: path.stat().st_mtime_ns for path in (workspace.scratch / "audit").glob("*/member/member.json")}
-        again = said(workspace, folds=2, epochs=6)
+        again = audited(workspace, folds=2, epochs=6)
     assert len(models) == 2 and all(path.stat().st_mtime_ns == written for path, written in models.items())
     rows = list(csv.DictReader((workspace.root / "audit" / "audit.csv").open()))
-    (counts,) = re.findall(r"looked at (.*) samples", again)
-    assert sum(int(number) for number in re.findall(r"\d+", counts)) == len(masks) == 80
+    assert sum(again["samples"].values()) == len(masks) == 80
     planted = {path.stem for path in masks[::16]}
     first = list(dict.fromkeys(row["sample"] for row in rows))[: len(planted)]
     assert len(planted & set(first)) >= len(planted) - 1

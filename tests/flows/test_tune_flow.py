@@ -18,12 +18,13 @@ import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from flows.tune import accept, made_data, plain_params, present_values, refuse_other_than_network
+from flows.commands.tune import write_patch as accept
+from flows.tune import made_data, present_values, refuse_other_than_network
 from segmill.data.loading.augmentation import settle_policy
 from segmill.data.packing.packed import read_pack
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
-from segmill.tuning.space import Dimension
+from segmill.tuning.space import Dimension, read_values
 from segmill.tuning.trials import Study, read_trials
 from segmill.workspace import Workspace
 from tasks.stage import run
@@ -50,7 +51,7 @@ def test_only_networks_are_tuned(workspace: Workspace) -> None:
 
 
 def test_what_stands_is_tried_first_where_the_search_can_come_upon_it(workspace: Workspace) -> None:
-    values = plain_params(tiny(workspace))
+    values = read_values(tiny(workspace).params)
     lr, schedule = "members.tiny.lr", Dimension("train.schedule", "choice", choices=("poly", "cosine"))
     inside = [Dimension(lr, "float", 0.001, 0.01), schedule]
     assert present_values(inside, values, "tiny") == {lr: 0.005, "train.schedule": "cosine"}

@@ -1,0 +1,89 @@
+"""`segmill retrain` and `segmill stage`: everything that is out of date, or one stage alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, say
+from segmill.errors import GateRefused
+from segmill.workspace import Workspace
+from segmill.workspace_lock import Part
+
+if TYPE_CHECKING:
+    from segmill.params import Params
+
+ON_RAY = ("finetune", "ensemble", "evaluate")
+READS_DATA = ("validate", "prepare")
+
+
+def retrain_command(
+    workspace: WorkspaceOption = HERE,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable."),
+    ] = None,
+    wait: WaitOption = False,
+) -> None:
+    """Bring data, members, ensemble and verdict up to date."""
+    retrain(Workspace.open(workspace), "segmill retrain", assignments or [], wait=wait)
+
+
+def stage_command(
+    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as prepare or finetune@NAME.")],
+    workspace: WorkspaceOption = HERE,
+    wait: WaitOption = False,
+) -> None:
+    """Run one stage and nothing else, as `dvc repro` does."""
+    from flows.environment import ray_address
+    from segmill.cluster.connection import connect
+    from tasks.inputs import refuse_other_settings
+    from tasks.stage import run
+
+    space, command, base = Workspace.open(workspace), f"segmill stage {name}", name.partition("@")[0]
+    with (
+        alone(space, command, wait=wait),
+        alone(space, command, Part.DATA, wait=wait) if base in READS_DATA else nullcontext(),
+    ):
+        _, params = open_workspace(workspace)
+        refuse_other_settings(space, params, name)
+        with connect(ray_address(params)) if base in ON_RAY else nullcontext():
+            run(space, name, params)
+
+
+def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (), *, wait: bool) -> None:
+    """Run the flow unless nothing has changed, and print what came of it; GateRefused where the verdict is no PASS."""
+    from flows.summary import show_result
+    from segmill.params import set_params
+
+    with alone(workspace, command, wait=wait):
+        with alone(workspace, command, Part.DATA, wait=wait):
+            for change in set_params(workspace.params, list(assignments)):
+                say(f"params.yaml: {change}")
+            _, params = open_workspace(workspace.root)
+            if _nothing_to_do(workspace, params):
+                return
+        from flows.retrain import run_retrain
+
+        result = run_retrain(workspace, params, out)
+    show_result(result, out)
+    if result["verdict"]["decision"] != "PASS":
+        raise GateRefused(f"the gate said {result['verdict']['decision']}: the champion stays")
+
+
+def _nothing_to_do(workspace: Workspace, params: Params) -> bool:
+    """Look at data, stages and verdict; say so where all are those of the last run."""
+    from flows.commands.status import look
+    from tasks.stage import bring_up_to_date, survey
+
+    bring_up_to_date(workspace, "fingerprint", params)
+    stages = survey(workspace, params)
+    if any(outcome.state != "fresh" for outcome in stages.values()) or not look(workspace, params, stages).up_to_date:
+        return False
+    for outcome in stages.values():
+        out.print(f"{outcome.stage}: fresh (unchanged)", highlight=False, style="dim")
+    out.print("nothing to do: data, params and code are those of the last run; no new version was made", soft_wrap=True)
+    return True
