@@ -1,6 +1,6 @@
 """Says how long `segmill retrain` takes until the last of three members has made its first step, and where it goes.
 
-    python benchmarks/first_step.py [--runs 5] [--project DIR ...]
+    python benchmarks/first_step.py [--runs 5] [--project DIR ...] [--folder DIR] [--only first-step|unchanged]
 
 Makes a workspace with the template's three members and a few small images, and retrains there under another seed each
 time, warm: what comes before the training is up to date. Each run ends at the last member's first step. CPU seconds
@@ -32,6 +32,7 @@ from segmill.workspace import Workspace
 
 LOOK_EVERY_S = 0.1
 MEMBERS = 3
+WHAT = ("first-step", "unchanged")
 TIMEOUT_S = 300
 # What a process is, by a part of its command line; the first that fits counts.
 KINDS = {
@@ -78,8 +79,10 @@ class Project:
 
 
 def make(root: Path, folder: Path, data: Path) -> Project:
-    """Make a checkout's workspaces: one with all stages before the training up to date, one trained to its end."""
+    """Return a checkout with its workspaces: all stages before the training up to date, and one trained to its end."""
     project = Project(root.resolve(), folder / "three", folder / "done")
+    if project.done.exists():
+        return project
     for workspace in (project.workspace, project.done):
         project.seconds("init", str(workspace), "--data", str(data))
     first_steps(project, seed=1)
@@ -88,7 +91,8 @@ def make(root: Path, folder: Path, data: Path) -> Project:
     tail = rest[rest.index("\nensemble:") :]
     member = "\n  one: {backbone: mobilenetv3_small_050, decoder: fpn, weights: none, lr: 0.001, epochs: 1}\n"
     (project.done / "params.yaml").write_text(f"{head}\nmembers:{member}{tail}")
-    project.start("retrain", "--workspace", str(project.done)).wait()  # 3 where the gate refuses it
+    if (code := project.start("retrain", "--workspace", str(project.done)).wait()) not in (0, 3):  # 3: the gate said no
+        raise SystemExit(f"{root}: the run to the end ended with exit code {code}")
     return project
 
 
@@ -185,21 +189,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="how often (default 5)")
     parser.add_argument("--project", type=Path, action="append", help="a checkout; may be given again (default: this)")
+    parser.add_argument("--folder", type=Path, help="where the workspaces are kept for another time (default: nowhere)")
+    parser.add_argument("--only", choices=WHAT, help="measure one of the two")
     arguments = parser.parse_args()
     roots = arguments.project or [Path(__file__).parents[1]]
-    with tempfile.TemporaryDirectory() as folder:
-        make_data(Path(folder) / "data")
-        projects = [make(root, Path(folder) / str(number), Path(folder) / "data") for number, root in enumerate(roots)]
-        found: list[list[dict[str, float]]] = [[] for _ in projects]
-        for run in range(arguments.runs):
-            turn = list(enumerate(projects))
-            for number, project in turn if run % 2 == 0 else reversed(turn):
-                found[number].append({**first_steps(project, seed=run + 2), **unchanged(project)})
-                print(project.root, {key: round(value, 1) for key, value in found[number][-1].items()}, flush=True)
-    for project, runs in zip(projects, found, strict=True):
-        print(f"{project.root}: median of {len(runs)} (least .. most)")
-        for name in runs[0]:
-            values = [run.get(name, 0.0) for run in runs]
+    with tempfile.TemporaryDirectory() as temporary:
+        compare(arguments.folder or Path(temporary), roots, arguments.runs, arguments.only)
+
+
+def compare(folder: Path, roots: list[Path], runs: int, only: str | None) -> None:
+    """Measure each checkout ``runs`` times, in turn, and print medians."""
+    if not (folder / "data").exists():
+        make_data(folder / "data")
+    projects = [make(root, folder / root.resolve().name, folder / "data") for root in roots]
+    found: list[list[dict[str, float]]] = [[] for _ in projects]
+    for run in range(runs):
+        turn = list(enumerate(projects))
+        for number, project in turn if run % 2 == 0 else reversed(turn):
+            figures = {} if only == "unchanged" else first_steps(project, seed=int(time.time()))
+            figures |= {} if only == "first-step" else unchanged(project)
+            found[number].append(figures)
+            print(project.root, {key: round(value, 1) for key, value in figures.items()}, flush=True)
+    for project, figures_of_runs in zip(projects, found, strict=True):
+        print(f"{project.root}: median of {runs} (least .. most)")
+        for name in dict.fromkeys(name for figures in figures_of_runs for name in figures):
+            values = [figures.get(name, 0.0) for figures in figures_of_runs]
             print(f"  {name:50} {statistics.median(values):7.2f}  ({min(values):.2f} .. {max(values):.2f})")
 
 

@@ -51,7 +51,8 @@ def work(args: dict[str, Any]) -> None:
 def _work(args: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = Rank(context.get_world_rank(), context.get_world_size())
-    device = ray.train.torch.get_device()
+    # A single rank sees the machine's GPUs even where it asks for none.
+    device = ray.train.torch.get_device() if args["gpus_per_worker"] > 0 else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     reporter = Reporter(args, rank)
