@@ -13,6 +13,7 @@ from typing import Any
 from segmill.errors import InputError
 from segmill.files import write_atomically
 from segmill.fingerprint import fingerprints, reached_modules
+from segmill.former_pipeline import refuse_former_pipeline
 from segmill.params import Params
 from segmill.workspace import Workspace
 
@@ -102,8 +103,10 @@ def read_code(workspace: Workspace, stage: str) -> str:
 def write_inputs(workspace: Workspace, params: Params) -> None:
     """Link the installed code into the workspace and write every stage's code and settings there.
 
-    Files are touched only where they change, so DVC keeps what it knows of them.
+    Files are touched only where they change, so DVC keeps what it knows of them. Raises InputError where dvc.yaml is an
+    earlier release's.
     """
+    refuse_former_pipeline(workspace)
     for name in SOURCES:
         folder, link = Path(str(importlib.import_module(name).__file__)).parent, workspace.sources / name
         if not link.is_symlink() or link.resolve() != folder.resolve():
@@ -117,8 +120,6 @@ def write_inputs(workspace: Workspace, params: Params) -> None:
     for folder in (workspace.code, workspace.settings):
         for path in [path for path in folder.rglob("*") if path.is_file() and path not in texts]:
             path.unlink()
-        if (folder / "finetune").is_file():  # an earlier release had one file for all members
-            (folder / "finetune").unlink()
     for path, text in texts.items():
         _write(path, text)
 

@@ -14,8 +14,10 @@ from segmill import progress
 from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.versioning.dvc_adapter import DvcRepository, DvcStage, repository
 from segmill.errors import InputError, near_miss
+from segmill.former_pipeline import refuse_former_pipeline
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace
+from tasks.adoption import ADOPTED, Differs, adopt, made_by_earlier_release
 from tasks.inputs import (
     Inputs,
     all_settings,
@@ -59,6 +61,7 @@ def survey(workspace: Workspace, params: Params | None = None) -> dict[str, Outc
     """
     params = params or read_params(workspace.params)
     refuse_special_files(workspace.root / params.data.path)
+    refuse_former_pipeline(workspace)
     inputs = stage_inputs(params)
     found: dict[str, Outcome] = {}
     with repository(workspace.root) as repo:
@@ -95,6 +98,10 @@ def bring_up_to_date(workspace: Workspace, name: str, params: Params | None = No
         _refuse_missing(stage)
         if stage.restore():
             return _done(note, Outcome(name, "restored", f"{why}; known result", time.monotonic() - started))
+        differs = _adopt(workspace, params, repo, stage)
+        if differs == "":
+            return _done(note, Outcome(name, "restored", ADOPTED, time.monotonic() - started))
+        why = differs or why
         before = stage.dependency_hashes()
         stage.remove_outs()
     progress.report(note, stage=name, state="running", why=why, began=time.time())
@@ -167,6 +174,22 @@ def _refuse_missing(stage: DvcStage) -> None:
         raise InputError(
             f"{stage.name} needs {', '.join(missing)}, which is not there; run `segmill retrain` or `dvc repro`"
         )
+
+
+def _adopt(workspace: Workspace, params: Params, repo: DvcRepository, stage: DvcStage) -> str | None:
+    """Keep and record the member that an earlier release trained; "" then, else why that is not the same.
+
+    None where it is no member, or no earlier release recorded it.
+    """
+    kind, _, member = stage.name.partition("@")
+    if kind != "finetune" or not made_by_earlier_release(repo, member):
+        return None
+    try:
+        adopt(workspace, params, repo, member)
+    except Differs as reason:
+        return f"an earlier release made it, and it is not the same: {reason}"
+    stage.record()
+    return ""
 
 
 def _write_down(workspace: Workspace, params: Params, started: float) -> Outcome:

@@ -35,23 +35,29 @@ LEAST_FREE_GIB = 5.0
 def doctor_command(
     workspace: WorkspaceOption = HERE,
     fix: Annotated[
-        bool, typer.Option("--fix", help="First rename keys of params.yaml that have a new name; comments stay.")
+        bool, typer.Option("--fix", help="First bring an earlier release's params.yaml and dvc.yaml up to this one.")
     ] = False,
 ) -> None:
     """Check installation, machine and workspace."""
     if fix:
-        rename_keys(workspace, out)
+        bring_up_to_this_release(workspace, out)
     if not examine(workspace, out):
         raise typer.Exit(1)
 
 
-def rename_keys(folder: Path, console: Console) -> None:
-    """Rename keys of params.yaml that have a new name since, and print each; InputError where there is no workspace."""
+def bring_up_to_this_release(folder: Path, console: Console) -> None:
+    """Rename former keys of params.yaml, replace an earlier release's dvc.yaml, and print each change.
+
+    Raises InputError where there is no workspace, or where only the author of a change by hand can mend it.
+    """
+    from segmill.former_pipeline import replace_former_pipeline
     from segmill.renamed_keys import rename_former_keys
 
     workspace = Workspace.open(folder)
     for change in rename_former_keys(workspace.params):
         console.print(f"params.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
+    for change in replace_former_pipeline(workspace):
+        console.print(f"dvc.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
 
 
 def examine(folder: Path, console: Console) -> bool:
