@@ -34,7 +34,7 @@ from segmill.data.schema.issues import IssuesFound
 from segmill.data.schema.manifest import DatasetInfo, write_dataset_info
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage.images import encode_png, read_image
-from segmill.data.storage.labelled import INDEX_FILE
+from segmill.data.storage.raw_set import INDEX_FILE
 from segmill.data.validation.checks import validate_dataset
 from segmill.errors import InputError
 

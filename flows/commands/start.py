@@ -43,7 +43,7 @@ STREET_COUNT, STREET_PX = 200, (128, 128)
 LOOKED_AT = 1000  # images whose size decides prepare.size_px
 
 
-class Sample(StrEnum):
+class DemoSet(StrEnum):
     """The built-in labelled sets."""
 
     brain = "brain"
@@ -69,7 +69,7 @@ def init_command(
 
 def demo_command(
     workspace: WorkspaceOption = Path(".demo"),
-    sample: Annotated[Sample, typer.Option(help="brain: atlas slices; street: drawn scenes.")] = Sample.brain,
+    sample: Annotated[DemoSet, typer.Option(help="brain: atlas slices; street: drawn scenes.")] = DemoSet.brain,
     more: Annotated[
         bool, typer.Option("--more", help="Grow the data first, so that challenger meets champion.")
     ] = False,
@@ -107,7 +107,7 @@ def create(
     from segmill.data.ingest.formats import open_layout
     from segmill.data.ingest.intake import write_set
     from segmill.data.splitting.shares import SplitShares
-    from segmill.data.storage.labelled import PACK_ABOVE
+    from segmill.data.storage.raw_set import SHARDS_ABOVE
     from segmill.params import read_params, set_params
 
     if _is_workspace(folder):
@@ -124,7 +124,7 @@ def create(
         with telling(out) as told:
             write_set(
                 raw, found.info, found.samples, shares=SplitShares(split.val, split.test, split.seed),
-                packed=found.count > PACK_ABOVE, facts=data if found.layout == "segmill" else None, told=told,
+                packed=found.count > SHARDS_ABOVE, facts=data if found.layout == "segmill" else None, told=told,
             )  # fmt: skip
         size = _usual_size(raw)
         set_params(folder / "params.yaml", [f"prepare.size_px={size}"])
@@ -194,11 +194,11 @@ def _samples(folder: Path) -> Iterator[NewSample]:
     """Yield the samples of a built-in set, each with the split that the set gives it."""
     from segmill.data.ingest.intake import NewSample
     from segmill.data.schema.manifest import read_dataset_info
-    from segmill.data.schema.samples import list_entries
+    from segmill.data.schema.samples import list_samples
 
     info = read_dataset_info(folder)
     split_of = {group: split for split, groups in info.splits.items() for group in groups}
-    for entry in list_entries(folder)[0]:
+    for entry in list_samples(folder)[0]:
         split = split_of[info.group_of(entry.id) or ""]
         suffix = Path(entry.image.name).suffix
         yield NewSample(entry.id, entry.image.read(folder), suffix, entry.mask.read(folder), split=split)
@@ -291,10 +291,10 @@ def _usual_size(raw: Path) -> list[int]:
     """Return the commonest image size, shrunk to ``LARGEST_SIDE_PX`` and rounded to whole strides of 32 px."""
     from PIL import Image
 
-    from segmill.data.schema.samples import list_entries
+    from segmill.data.schema.samples import list_samples
 
     sizes: Counter[tuple[int, int]] = Counter()
-    entries, _ = list_entries(raw)
+    entries, _ = list_samples(raw)
     for entry in entries[:: len(entries) // LOOKED_AT + 1]:
         with Image.open(BytesIO(entry.image.read(raw))) as image:
             sizes[image.height, image.width] += 1

@@ -26,7 +26,7 @@ STEPS = (0.5, 0.25, 0.1, 0.05)
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ValEvidence:
     """What the val split says about the members, as far as their weights can change it.
 
     Where all members name the same class, so does every mean of them: such pixels only count. The others are
@@ -57,7 +57,7 @@ class Evidence:
 
 def gather_evidence(
     members: Mapping[str, PredictsProbs], split: PackedSplit, *, num_classes: int, ignore_id: int, tta_hflip: bool
-) -> Evidence:
+) -> ValEvidence:
     """Ask every member about every image of a split, one batch in memory at a time.
 
     Where the split is too large to keep what is needed, an even, reproducible share of each image's labelled
@@ -93,10 +93,10 @@ def gather_evidence(
             index += 1
     if not agreed_KK.any() and not sum(map(len, truths)):
         raise InputError("The val split has no labelled pixel, so nothing can choose the weights; label some.")
-    return Evidence(agreed_KK, np.concatenate(truths), np.concatenate(probs, axis=2))
+    return ValEvidence(agreed_KK, np.concatenate(truths), np.concatenate(probs, axis=2))
 
 
-def choose_weights(evidence: Evidence) -> NDArray[np.float64]:
+def choose_weights(evidence: ValEvidence) -> NDArray[np.float64]:
     """Return the weights_M, 0 or more and together 1, with the best mIoU found on the evidence.
 
     Equal weights and each member alone are tried first; from the best of these, weight is moved to or from
@@ -181,7 +181,7 @@ def build_ensemble(
 
 
 def _better(
-    evidence: Evidence, candidate: NDArray[np.float64], best: NDArray[np.float64], best_miou: float
+    evidence: ValEvidence, candidate: NDArray[np.float64], best: NDArray[np.float64], best_miou: float
 ) -> tuple[NDArray[np.float64], float]:
     candidate_miou = evidence.miou(candidate)
     # Written so that a NaN never wins.

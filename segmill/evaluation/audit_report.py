@@ -14,7 +14,7 @@ from segmill.data.schema.manifest import DatasetInfo
 from segmill.data.schema.mask_values import palette
 from segmill.evaluation.audit import Audited, Evidence, Region, Source, Suspect, audit
 from segmill.files import write_atomically
-from segmill.reports.audit_page import AuditCard, AuditPage, Change, ClassPair, NamedClass, write_audit_page
+from segmill.reports.audit_page import AuditCard, AuditPage, ClassPair, NamedClass, SuggestedChange, write_audit_page
 
 COLUMNS = (
     "rank", "sample", "split", "group", "image", "mask", "x", "y", "width", "height",
@@ -137,7 +137,7 @@ def _card(rank: int, suspect: Suspect, evidence: Evidence, info: DatasetInfo) ->
         mask=suspect.mask,
         score=suspect.score,
         changes=[
-            Change(
+            SuggestedChange(
                 classes[region.given],
                 classes[region.suggested],
                 (region.y, region.x, region.height, region.width),

@@ -34,7 +34,7 @@ class ClassPair(NamedTuple):
     samples: int
 
 
-class Change(NamedTuple):
+class SuggestedChange(NamedTuple):
     """A region whose label a model contradicts; its box is in px of the image."""
 
     given: NamedClass
@@ -54,7 +54,7 @@ class AuditCard(NamedTuple):
     group: str
     mask: str
     score: float
-    changes: Sequence[Change]
+    changes: Sequence[SuggestedChange]
     more: int
     image_HWC: Pixels
     label_HW: Pixels

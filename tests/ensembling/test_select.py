@@ -11,7 +11,7 @@ import pytest
 from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
 from segmill.ensembling import select
 from segmill.ensembling.predict import Ensemble
-from segmill.ensembling.select import Evidence, build_ensemble, choose_weights, gather_evidence
+from segmill.ensembling.select import ValEvidence, build_ensemble, choose_weights, gather_evidence
 from segmill.errors import InputError
 from segmill.metrics.counts import confusion_counts
 from segmill.metrics.scores import miou
@@ -81,13 +81,13 @@ def test_a_hopeless_member_gets_no_vote() -> None:
     truth = np.array([0, 1] * 50, np.uint8)
     right = np.stack([truth == 0, truth == 1]) * 0.2 + 0.4
     wrong = np.stack([truth == 1, truth == 0]).astype(float)
-    evidence = Evidence(np.zeros((2, 2), np.int64), truth, np.stack([right, wrong]).astype(np.float16))
+    evidence = ValEvidence(np.zeros((2, 2), np.int64), truth, np.stack([right, wrong]).astype(np.float16))
     weights = choose_weights(evidence)
     assert evidence.miou(weights) == 1 and weights[0] > 0.8
 
 
 def test_members_that_agree_share_the_vote() -> None:
-    evidence = Evidence(np.diag([5, 5]), np.zeros(0, np.uint8), np.zeros((3, 2, 0), np.float16))
+    evidence = ValEvidence(np.diag([5, 5]), np.zeros(0, np.uint8), np.zeros((3, 2, 0), np.float16))
     assert choose_weights(evidence).tolist() == [1 / 3] * 3
     assert evidence.miou(np.eye(3)[0]) == 1
 

@@ -45,7 +45,7 @@ FIRST_SLICE = 3
 
 
 @dataclass(frozen=True)
-class Block:
+class AtlasBlock:
     """Adjoining axial slices ``start`` to ``stop`` (excluded) that go to one split."""
 
     name: str
@@ -61,11 +61,11 @@ class Canvas(NamedTuple):
     mask: NDArray[np.uint8]
 
 
-def brain_blocks() -> list[Block]:
+def brain_blocks() -> list[AtlasBlock]:
     """Return the blocks from the bottom of the brain to its top."""
     blocks, start = [], FIRST_SLICE
     for number, split in enumerate(BRAIN_BLOCKS):
-        blocks.append(Block(f"brain_b{number:02d}", split, start, start + BLOCK_MM[split]))
+        blocks.append(AtlasBlock(f"brain_b{number:02d}", split, start, start + BLOCK_MM[split]))
         start += BLOCK_MM[split] + GAP_MM
     return blocks
 

@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segmill.data.ingest.contents import LooseSamples, LooseWriter, SampleWriter, ShardedSamples
 from segmill.data.ingest.grouping import keep_together, settle_groups, settle_splits, without_group
 from segmill.data.schema.issues import Issue, IssuesFound, wrong_file
 from segmill.data.schema.manifest import (
@@ -21,20 +22,18 @@ from segmill.data.schema.manifest import (
     write_dataset_info,
 )
 from segmill.data.schema.mask_counts import Count, append_counts, count_masks
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import FROZEN_FILE, freeze, write_frozen
 from segmill.data.storage import journal
-from segmill.data.storage.labelled import (
+from segmill.data.storage.raw_set import (
     IMAGE_SUFFIXES,
     INDEX_FILE,
-    PACK_ABOVE,
-    Entry,
-    PackWriter,
-    Part,
-    is_packed,
-    md5_of,
-    read_index,
+    SHARDS_ABOVE,
+    RawSample,
+    StoredFile,
+    TarShardWriter,
+    is_sharded,
     write_index,
 )
 from segmill.errors import InputError, near_miss
@@ -69,7 +68,7 @@ class NewSample:
 
 
 @dataclass(frozen=True)
-class Change:
+class SetChange:
     """What became of a set, in samples: new ones, others in place of known ones, taken out, and brought but known.
 
     ``notes``: what was decided of their groups, a sentence each.
@@ -103,7 +102,7 @@ def write_set(
     """Write a new set to ``raw_dir`` (absent or empty) and freeze its splits by ``shares``.
 
     Args:
-        packed: loose files or packs; None packs what has more than PACK_ABOVE samples.
+        packed: loose files or shards; None takes shards for more than SHARDS_ABOVE samples.
         facts: a canonical set whose dataset.yaml, samples.csv and splits.csv come along byte for byte.
 
     Raises:
@@ -121,7 +120,7 @@ def write_set(
             (draft / FROZEN_FILE).unlink(missing_ok=True)
         if not (draft / FROZEN_FILE).is_file():
             write_frozen(draft, {})
-        taken = _take(draft, samples, _Loose({}, raw_dir), packed=bool(packed), told=told)
+        taken = _take(draft, samples, LooseSamples({}, raw_dir), packed=bool(packed), told=told)
         info = settle_groups(draft, info, taken.groups, added=taken.added, standing=(), gone=set())
         _refuse(raw_dir, [*taken.issues, *without_group(info, taken.came)])
         if not taken.added:
@@ -130,9 +129,9 @@ def write_set(
             rows = _with_counts(draft, taken.rows, told)
             write_index(draft, rows)
         else:
-            entries = [(draft, entry) for entry in list_entries(draft)[0]]
-            too_many = packed is None and len(entries) > PACK_ABOVE
-            rows = _pack(draft, entries, told) if too_many else _counted(entries, told)
+            entries = [(draft, entry) for entry in list_samples(draft)[0]]
+            too_many = packed is None and len(entries) > SHARDS_ABOVE
+            rows = _write_shards(draft, entries, told) if too_many else _counted(entries, told)
         settle_splits(draft, info, taken.came, taken.splits, lambda: rows, shares=shares)
         journal.commit(raw_dir, remove=(), last=INFO_FILE)
 
@@ -144,13 +143,13 @@ def change_set(
     remove: Sequence[str] = (),
     shares: SplitShares,
     told: Told = tell_nobody,
-) -> Change:
+) -> SetChange:
     """Add samples, put corrected ones in place of those of the same id, take out the ids of ``remove``.
 
     What is there already byte for byte is passed over. New samples of a group that the set has, whole or cut by an
-    official split, join it (``grouping.keep_together``). A loose set that grows above PACK_ABOVE samples is packed.
-    In a packed set old packs are neither read nor written: what comes lies in new packs, and the bytes of what was
-    replaced or taken out stay in their pack until that holds no sample any more.
+    official split, join it (``grouping.keep_together``). A loose set that grows above SHARDS_ABOVE samples is packed.
+    In a set in shards old ones are neither read nor written: what comes goes into new shards, and the bytes of what was
+    replaced or taken out stay in their shard until that holds no sample any more.
 
     Raises:
         IssuesFound: with every Issue among ``samples`` and every sample that can't be used; nothing is changed then.
@@ -159,9 +158,11 @@ def change_set(
     with journal.drafting(raw_dir) as draft:
         info = read_dataset_info(raw_dir)
         _copy_facts(raw_dir, draft)
-        known: _Loose | _Packed = _Packed(raw_dir) if is_packed(raw_dir) else _Loose.of(raw_dir)
+        known: LooseSamples | ShardedSamples = (
+            ShardedSamples(raw_dir) if is_sharded(raw_dir) else LooseSamples.of(raw_dir)
+        )
         gone = _known_ids(raw_dir, remove, known.ids)
-        taken = _take(draft, samples, known, packed=isinstance(known, _Packed), told=told)
+        taken = _take(draft, samples, known, packed=isinstance(known, ShardedSamples), told=told)
         both = sorted(gone.intersection(taken.came))
         if both:
             raise InputError(f"'{both[0]}' is to be removed and comes at the same time", "say one of the two")
@@ -173,14 +174,14 @@ def change_set(
         info = settle_groups(draft, info, groups, added=taken.added, standing=known.ids, gone=gone)
         _refuse(raw_dir, [*taken.issues, *without_group(info, taken.came)])
         replaced = len(taken.came) - len(taken.added)
-        change = Change(len(taken.added), replaced, len(gone), taken.unchanged, tuple(notes))
+        change = SetChange(len(taken.added), replaced, len(gone), taken.unchanged, tuple(notes))
         if change.nothing:
             return change
         if len(known.ids) + change.added == change.removed:
             raise InputError(f"no sample would be left in {raw_dir}", "leave some, or make a new workspace")
         leaving = gone.union(taken.came)
-        if isinstance(known, _Packed):
-            rows, dead = _grow_packed(draft, known, taken, leaving, told)
+        if isinstance(known, ShardedSamples):
+            rows, dead = _grow_sharded(draft, known, taken, leaving, told)
         else:
             rows, dead = _grow_loose(draft, known, leaving, told)
         settle_splits(draft, info, taken.came, taken.splits, rows, shares=shares)
@@ -198,65 +199,12 @@ def unpack_set(raw_dir: Path, to: Path, *, told: Told = tell_nobody) -> int:
     with replacing(to) as draft:
         draft.mkdir()
         _copy_facts(raw_dir, draft)
-        sink = _LooseWriter(draft)
-        entries, _ = list_entries(raw_dir)
+        sink = LooseWriter(draft)
+        entries, _ = list_samples(raw_dir)
         for done, entry in enumerate(entries, start=1):
             sink.add(entry.id, [(part.name, part.read(raw_dir)) for part in (entry.image, entry.mask)])
             told("writing", done, len(entries))
     return len(entries)
-
-
-class _Writer(Protocol):
-    def add(self, sample_id: str, files: Sequence[tuple[str, bytes]]) -> None: ...
-
-
-class _LooseWriter:
-    """Writes samples as files below ``folder``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def add(self, sample_id: str, files: Sequence[tuple[str, bytes]]) -> None:
-        for name, content in files:
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-
-
-@dataclass
-class _Loose:
-    """The samples of a loose set."""
-
-    ids: dict[str, Entry]
-    raw_dir: Path
-
-    @classmethod
-    def of(cls, raw_dir: Path) -> _Loose:
-        return cls({entry.id: entry for entry in list_entries(raw_dir)[0]}, raw_dir)
-
-    def holds(self, sample_id: str, files: Sequence[tuple[str, bytes]]) -> bool:
-        """Tell whether the sample is there with these names and bytes."""
-        parts = (self.ids[sample_id].image, self.ids[sample_id].mask)
-        return all(
-            part.name == name and part.read(self.raw_dir) == content
-            for part, (name, content) in zip(parts, files, strict=True)
-        )
-
-
-class _Packed:
-    """The samples of a packed set: ``ids`` says in which row of ``rows`` each stands."""
-
-    def __init__(self, raw_dir: Path) -> None:
-        self.rows = read_index(raw_dir).combine_chunks()
-        self.ids = {sample_id: row for row, sample_id in enumerate(self.rows["id"].to_pylist())}
-
-    def holds(self, sample_id: str, files: Sequence[tuple[str, bytes]]) -> bool:
-        """Tell whether the sample is there with these names and bytes."""
-        row = self.ids[sample_id]
-        return all(
-            self.rows[f"{kind}_name"][row].as_py() == name and self.rows[f"{kind}_md5"][row].as_py() == md5_of(content)
-            for kind, (name, content) in zip(("image", "mask"), files, strict=True)
-        )
 
 
 @dataclass
@@ -273,12 +221,12 @@ class _Taken:
 
 
 def _take(
-    draft: Path, samples: Iterable[NewSample | Issue], known: _Loose | _Packed, *, packed: bool, told: Told
+    draft: Path, samples: Iterable[NewSample | Issue], known: LooseSamples | ShardedSamples, *, packed: bool, told: Told
 ) -> _Taken:
     """Write what comes and is not there yet below ``draft``; with something wrong, only go on to list it all."""
     taken = _Taken()
-    packs = PackWriter(draft) if packed else None
-    writer: _Writer = packs or _LooseWriter(draft)
+    shards = TarShardWriter(draft) if packed else None
+    writer: SampleWriter = shards or LooseWriter(draft)
     seen: set[str] = set()
     for done, sample in enumerate(samples, start=1):
         if done % _TELL_EVERY == 0:
@@ -301,8 +249,8 @@ def _take(
             taken.added.append(sample.id)
         if not taken.issues:
             writer.add(sample.id, files)
-    if packs:
-        taken.rows = packs.close()
+    if shards:
+        taken.rows = shards.close()
     return taken
 
 
@@ -334,15 +282,17 @@ def _known_ids(raw_dir: Path, remove: Sequence[str], ids: Mapping[str, object]) 
     unknown = [sample_id for sample_id in remove if sample_id not in ids]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        hint = near_miss(unknown[0], list(ids)) if len(ids) <= PACK_ABOVE else ""
+        hint = near_miss(unknown[0], list(ids)) if len(ids) <= SHARDS_ABOVE else ""
         raise InputError(
             f"{raw_dir} has no sample '{unknown[0]}'{more}{hint}", "name ids that `segmill validate` knows"
         )
     return set(remove)
 
 
-def _grow_packed(draft: Path, known: _Packed, taken: _Taken, leaving: set[str], told: Told) -> tuple[_Rows, list[str]]:
-    """Write the new index; return its rows, and the packs that hold no sample any more."""
+def _grow_sharded(
+    draft: Path, known: ShardedSamples, taken: _Taken, leaving: set[str], told: Told
+) -> tuple[_Rows, list[str]]:
+    """Write the new index; return its rows, and the shards that hold no sample any more."""
     import pyarrow as pa
 
     stays = np.ones(len(known.rows), bool)
@@ -354,43 +304,43 @@ def _grow_packed(draft: Path, known: _Packed, taken: _Taken, leaving: set[str], 
     return lambda: rows, sorted(before - after)
 
 
-def _grow_loose(draft: Path, known: _Loose, leaving: set[str], told: Told) -> tuple[_Rows, list[str]]:
-    """Return the rows of all samples as they will be, and the files to take out; pack the set where it got large."""
+def _grow_loose(draft: Path, known: LooseSamples, leaving: set[str], told: Told) -> tuple[_Rows, list[str]]:
+    """Return the rows of all samples as they will be, and the files to take out; a large set goes into shards."""
     kept = [(known.raw_dir, entry) for sample_id, entry in known.ids.items() if sample_id not in leaving]
-    came = [(draft, entry) for entry in list_entries(draft)[0]] if (draft / "images").is_dir() else []
+    came = [(draft, entry) for entry in list_samples(draft)[0]] if (draft / "images").is_dir() else []
     old = {part.name for sample_id in leaving & known.ids.keys() for part in _parts(known.ids[sample_id])}
-    if len(kept) + len(came) <= PACK_ABOVE:
+    if len(kept) + len(came) <= SHARDS_ABOVE:
         stay = {part.name for _, entry in came for part in _parts(entry)}
         return lambda: _counted(kept + came, told), sorted(old - stay)
-    rows = _pack(draft, sorted(kept + came, key=lambda pair: pair[1].id), told)
+    rows = _write_shards(draft, sorted(kept + came, key=lambda pair: pair[1].id), told)
     return lambda: rows, sorted(part.name for entry in known.ids.values() for part in _parts(entry))
 
 
-def _parts(entry: Entry) -> tuple[Part, Part]:
+def _parts(entry: RawSample) -> tuple[StoredFile, StoredFile]:
     return entry.image, entry.mask
 
 
-def _pack(draft: Path, entries: Sequence[tuple[Path, Entry]], told: Told) -> pyarrow.Table:
-    """Write loose samples as packs and index below ``draft``, where no loose file stays; return their rows."""
-    packs = PackWriter(draft)
+def _write_shards(draft: Path, entries: Sequence[tuple[Path, RawSample]], told: Told) -> pyarrow.Table:
+    """Write loose samples as shards and index below ``draft``, where no loose file stays; return their rows."""
+    shards = TarShardWriter(draft)
     for done, (root, entry) in enumerate(entries, start=1):
-        packs.add(entry.id, [(part.name, part.read(root)) for part in _parts(entry)])
+        shards.add(entry.id, [(part.name, part.read(root)) for part in _parts(entry)])
         told("packing", done, len(entries))
     for kind in ("images", "masks"):
         shutil.rmtree(draft / kind, ignore_errors=True)
-    rows = _with_counts(draft, packs.close(), told)
+    rows = _with_counts(draft, shards.close(), told)
     write_index(draft, rows)
     return rows
 
 
 def _with_counts(draft: Path, rows: pyarrow.Table | None, told: Told) -> pyarrow.Table:
     """Return the rows of packed samples with what their masks hold."""
-    assert rows is not None, "a packed set takes samples into packs"
+    assert rows is not None, "a set in shards takes samples into shards"
     places = zip(*(rows[name].to_pylist() for name in ("mask_name", "pack", "mask_offset", "mask_bytes")), strict=True)
-    return append_counts(rows, _told_counts([(draft, Part(*place)) for place in places], told))
+    return append_counts(rows, _told_counts([(draft, StoredFile(*place)) for place in places], told))
 
 
-def _counted(entries: Sequence[tuple[Path, Entry]], told: Told) -> pyarrow.Table:
+def _counted(entries: Sequence[tuple[Path, RawSample]], told: Told) -> pyarrow.Table:
     """Return id and what the mask holds of each sample."""
     import pyarrow as pa
 
@@ -398,7 +348,7 @@ def _counted(entries: Sequence[tuple[Path, Entry]], told: Told) -> pyarrow.Table
     return append_counts(rows, _told_counts([(root, entry.mask) for root, entry in entries], told))
 
 
-def _told_counts(masks: Sequence[tuple[Path, Part]], told: Told) -> list[Count]:
+def _told_counts(masks: Sequence[tuple[Path, StoredFile]], told: Told) -> list[Count]:
     counts = []
     for done, count in enumerate(count_masks(masks), start=1):
         counts.append(count)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from segmill.data.ingest.intake import NewSample
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.storage.images import encode_png, read_image
 from segmill.data.validation.examination import Examination
 from segmill.data.validation.mask_faults import look_at_mask, orientation, repair_mask
@@ -36,7 +36,7 @@ def repaired_samples(raw_dir: Path, found: Examination) -> Iterator[Repaired]:
                 kinds_of[file].add(issue.kind)
     if not kinds_of:
         return
-    for entry in list_entries(raw_dir)[0]:
+    for entry in list_samples(raw_dir)[0]:
         kinds = kinds_of.get(entry.mask.name)
         if not kinds:
             continue

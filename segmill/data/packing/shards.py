@@ -85,7 +85,7 @@ class ShardFacts(NamedTuple):
 
 
 class ShardJob(NamedTuple):
-    """A shard to make: its manifest rows, and for each the shard and number where it already lies, if it does."""
+    """A shard to make: its manifest rows, and for each the shard and number where it already is, if it does."""
 
     key: str
     rows: list[dict[str, Any]]
@@ -173,13 +173,13 @@ def cut(rows: pyarrow.Table, keys: Sequence[str], resizing: Resizing) -> list[Sh
     """Cut a split's rows into shards.
 
     Args:
-        rows: a split's samples with ``id``, ``pack`` (the pack that holds it; "" where files lie loose), ``height``
-            and ``width``, in order of pack and id.
+        rows: a split's samples with ``id``, ``pack`` (the shard of the raw set that holds it; "" for loose files),
+            ``height`` and ``width``, in order of pack and id.
         keys: ``sample_keys`` of them.
         resizing: decides how many bytes a sample takes.
 
-    A shard ends with its pack, after a sample whose id's hash says so, and where it would grow beyond MOST_BYTES or
-    MOST_SAMPLES. So new samples change the shards that they fall into, and no others.
+    A shard ends with the raw set's, after a sample whose id's hash says so, and where it would grow beyond MOST_BYTES
+    or MOST_SAMPLES. So new samples change the shards that they fall into, and no others.
 
     Raises:
         InputError: cropping leaves nothing of an image.

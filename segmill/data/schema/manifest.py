@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from segmill.data.storage.labelled import Part
+from segmill.data.storage.raw_set import StoredFile
 from segmill.errors import InputError, near_miss
 from segmill.files import replacing
 
@@ -227,16 +227,16 @@ def manifest_schema(info: DatasetInfo) -> pyarrow.Schema:
     return pa.schema(list(columns.items()), metadata={_INFO_KEY: json.dumps(_as_plain(info))})
 
 
-def part_columns(kind: str, part: Part) -> dict[str, Any]:
+def part_columns(kind: str, part: StoredFile) -> dict[str, Any]:
     """Return the manifest's columns that say where the ``image`` or ``mask`` of a sample lies."""
     return {
         kind: part.name, f"{kind}_file": part.file, f"{kind}_offset": part.offset, f"{kind}_bytes": part.length
     }  # fmt: skip
 
 
-def row_part(row: Mapping[str, Any], kind: str) -> Part:
+def row_part(row: Mapping[str, Any], kind: str) -> StoredFile:
     """Return where the ``image`` or ``mask`` of a manifest's row lies."""
-    return Part(row[kind], row[f"{kind}_file"], row[f"{kind}_offset"], row[f"{kind}_bytes"])
+    return StoredFile(row[kind], row[f"{kind}_file"], row[f"{kind}_offset"], row[f"{kind}_bytes"])
 
 
 def write_manifest(path: Path, table: pyarrow.Table) -> None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from segmill.data.schema.manifest import DatasetInfo
 from segmill.data.storage.images import read_mask
-from segmill.data.storage.labelled import Part
 from segmill.data.storage.parallel import map_ordered
+from segmill.data.storage.raw_set import StoredFile
 from segmill.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def count_mask(content: bytes) -> Count:
     return ids.tolist(), pixels[ids].tolist()
 
 
-def count_masks(masks: Sequence[tuple[Path, Part]]) -> Iterator[Count]:
+def count_masks(masks: Sequence[tuple[Path, StoredFile]]) -> Iterator[Count]:
     """Yield what each mask holds, in order, on all CPUs where there are many. ``masks``: folder and part of each."""
     return map_ordered(_count_part, masks, chunk=_AT_ONCE)
 
 
-def _count_part(mask: tuple[Path, Part]) -> Count:
+def _count_part(mask: tuple[Path, StoredFile]) -> Count:
     root, part = mask
     return count_mask(part.read(root))
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from segmill.data.schema.issues import Issue, wrong_file
-from segmill.data.storage.labelled import IMAGE_SUFFIXES, Entry, Part, is_packed, packed_entries
+from segmill.data.storage.raw_set import IMAGE_SUFFIXES, RawSample, StoredFile, is_sharded, sharded_samples
 from segmill.errors import InputError
 
 MASK_SUFFIXES = (".png",)
 
 
-def list_entries(raw_dir: Path) -> tuple[list[Entry], list[Issue]]:
+def list_samples(raw_dir: Path) -> tuple[list[RawSample], list[Issue]]:
     """Return the complete samples in order of id, and an issue for every file that is no part of one.
 
     Hidden files are passed over. InputError where images/ or masks/ is missing.
     """
-    if is_packed(raw_dir):
-        return list(packed_entries(raw_dir)), []
+    if is_sharded(raw_dir):
+        return list(sharded_samples(raw_dir)), []
     images, issues = _list_folder(raw_dir, "images", IMAGE_SUFFIXES)
     masks, mask_issues = _list_folder(raw_dir, "masks", MASK_SUFFIXES)
     issues += mask_issues
@@ -30,12 +30,12 @@ def list_entries(raw_dir: Path) -> tuple[list[Entry], list[Issue]]:
         fix = "add the image or remove the mask"
         issues.append(wrong_file(file, f"this mask has no image images/{sample_id}.*", fix, "missing_image"))
     both = sorted(images.keys() & masks.keys())
-    return [Entry(name, _loose(raw_dir, images[name]), _loose(raw_dir, masks[name])) for name in both], issues
+    return [RawSample(name, _loose(raw_dir, images[name]), _loose(raw_dir, masks[name])) for name in both], issues
 
 
-def _loose(raw_dir: Path, path: Path) -> Part:
+def _loose(raw_dir: Path, path: Path) -> StoredFile:
     name = path.relative_to(raw_dir).as_posix()
-    return Part(name, name)
+    return StoredFile(name, name)
 
 
 def _list_folder(raw_dir: Path, kind: str, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[Issue]]:

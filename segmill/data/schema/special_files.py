@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from segmill.data.schema.issues import Issue, gather, issue_of
-from segmill.data.storage.labelled import IMAGE_SUFFIXES
+from segmill.data.storage.raw_set import IMAGE_SUFFIXES
 from segmill.errors import InputError
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}

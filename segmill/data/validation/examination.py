@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from segmill.data.schema.issues import KINDS, Issue, gather, issue_of
 from segmill.data.schema.manifest import DatasetInfo, manifest_schema, part_columns, read_dataset_info
 from segmill.data.schema.mask_values import MAX_CLASSES, propose_classes
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.schema.special_files import special_files
 from segmill.data.storage.images import read_image
-from segmill.data.storage.labelled import Entry, Part
 from segmill.data.storage.parallel import BIG, map_ordered
+from segmill.data.storage.raw_set import RawSample, StoredFile
 from segmill.data.validation.leaks import image_hash
 from segmill.data.validation.mask_faults import (
     OFF_BY_PX,
@@ -84,12 +84,12 @@ def examine(raw_dir: Path, *, jobs: int = 0, told: Callable[[int, int], None] = 
     """
     info = read_dataset_info(raw_dir)
     special = special_files(raw_dir)
-    entries, listed = list_entries(raw_dir)
+    entries, listed = list_samples(raw_dir)
     entries, issues = _usable(raw_dir, entries, listed, special)
     if not jobs:
         jobs = len(os.sched_getaffinity(0)) if len(entries) > BIG else 1
     check = functools.partial(check_sample, raw_dir, _without_lists(info))
-    rows = _Rows(info)
+    rows = _ManifestRows(info)
     seen: list[frozenset[int] | None] = []
     same: dict[frozenset[int], frozenset[int]] = {}
     pixels: Counter[int] = Counter()
@@ -120,7 +120,7 @@ def examine(raw_dir: Path, *, jobs: int = 0, told: Callable[[int, int], None] = 
     return Examination(info, issues, rows.table(), hashes, together)
 
 
-def check_sample(raw_dir: Path, info: DatasetInfo, entry: Entry) -> Checked:
+def check_sample(raw_dir: Path, info: DatasetInfo, entry: RawSample) -> Checked:
     """Look at one sample: decode it, and say what is wrong as far as it alone can tell."""
     issues: list[Issue] = []
     image_content, image = _decoded(raw_dir, entry.image, read_image, issues)
@@ -150,24 +150,26 @@ def check_sample(raw_dir: Path, info: DatasetInfo, entry: Entry) -> Checked:
     return Checked(row, issues, values, image_hash(image))
 
 
-def _decoded(raw_dir: Path, part: Part, read: Callable[[bytes], Any], issues: list[Issue]) -> tuple[bytes, Any | None]:
-    """Return the bytes of a part and what ``read`` makes of them; None, and an issue, where it can't."""
+def _decoded(
+    raw_dir: Path, file: StoredFile, read: Callable[[bytes], Any], issues: list[Issue]
+) -> tuple[bytes, Any | None]:
+    """Return the bytes of a file and what ``read`` makes of them; None, and an issue, where it can't."""
     try:
-        size = os.stat(raw_dir / part.file).st_size if part.length is None else part.length
+        size = os.stat(raw_dir / file.file).st_size if file.length is None else file.length
         if size > MAX_BYTES:
             what = f"its file takes {size // 2**20} MiB, more than {MAX_BYTES // 2**20}"
             raise InputError(what, "cut the image into tiles or compress it")
-        content = part.read(raw_dir)
+        content = file.read(raw_dir)
         with _silent() if content[:4] in TIFF_MAGIC else nullcontext():
             return content, read(content)
     except InputError as error:
-        issues.append(issue_of("unreadable", part.name, detail=error.what, fix=error.fix))
+        issues.append(issue_of("unreadable", file.name, detail=error.what, fix=error.fix))
     except OSError as error:
         why = f"it can't be opened: {error.strerror or error}"
-        issues.append(issue_of("unreadable", part.name, detail=why, fix="check the file and its rights"))
+        issues.append(issue_of("unreadable", file.name, detail=why, fix="check the file and its rights"))
     except Exception as error:  # whatever hostile bytes make a decoder raise says something of this file only
         why = f"decoding it fails with {type(error).__name__}: {error}"
-        issues.append(issue_of("unreadable", part.name, detail=why))
+        issues.append(issue_of("unreadable", file.name, detail=why))
     return b"", None
 
 
@@ -187,7 +189,7 @@ def _silent() -> Iterator[None]:
 
 
 def _of_mask(
-    info: DatasetInfo, entry: Entry, look: MaskLook, image: NDArray[np.uint8] | None, image_content: bytes
+    info: DatasetInfo, entry: RawSample, look: MaskLook, image: NDArray[np.uint8] | None, image_content: bytes
 ) -> Iterator[Issue]:
     """Yield what is wrong with a mask, and with its image beside it."""
     mask = entry.mask.name
@@ -223,14 +225,14 @@ def _of_mask(
         yield issue_of("empty_mask", mask)
 
 
-def _crashed(entry: Entry) -> Checked:
+def _crashed(entry: RawSample) -> Checked:
     detail = f"{entry.image.name} or {entry.mask.name}; memory may have run out"
     return Checked(None, [issue_of("crashes_decoder", entry.image.name, detail=detail)])
 
 
 def _usable(
-    raw_dir: Path, entries: Sequence[Entry], listed: Iterable[Issue], special: Mapping[str, Issue]
-) -> tuple[list[Entry], list[Issue]]:
+    raw_dir: Path, entries: Sequence[RawSample], listed: Iterable[Issue], special: Mapping[str, Issue]
+) -> tuple[list[RawSample], list[Issue]]:
     """Return the entries that may be opened, and what is wrong with all other files, each said once."""
     said = {*special}
     issues = list(special.values())
@@ -323,7 +325,7 @@ def _unused_classes(info: DatasetInfo, together: Together) -> Iterator[Issue]:
         yield issue_of("unused_class", *behind)
 
 
-class _Rows:
+class _ManifestRows:
     """Manifest rows on their way into Arrow: few at a time are Python objects."""
 
     def __init__(self, info: DatasetInfo) -> None:

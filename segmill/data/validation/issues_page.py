@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import DatasetInfo
 from segmill.data.schema.mask_values import palette
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.storage.images import read_image, read_mask
-from segmill.data.storage.labelled import Part
+from segmill.data.storage.raw_set import StoredFile
 from segmill.data.validation.leaks import Pair
 from segmill.errors import InputError
 from segmill.reports.checks_page import ChecksPage, FaultKind, FoundFault, Side, SidePair, write_checks_page
@@ -40,7 +40,7 @@ def write_issues_page(
         accept: kinds that do not stop the pipeline.
     """
     wanted = {file for issue in issues for file in issue.files} | {file for pair in pairs for file in pair.files}
-    entries = list_entries(raw_dir)[0] if wanted else []
+    entries = list_samples(raw_dir)[0] if wanted else []
     parts = {part.name: part for entry in entries for part in (entry.image, entry.mask) if part.name in wanted}
 
     def picture(name: str) -> NDArray[np.uint8] | None:
@@ -66,7 +66,7 @@ def issue_kinds(issues: Sequence[Issue], pairs: Sequence[Pair], accept: Sequence
     ]
 
 
-def pixels_to_look_at(raw_dir: Path, part: Part, info: DatasetInfo) -> NDArray[np.uint8] | None:
+def pixels_to_look_at(raw_dir: Path, part: StoredFile, info: DatasetInfo) -> NDArray[np.uint8] | None:
     """Return an image or mask of the set as RGB, classes in their colours; None where it can't be read."""
     try:
         content = part.read(raw_dir)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from segmill.data.schema.manifest import INFO_FILE, SAMPLES_FILE, read_dataset_info
 from segmill.data.schema.mask_counts import RAW_VALUES, append_counts, count_masks, total_pixels
-from segmill.data.storage.labelled import INDEX_FILE, Part, read_index
+from segmill.data.storage.raw_set import INDEX_FILE, StoredFile, read_index
 from segmill.errors import InputError
 from segmill.files import flush
 
@@ -64,7 +64,7 @@ class LogEntry:
 
 
 @dataclass(frozen=True)
-class Contents:
+class VersionContents:
     """What one version holds: id -> md5 of image and of mask, class names in order of id, and for a packed set the
     rows ``id``, ``ids``, ``pixels`` of its index."""
 
@@ -141,7 +141,7 @@ def resolve(log: Sequence[LogEntry], head: str | None, text: str) -> LogEntry:
     return newest[fitting[0]]
 
 
-def read_contents(files: Files, version: str) -> Contents:
+def read_contents(files: Files, version: str) -> VersionContents:
     """Return what ``version`` holds, without touching an image or a mask.
 
     InfrastructureError where its listing or index lies in neither cache nor remote.
@@ -156,17 +156,19 @@ def read_contents(files: Files, version: str) -> Contents:
             rows = read_index(folder, ["id", "image_md5", "mask_md5", "ids", "pixels"])
             columns = (rows[name].to_pylist() for name in ("id", "image_md5", "mask_md5"))
             samples = {name: (image, mask) for name, image, mask in zip(*columns, strict=True)}
-            return Contents(samples, classes, rows.select(["id", "ids", "pixels"]))
+            return VersionContents(samples, classes, rows.select(["id", "ids", "pixels"]))
     found: dict[str, dict[str, str]] = {"images": {}, "masks": {}}
     for name, md5 in listing.items():
         kind, _, rest = name.partition("/")
         if kind in found and not any(part.startswith(".") for part in rest.split("/")):
             found[kind][str(Path(rest).with_suffix(""))] = md5
     images, masks = found["images"], found["masks"]
-    return Contents({name: (images[name], masks[name]) for name in sorted(images.keys() & masks.keys())}, classes, None)
+    return VersionContents(
+        {name: (images[name], masks[name]) for name in sorted(images.keys() & masks.keys())}, classes, None
+    )
 
 
-def compare(files: Files, before: Contents, after: Contents) -> Difference:
+def compare(files: Files, before: VersionContents, after: VersionContents) -> Difference:
     """Return what lies between two versions; of loose sets it reads the masks that changed, and nothing else."""
     old, new = before.samples, after.samples
     both = sorted(old.keys() & new.keys())
@@ -177,7 +179,7 @@ def compare(files: Files, before: Contents, after: Contents) -> Difference:
     return Difference(added, removed, relabelled, reimaged, gain)
 
 
-def pixels_of(files: Files, contents: Contents, ids: Sequence[str]) -> NDArray[np.int64]:
+def pixels_of(files: Files, contents: VersionContents, ids: Sequence[str]) -> NDArray[np.int64]:
     """Return pixels by raw mask value, 256 of them, over the samples ``ids``."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -188,14 +190,14 @@ def pixels_of(files: Files, contents: Contents, ids: Sequence[str]) -> NDArray[n
         return total_pixels(contents.rows.filter(pc.is_in(contents.rows["id"], pa.array(ids, pa.string()))))
     md5s = [contents.samples[name][1] for name in ids]
     files.bring(md5s)
-    places = [Part(name, str(files.path(md5))) for name, md5 in zip(ids, md5s, strict=True)]
+    places = [StoredFile(name, str(files.path(md5))) for name, md5 in zip(ids, md5s, strict=True)]
     return total_pixels(
         append_counts(pa.table({"id": list(ids)}), list(count_masks([(Path(), place) for place in places])))
     )
 
 
 def class_totals(
-    files: Files, contents: Contents, known: Mapping[str, int] | None, gain: NDArray[np.int64] | None
+    files: Files, contents: VersionContents, known: Mapping[str, int] | None, gain: NDArray[np.int64] | None
 ) -> dict[str, int] | None:
     """Return class name -> pixels over a whole version, None where its classes are not known.
 

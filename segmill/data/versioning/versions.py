@@ -245,7 +245,9 @@ def _enter(files: Store, folder: Path, now: DataVersion, before: DataVersion | N
     counts: dict[str, int | None] = dict.fromkeys(("added", "removed", "relabelled", "reimaged"))
     known, gain = None, None
     try:
-        earlier = history.read_contents(files, parent) if parent else history.Contents({}, contents.classes, None)
+        earlier = (
+            history.read_contents(files, parent) if parent else history.VersionContents({}, contents.classes, None)
+        )
         if parent:
             found = history.compare(files, earlier, contents)
             counts = {name: len(getattr(found, name)) for name in counts}

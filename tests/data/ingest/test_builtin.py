@@ -8,7 +8,7 @@ import pytest
 
 from segmill.data.ingest.builtin import brain_blocks, draw_street, write_brain, write_street
 from segmill.data.schema.manifest import read_dataset_info
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.storage.images import read_image, read_mask
 from segmill.errors import InputError
 
@@ -40,7 +40,7 @@ def test_the_brain_set(tmp_path: Path) -> None:
     base = contents(tmp_path / "base")
     info = read_dataset_info(tmp_path / "base")
     assert info.class_names == ("background", "csf", "grey_matter", "white_matter")
-    entries, issues = list_entries(tmp_path / "base")
+    entries, issues = list_samples(tmp_path / "base")
     assert not issues
     assert entries[0].id == "brain_b00_z003"
     groups = {group for members in info.splits.values() for group in members}
@@ -91,7 +91,7 @@ def test_street_scenes_hold_all_classes_and_make_all_splits(tmp_path: Path) -> N
     write_street(tmp_path, count=30, size=(64, 64))
     info = read_dataset_info(tmp_path)
     assert info.splits == {"train": ("street_s0000",), "val": ("street_s0001",), "test": ("street_s0002",)}
-    entries, issues = list_entries(tmp_path)
+    entries, issues = list_samples(tmp_path)
     assert (len(entries), issues) == (30, [])
     pixels = sum(np.bincount(read_mask(entry.mask.read(tmp_path)).ravel(), minlength=256) for entry in entries)
     assert set(np.flatnonzero(pixels)) == {0, 1, 2, 3, 4, 255}

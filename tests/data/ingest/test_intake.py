@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from segmill.data.ingest import intake
-from segmill.data.ingest.intake import Change, NewSample, change_set, unpack_set, write_set
+from segmill.data.ingest.intake import NewSample, SetChange, change_set, unpack_set, write_set
 from segmill.data.schema.issues import IssuesFound, wrong_file
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, read_dataset_info, read_samples
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import read_frozen
 from segmill.data.storage import journal
-from segmill.data.storage.labelled import is_packed, read_index
+from segmill.data.storage.raw_set import is_sharded, read_index
 from segmill.errors import InputError
 
 CLASSES = (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "thing", "#ff0000"))
@@ -42,7 +42,7 @@ def sample(name: str, image: int = 50, mask: int = 1, **more: str) -> NewSample:
 
 def held(raw_dir: Path) -> dict[str, tuple[str, bytes, bytes]]:
     """Return id -> name of image, its bytes, the mask's bytes."""
-    entries, issues = list_entries(raw_dir)
+    entries, issues = list_samples(raw_dir)
     assert not issues
     return {e.id: (e.image.name, e.image.read(raw_dir), e.mask.read(raw_dir)) for e in entries}
 
@@ -65,7 +65,7 @@ def raw_dir(tmp_path: Path, packed: bool) -> Path:
     """Six samples a/0 to a/5."""
     folder = tmp_path / "data" / "raw"
     write_set(folder, INFO, [sample(f"a/{n}", image=n) for n in range(6)], shares=SHARES, packed=packed)
-    assert is_packed(folder) == packed
+    assert is_sharded(folder) == packed
     return folder
 
 
@@ -121,7 +121,7 @@ def test_a_set_is_not_written_over_another_nor_from_nothing(raw_dir: Path, tmp_p
 def test_a_set_is_added_to_corrected_and_cut(raw_dir: Path) -> None:
     before = read_frozen(raw_dir)
     came = [sample("b", image=9), sample("a/1", image=1, mask=255), sample("a/2", image=2)]
-    assert change_set(raw_dir, came, remove=["a/0"], shares=SHARES) == Change(1, 1, 1, 1)
+    assert change_set(raw_dir, came, remove=["a/0"], shares=SHARES) == SetChange(1, 1, 1, 1)
     found = held(raw_dir)
     assert list(found) == ["a/1", "a/2", "a/3", "a/4", "a/5", "b"]
     assert found["a/1"][2] == encoded(255)
@@ -133,7 +133,7 @@ def test_a_set_is_added_to_corrected_and_cut(raw_dir: Path) -> None:
 
 def test_nothing_new_touches_nothing(raw_dir: Path) -> None:
     before = state(raw_dir)
-    assert change_set(raw_dir, [sample(f"a/{n}", image=n) for n in range(6)], shares=SHARES) == Change(0, 0, 0, 6)
+    assert change_set(raw_dir, [sample(f"a/{n}", image=n) for n in range(6)], shares=SHARES) == SetChange(0, 0, 0, 6)
     assert state(raw_dir) == before
     assert [path.name for path in raw_dir.parent.iterdir()] == ["raw"]
 
@@ -166,17 +166,17 @@ def test_old_packs_are_neither_rewritten_nor_kept_when_empty(tmp_path: Path) -> 
 
 def test_another_suffix_takes_the_place_of_the_old_file(raw_dir: Path) -> None:
     jpeg = NewSample("a/1", encoded(7, "JPEG"), ".JPG", encoded(1))
-    assert change_set(raw_dir, [jpeg], shares=SHARES) == Change(0, 1, 0, 0)
+    assert change_set(raw_dir, [jpeg], shares=SHARES) == SetChange(0, 1, 0, 0)
     assert held(raw_dir)["a/1"] == ("images/a/1.JPG", encoded(7, "JPEG"), encoded(1))
 
 
 def test_a_loose_set_that_grows_large_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw_dir = tmp_path / "raw"
-    monkeypatch.setattr(intake, "PACK_ABOVE", 3)
+    monkeypatch.setattr(intake, "SHARDS_ABOVE", 3)
     write_set(raw_dir, INFO, [sample(name) for name in "abc"], shares=SHARES)
-    assert not is_packed(raw_dir)
+    assert not is_sharded(raw_dir)
     change_set(raw_dir, [sample("d"), sample("a", image=9)], remove=["b"], shares=SHARES)
-    assert not is_packed(raw_dir)
+    assert not is_sharded(raw_dir)
     change_set(raw_dir, [sample("e"), sample("c", image=8)], shares=SHARES)
     assert sorted(path.name for path in raw_dir.iterdir()) == ["dataset.yaml", "index.parquet", "packs", "splits.csv"]
     assert held(raw_dir) == {
@@ -184,7 +184,7 @@ def test_a_loose_set_that_grows_large_is_packed(tmp_path: Path, monkeypatch: pyt
         for name, image in zip("acde", (9, 8, 50, 50), strict=True)
     }
     write_set(tmp_path / "new", INFO, [sample(name) for name in "abcd"], shares=SHARES)
-    assert is_packed(tmp_path / "new") and set(held(tmp_path / "new")) == set("abcd")
+    assert is_sharded(tmp_path / "new") and set(held(tmp_path / "new")) == set("abcd")
 
 
 def test_groups_that_come_go_to_samples_csv_and_stay_together(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_corrected_sample_stays_in_its_part_of_a_cut_group(tmp_path: Path) -> 
     change = change_set(
         raw_dir, [sample("x2", image=2, mask=255, group="x"), sample("x1", image=1, group="x")], shares=SHARES
     )
-    assert change == Change(0, 1, 0, 1)
+    assert change == SetChange(0, 1, 0, 1)
     assert (raw_dir / "samples.csv").read_bytes() == rows
 
 
@@ -295,10 +295,10 @@ def test_export_and_intake_give_the_same_set_again(raw_dir: Path, tmp_path: Path
     change_set(raw_dir, [sample("p", group="g")], shares=SHARES)
     assert unpack_set(raw_dir, tmp_path / "out") == 7
     assert held(tmp_path / "out") == held(raw_dir)
-    entries = list_entries(tmp_path / "out")[0]
+    entries = list_samples(tmp_path / "out")[0]
     again = [NewSample(e.id, e.image.read(tmp_path / "out"), ".png", e.mask.read(tmp_path / "out")) for e in entries]
     info = read_dataset_info(tmp_path / "out")
-    write_set(tmp_path / "again", info, again, shares=SHARES, packed=is_packed(raw_dir), facts=tmp_path / "out")
+    write_set(tmp_path / "again", info, again, shares=SHARES, packed=is_sharded(raw_dir), facts=tmp_path / "out")
     assert held(tmp_path / "again") == held(raw_dir)
     for name in ("dataset.yaml", "samples.csv", "splits.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (raw_dir / name).read_bytes()

@@ -20,11 +20,11 @@ from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.data.packing.resizing import Resizing
 from segmill.data.packing.shards import Preparation
 from segmill.data.schema.manifest import manifest_schema, part_columns, read_dataset_info, write_manifest
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import assign_splits
 from segmill.data.storage.images import read_mask
-from segmill.data.storage.labelled import PackWriter, index_schema, write_index
+from segmill.data.storage.raw_set import TarShardWriter, index_schema, write_index
 from segmill.enhancement import enhance
 from segmill.errors import InputError
 
@@ -44,7 +44,7 @@ def record(raw_dir: Path, manifest: Path) -> None:
     """Write a manifest of the set as it is, in milliseconds: nothing is checked."""
     info = read_dataset_info(raw_dir)
     rows = []
-    for entry in list_entries(raw_dir)[0]:
+    for entry in list_samples(raw_dir)[0]:
         contents = {"image": entry.image.read(raw_dir), "mask": entry.mask.read(raw_dir)}
         height, width = read_mask(contents["mask"]).shape
         group = info.group_of(entry.id)
@@ -200,7 +200,7 @@ def into_packs(loose: Path, to: Path, packs: list[list[str]]) -> None:
     shutil.copy(loose / "dataset.yaml", to)
     tables = []
     for ids in packs:
-        writer = PackWriter(to)
+        writer = TarShardWriter(to)
         for name in ids:
             files = [f"{kind}/{name}.png" for kind in ("images", "masks")]
             writer.add(name, [(file, (loose / file).read_bytes()) for file in files])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo
 from segmill.data.schema.mask_counts import append_counts, count_mask, count_masks, group_pixels, total_pixels
-from segmill.data.storage.labelled import Part
+from segmill.data.storage.raw_set import StoredFile
 
 INFO = DatasetInfo(
     "tiny", (ClassInfo(0, "ground", "#000000"), ClassInfo(1, "thing", "#ff0000")), group=r"^(?P<group>[ab])"
@@ -31,7 +31,7 @@ def test_many_masks_are_counted_in_order_by_all_processes(tmp_path: Path) -> Non
     (tmp_path / "low.png").write_bytes(encoded([[1]]))
     (tmp_path / "high.png").write_bytes(encoded([[2, 2]]))
     names = ["low.png", "high.png"] * 300  # more than parallel.BIG
-    counts = list(count_masks([(tmp_path, Part(name, name)) for name in names]))
+    counts = list(count_masks([(tmp_path, StoredFile(name, name)) for name in names]))
     assert counts == [([1], [1]), ([2], [2])] * 300
 
 

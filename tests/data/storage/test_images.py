@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.storage.images import (
     image_content,
     image_size,
@@ -219,7 +219,7 @@ def test_pairs_and_what_is_no_pair(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    entries, issues = list_entries(tmp_path)
+    entries, issues = list_samples(tmp_path)
     assert [(p.id, p.image.name, p.mask.name) for p in entries] == [
         ("d", "images/d.jpg", "masks/d.png"),
         ("s/a", "images/s/a.JPG", "masks/s/a.png"),
@@ -232,4 +232,4 @@ def test_pairs_and_what_is_no_pair(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images does not exist"):
-        list_entries(tmp_path)
+        list_samples(tmp_path)

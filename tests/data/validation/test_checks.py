@@ -15,7 +15,7 @@ from segmill.data.schema.manifest import ClassInfo, DatasetInfo, manifest_info, 
 from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage.images import encode_png
-from segmill.data.storage.labelled import INDEX_FILE
+from segmill.data.storage.raw_set import INDEX_FILE
 from segmill.data.validation.checks import validate_dataset
 from segmill.data.validation.examination import examine
 from segmill.errors import InputError

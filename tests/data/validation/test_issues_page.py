@@ -9,7 +9,7 @@ from PIL import Image
 
 from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo
-from segmill.data.storage.labelled import Part
+from segmill.data.storage.raw_set import StoredFile
 from segmill.data.validation.issues_page import issue_kinds, pixels_to_look_at
 from segmill.data.validation.leaks import Pair
 from segmill.reports.checks_page import LISTED_FILES, SHOWN_FILES, SHOWN_PAIRS, ChecksPage, Picture, write_checks_page
@@ -133,9 +133,9 @@ def test_pictures_of_a_set(tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
         Image.fromarray(pixels).save(tmp_path / kind / "a.png")
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
-    mask = pixels_to_look_at(tmp_path, Part("masks/a.png", "masks/a.png"), info)
+    mask = pixels_to_look_at(tmp_path, StoredFile("masks/a.png", "masks/a.png"), info)
     assert mask is not None and mask.tolist() == [[[16, 32, 48], [255, 0, 0], [128, 128, 128]]]
-    image = pixels_to_look_at(tmp_path, Part("images/a.png", "images/a.png"), info)
+    image = pixels_to_look_at(tmp_path, StoredFile("images/a.png", "images/a.png"), info)
     assert image is not None and image.shape == (2, 3, 1)
     for name in ("images/broken.png", "images/gone.png"):
-        assert pixels_to_look_at(tmp_path, Part(name, name), info) is None
+        assert pixels_to_look_at(tmp_path, StoredFile(name, name), info) is None

@@ -130,7 +130,7 @@ def test_a_packed_version_is_compared_by_its_index(root: Path, monkeypatch: pyte
 
     raw_dir = root / "data" / "raw"
     loose = bring_data(root, "data/raw", None)
-    monkeypatch.setattr(intake, "PACK_ABOVE", 3)
+    monkeypatch.setattr(intake, "SHARDS_ABOVE", 3)
     put(root / "more", "d", image=9, things=8)
     image, mask = ((root / "more" / kind / "d.png").read_bytes() for kind in ("images", "masks"))
     with explained(root, "data/raw", "a fourth"):

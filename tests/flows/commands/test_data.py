@@ -17,9 +17,10 @@ from flows.commands.data import data_app
 from flows.commands.start import create
 from segmill.data.ingest.builtin import write_street
 from segmill.data.schema.manifest import read_manifest
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.splitting.splits import read_frozen
-from segmill.data.storage.labelled import is_packed
+from segmill.data.storage import raw_set
+from segmill.data.storage.raw_set import is_sharded
 from segmill.data.versioning.history import LogEntry, log_path, read_log
 from segmill.data.versioning.repository import commit_files
 from segmill.data.versioning.versions import bring_data, data_changed, recorded_version
@@ -42,7 +43,7 @@ def entries(workspace: Workspace) -> list[LogEntry]:
 
 
 def ids(folder: Path) -> list[str]:
-    return [entry.id for entry in list_entries(folder)[0]]
+    return [entry.id for entry in list_samples(folder)[0]]
 
 
 @pytest.fixture
@@ -144,13 +145,12 @@ def test_errors_change_nothing(workspace: Workspace, tmp_path: Path) -> None:
 
 
 def test_a_large_set_comes_in_packed(tmp_path: Path, more: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from segmill.data.storage import labelled
 
     write_street(tmp_path / "set", count=40, size=(64, 64), seed=3)
-    monkeypatch.setattr(labelled, "PACK_ABOVE", 30)
+    monkeypatch.setattr(raw_set, "SHARDS_ABOVE", 30)
     workspace = create(tmp_path / "workspace", tmp_path / "set")
     raw = workspace.root / "data" / "raw"
-    assert is_packed(raw) and ids(raw) == ids(tmp_path / "set")
+    assert is_sharded(raw) and ids(raw) == ids(tmp_path / "set")
     packs = set((raw / "packs").iterdir())
     data(workspace, "add", str(more), "-m", "more")
     assert packs < set((raw / "packs").iterdir())
@@ -159,7 +159,7 @@ def test_a_large_set_comes_in_packed(tmp_path: Path, more: Path, monkeypatch: py
     data(workspace, "checkout", "HEAD~1")
     assert ids(raw) == ids(tmp_path / "set")
     data(workspace, "export", str(tmp_path / "out"))
-    assert ids(tmp_path / "out") == ids(raw) and not is_packed(tmp_path / "out")
+    assert ids(tmp_path / "out") == ids(raw) and not is_sharded(tmp_path / "out")
 
 
 def camvid(folder: Path, street: Path, first: int, frames: dict[str, range]) -> Path:

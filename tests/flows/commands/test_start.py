@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.commands.start import create, create_demo
 from segmill.data.schema.issues import IssuesFound
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.versioning.history import log_path, read_log
 from segmill.data.versioning.repository import git_commit
 from segmill.data.versioning.versions import data_changed, recorded_version
@@ -72,7 +72,7 @@ def test_a_set_of_ones_own_becomes_the_first_version(tmp_path: Path, street: Pat
     assert said[0].startswith(f"{street}: layout segmill (") and said[0].endswith(", 80 samples")
     assert "prepare.size_px is [64, 64]" in said[-1]
     assert read_params(workspace.params).prepare.size_px == (64, 64)
-    for entry in list_entries(street)[0]:
+    for entry in list_samples(street)[0]:
         for part in (entry.image, entry.mask):
             assert part.read(raw) == part.read(street)
     assert (raw / "dataset.yaml").read_bytes() == (street / "dataset.yaml").read_bytes()
@@ -98,7 +98,7 @@ def test_a_set_in_another_layout_is_recognised(tmp_path: Path, street: Path) -> 
     workspace = create(tmp_path / "mine", source, say=said.append)
     assert "layout voc" in said[0]
     raw = workspace.root / "data" / "raw"
-    assert [Path(entry.image.name).name for entry in list_entries(raw)[0]] == [f"{name}.jpg" for name in names]
+    assert [Path(entry.image.name).name for entry in list_samples(raw)[0]] == [f"{name}.jpg" for name in names]
     assert messages(workspace.root) == ["VOC, layout voc"]
 
 

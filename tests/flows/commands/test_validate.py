@@ -15,10 +15,10 @@ from rich.console import Console
 from flows.commands.start import create
 from flows.commands.validate import issues_table, validate
 from segmill.data.schema.issues import issue_of
-from segmill.data.schema.samples import list_entries
-from segmill.data.storage import labelled
+from segmill.data.schema.samples import list_samples
+from segmill.data.storage import raw_set
 from segmill.data.storage.images import read_mask
-from segmill.data.storage.labelled import is_packed
+from segmill.data.storage.raw_set import is_sharded
 from segmill.data.versioning.versions import recorded_version
 from segmill.params import read_params, set_params
 from segmill.workspace import Workspace
@@ -134,9 +134,9 @@ def test_fix_of_a_packed_set_adds_a_pack_and_keeps_those_before(
     Image.fromarray(good[off.stem][:-1]).save(off)
     Image.fromarray(np.repeat(good[coloured.stem][:, :, None], 3, axis=2)).save(coloured)
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(wrong)
-    monkeypatch.setattr(labelled, "PACK_ABOVE", 30)
+    monkeypatch.setattr(raw_set, "SHARDS_ABOVE", 30)
     workspace = create(tmp_path / "workspace", source)
-    assert is_packed(raw(workspace))
+    assert is_sharded(raw(workspace))
     first = recorded_version(workspace.root, "data/raw")
     old = {path.name: path.read_bytes() for path in (raw(workspace) / "packs").iterdir()}
     index = (raw(workspace) / "index.parquet").read_bytes()
@@ -145,7 +145,7 @@ def test_fix_of_a_packed_set_adds_a_pack_and_keeps_those_before(
     sound, said = check(workspace, fix=True)
     assert not sound and "unknown_ids" in said  # what nobody can mend is left as it is, and said
     assert "mended 1 mask_format, 1 off_by_a_pixel: 2 new masks" in said and f"before is {first.md5[:8]}" in said
-    parts = {entry.id: entry for entry in list_entries(raw(workspace))[0]}
+    parts = {entry.id: entry for entry in list_samples(raw(workspace))[0]}
     assert len(parts) == 80
     assert {name: read_mask(parts[name].mask.read(raw(workspace))).tolist() for name in good} == {
         off.stem: good[off.stem][[*range(32), 31, *range(32, 63)]].tolist(),  # 63 rows to 64: one comes twice

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from segmill.data.ingest.formats import ade20k, camvid, canonical, cityscapes, coco, folders, instances, nifti, voc
 from segmill.data.ingest.formats.reading import (
-    Contents,
     SetFolder,
     Signs,
+    SourceContents,
     apply_group_rule,
     deliver,
     match_classes,
@@ -29,7 +29,7 @@ _LOOKED_INTO = 20  # folders, for the hint that the set lies one folder deeper
 class _Reader(NamedTuple):
     looks_for: str
     recognise: Callable[[SetFolder], Signs]
-    read: Callable[[SetFolder, DatasetInfo | None], Contents]
+    read: Callable[[SetFolder, DatasetInfo | None], SourceContents]
 
 
 _READERS = {
@@ -162,7 +162,7 @@ def _unknown(path: Path, folder: SetFolder, seen_by: dict[str, Signs]) -> str:
     return "\n".join(lines)
 
 
-def _complete_splits(contents: Contents) -> None:
+def _complete_splits(contents: SourceContents) -> None:
     """Where the source's own splits are not all three, leave to be dealt what has to be shared out.
 
     Public sets keep the labels of their test split to themselves: then their val judges as test, as in the papers, and
@@ -192,7 +192,7 @@ def _check_group(rule: str) -> None:
 
 
 def _info(
-    path: Path, layout: str, contents: Contents, name: str | None, *, regrouped: str | None, by_rule: bool
+    path: Path, layout: str, contents: SourceContents, name: str | None, *, regrouped: str | None, by_rule: bool
 ) -> DatasetInfo:
     """Return what the set's dataset.yaml should say. ``regrouped``: the rule its groups follow now, where one was
     named; ``by_rule``: the rule can stand there, for no split cuts its groups."""

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmill.data.ingest.formats.reading import (
-    Contents,
     Row,
     SetFolder,
     Signs,
+    SourceContents,
     bad_line,
     lookup,
     named,
@@ -21,7 +21,7 @@ from segmill.data.ingest.formats.reading import (
 from segmill.data.schema.issues import Issue, wrong_file
 from segmill.data.schema.manifest import IGNORE_ID, DatasetInfo
 from segmill.data.storage.images import read_raw_mask
-from segmill.data.storage.labelled import IMAGE_SUFFIXES
+from segmill.data.storage.raw_set import IMAGE_SUFFIXES
 from segmill.errors import InputError
 
 LOOKS_FOR = "images/training/ and annotations/training/ with PNG masks"
@@ -40,7 +40,7 @@ def recognise(folder: SetFolder) -> Signs:
     )
 
 
-def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """List training and validation. Masks hold 0 for unlabelled, which becomes ignore, and 1..150, which lose one."""
     rows: list[Row] = []
     issues: list[Issue] = []
@@ -62,7 +62,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
             raise InputError(f"it holds the value {values.max()}, and ADE20K's end at {COUNT}", "correct the mask")
         return table[values]
 
-    return Contents(
+    return SourceContents(
         classes=named(names),
         rows=rows,
         load=lambda row: read_pair(folder, row, mask_of),

@@ -6,11 +6,11 @@ import re
 from pathlib import PurePosixPath
 
 from segmill.data.ingest.formats.reading import (
-    Contents,
     Loaded,
     Row,
     SetFolder,
     Signs,
+    SourceContents,
     as_it_is,
     bad_line,
     named,
@@ -20,7 +20,7 @@ from segmill.data.ingest.formats.reading import (
 )
 from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import SPLITS, DatasetInfo
-from segmill.data.storage.labelled import IMAGE_SUFFIXES
+from segmill.data.storage.raw_set import IMAGE_SUFFIXES
 
 LOOKS_FOR = "train.txt, val.txt or test.txt with two paths a line, and a folder trainannot, valannot or testannot"
 VOID = 11
@@ -39,7 +39,7 @@ def recognise(folder: SetFolder) -> Signs:
     )
 
 
-def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """List the samples of train.txt, val.txt and test.txt; group: the sequence, which is the name up to '_'.
 
     The lists' paths are another machine's: their last two parts count. Masks hold 0..10 and 11 for void.
@@ -62,7 +62,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
                 issues.append(bad_line(name, number, line, found))
     rows, repeats = without_repeats(rows)
     names, colours = zip(*CLASSES, strict=True)
-    return Contents(
+    return SourceContents(
         classes=named(names, colours),
         rows=rows,
         load=lambda row: _load(folder, row),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from segmill.data.ingest.formats.reading import Contents, FileError, Loaded, Row, SetFolder, Signs, signs
+from segmill.data.ingest.formats.reading import FileError, Loaded, Row, SetFolder, Signs, SourceContents, signs
 from segmill.data.schema.manifest import INFO_FILE, DatasetInfo, read_dataset_info
-from segmill.data.schema.samples import list_entries
+from segmill.data.schema.samples import list_samples
 from segmill.data.splitting.splits import settled_splits
-from segmill.data.storage.labelled import INDEX_FILE, Entry, is_packed
+from segmill.data.storage.raw_set import INDEX_FILE, RawSample, is_sharded
 from segmill.errors import InputError
 
 LOOKS_FOR = "dataset.yaml, and images/ with masks/ (loose) or index.parquet with packs/ (packed)"
@@ -23,23 +23,23 @@ def recognise(folder: SetFolder) -> Signs:
     )
 
 
-def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """List the samples; their bytes pass undecoded. Splits: dataset.yaml's, then those of splits.csv.
 
     Groups travel with the samples where they come from samples.csv; where they follow from the ids, the rule does.
     """
     own = read_dataset_info(folder.root)
-    entries, issues = list_entries(folder.root)
+    entries, issues = list_samples(folder.root)
     split_of = settled_splits(folder.root, own)
     by_column = isinstance(own.group, dict) and "column" in own.group
-    packed = is_packed(folder.root)
+    packed = is_sharded(folder.root)
     rows = []
     for entry in entries:
         group = own.group_of(entry.id)
         split = split_of.get(group) if group is not None else None
         rows.append(Row(entry.id, entry.image.name, entry.mask.name, group if by_column else None, split))
     parts = {entry.id: entry for entry in entries} if packed else {}
-    return Contents(
+    return SourceContents(
         classes=own.classes,
         rows=rows,
         load=lambda row: _load(folder, row, parts.get(row.id)),
@@ -50,7 +50,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     )
 
 
-def _load(folder: SetFolder, row: Row, packed: Entry | None) -> Loaded:
+def _load(folder: SetFolder, row: Row, packed: RawSample | None) -> Loaded:
     suffix = PurePosixPath(row.image).suffix
     if packed is None:
         return Loaded(folder.content(row.image), suffix, folder.content(row.mask))
@@ -62,6 +62,6 @@ def _load(folder: SetFolder, row: Row, packed: Entry | None) -> Loaded:
         except InputError as error:
             raise FileError(part.name, error) from error
         except OSError as error:
-            wrong = InputError(f"its pack can't be opened ({error.strerror})", "bring the data version back with DVC")
+            wrong = InputError(f"its shard can't be opened ({error.strerror})", "bring the data version back with DVC")
             raise FileError(part.file, wrong) from error
     return Loaded(contents[0], suffix, contents[1])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from segmill.data.ingest.formats.reading import (
-    Contents,
     Row,
     SetFolder,
     Signs,
+    SourceContents,
     by_table,
     lookup,
     named,
@@ -15,7 +15,7 @@ from segmill.data.ingest.formats.reading import (
 )
 from segmill.data.schema.issues import Issue, wrong_file
 from segmill.data.schema.manifest import DatasetInfo
-from segmill.data.storage.labelled import IMAGE_SUFFIXES
+from segmill.data.storage.raw_set import IMAGE_SUFFIXES
 
 LOOKS_FOR = "leftImg8bit/ and gtFine/ with *_gtFine_labelIds.png"
 IMAGES, LABELS = "leftImg8bit", "gtFine"
@@ -38,7 +38,7 @@ def recognise(folder: SetFolder) -> Signs:
     )
 
 
-def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """List train and val; group: CITY_SEQUENCE. Test is left out: what its label files hold is no labels.
 
     Every labelId but the 19 scored ones becomes ignore.
@@ -65,7 +65,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
             rows.append(Row(key, images[key], mask, group=sequence, split=split))
     left_out = [split for split in ("test", "train_extra") if folder.is_dir(f"{IMAGES}/{split}")]
     table = lookup({label_id: train_id for train_id, (label_id, _, _) in enumerate(CLASSES)})
-    return Contents(
+    return SourceContents(
         classes=named([name for _, name, _ in CLASSES], [colour for _, _, colour in CLASSES]),
         rows=rows,
         load=lambda row: read_pair(folder, row, by_table(table)),

@@ -18,14 +18,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.ingest.formats.painting import Patch, decode_region, paint_objects
+from segmill.data.ingest.formats.painting import ObjectMask, decode_region, paint_objects
 from segmill.data.ingest.formats.reading import (
     SPLIT_OF,
-    Contents,
     Loaded,
     Row,
     SetFolder,
     Signs,
+    SourceContents,
     about,
     join,
     lookup,
@@ -88,7 +88,7 @@ def recognise(folder: SetFolder) -> Signs:
     return signs((f"a JSON file of COCO with {', '.join(key.decode() for key in _KEYS)}", bool(_files(folder))))
 
 
-def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """List the images of all JSON files; split: by the names of these (train, val, test) or of their folders.
 
     Class ids are the categories in order of their ids. What is painted, later over earlier: first, all is ignored
@@ -109,7 +109,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     names = [found.categories[category] for category in sorted(found.categories)]
     if found.fill == 0 and BACKGROUND not in (name.lower() for name in names):
         names = [BACKGROUND, *names]
-    return Contents(
+    return SourceContents(
         classes=named(names),
         rows=rows,
         load=lambda row: _load(folder, found, row),
@@ -416,7 +416,7 @@ def _panoptic(folder: SetFolder, found: _Set, row: Row, size: tuple[int, int]) -
     return ids[place].reshape(size)
 
 
-def _patch(region: dict[str, Any], size: tuple[int, ...]) -> Patch:
+def _patch(region: dict[str, Any], size: tuple[int, ...]) -> ObjectMask:
     try:
         return decode_region(region["of"], size[0], size[1])
     except InputError as error:

@@ -14,10 +14,10 @@ from segmill.data.ingest.formats.reading import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
     SPLIT_OF,
-    Contents,
     Row,
     SetFolder,
     Signs,
+    SourceContents,
     issue_from,
     join,
     read_pair,
@@ -54,7 +54,7 @@ def recognise(folder: SetFolder) -> Signs:
     )
 
 
-def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """Pair images and masks by name; a folder train, val or test on the way is the split, other folders the group.
 
     A mask may end in _mask, _label, _gt and the like. Masks' values are read as ``Census.propose`` says, after
@@ -83,7 +83,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     def mask_of(content: bytes) -> bytes | NDArray[np.uint8]:
         return content if counted and is_plain_mask(content) else to_ids(read_raw_mask(content))
 
-    return Contents(
+    return SourceContents(
         classes=classes,
         rows=rows,
         load=lambda row: read_pair(folder, row, mask_of),

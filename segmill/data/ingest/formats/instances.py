@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.ingest.formats.painting import Patch, paint_objects
+from segmill.data.ingest.formats.painting import ObjectMask, paint_objects
 from segmill.data.ingest.formats.reading import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
     SPLIT_OF,
-    Contents,
     Loaded,
     Row,
     SetFolder,
     Signs,
+    SourceContents,
     about,
     join,
     named,
@@ -32,7 +32,7 @@ from segmill.data.ingest.formats.reading import (
 from segmill.data.schema.issues import wrong_file
 from segmill.data.schema.manifest import DatasetInfo
 from segmill.data.storage.images import image_content, image_size, read_raw_mask
-from segmill.data.storage.labelled import IMAGE_SUFFIXES
+from segmill.data.storage.raw_set import IMAGE_SUFFIXES
 from segmill.errors import InputError
 
 LOOKS_FOR = (
@@ -55,7 +55,7 @@ def recognise(folder: SetFolder) -> Signs:
     )
 
 
-def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """List the images that have a folder of masks. Whatever is not 0 in a mask file is its object.
 
     The class is a mask's name without numbers at its ends (``car_3.png``); names that are numbers or hashes are all
@@ -91,7 +91,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
         kinds = []
     names = ["background", *(kinds or [OBJECT])]
     ids = {kind: index for index, kind in enumerate(kinds, 1)}
-    return Contents(
+    return SourceContents(
         classes=named(names),
         rows=[row for row in rows if row.id not in several],
         load=lambda row: _load(folder, ids, row),
@@ -164,11 +164,11 @@ def _class_of(name: str) -> str | None:
 def _load(folder: SetFolder, ids: dict[str, int], row: Row) -> Loaded:
     content, suffix = about(row.image, image_content, folder.content(row.image))
     size = about(row.image, image_size, content)
-    objects: list[tuple[Patch, int]] = []
+    objects: list[tuple[ObjectMask, int]] = []
     for name in folder.files(row.mask):  # in order of their names
         file = join(row.mask, name)
         inside = about(file, _object, folder.content(file), size)
-        objects.append((Patch.of(inside), ids.get(_class_of(name) or "", 1)))
+        objects.append((ObjectMask.of(inside), ids.get(_class_of(name) or "", 1)))
     mask_HW = np.zeros(size, np.uint8)
     paint_objects(mask_HW, objects)
     return Loaded(content, suffix, mask_HW)

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from segmill.data.ingest.formats.reading import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
-    Contents,
     Loaded,
     Row,
     SetFolder,
     Signs,
+    SourceContents,
     about,
     issue_from,
     join,
@@ -68,7 +68,7 @@ def recognise(folder: SetFolder) -> Signs:
     )
 
 
-def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """List the slices of every volume that has a label volume; group: the patient in its name, else the volume.
 
     Volumes are turned to the standard directions (right, front, up) by their affine and cut across the axis of the
@@ -105,7 +105,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     rows, repeats = without_repeats(rows)
     by_label = {case.label: case for case in cases}
     classes, to_ids, said, license_ = _classes(folder, cases, info)
-    return Contents(
+    return SourceContents(
         classes=classes,
         rows=rows,
         load=_Slices(folder, by_label, to_ids).load,

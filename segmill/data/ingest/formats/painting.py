@@ -14,7 +14,7 @@ MAX_WINDINGS = 100  # times around the image: what filling a polygon costs grows
 
 
 @dataclass(frozen=True)
-class Patch:
+class ObjectMask:
     """The pixels of one object: ``packed`` bits of a ``height`` x ``width`` part of the image at ``top``, ``left``."""
 
     area: int
@@ -25,7 +25,7 @@ class Patch:
     packed: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, inside_HW: NDArray[np.bool_], top: int = 0, left: int = 0) -> Patch:
+    def of(cls, inside_HW: NDArray[np.bool_], top: int = 0, left: int = 0) -> ObjectMask:
         """Cut out of HW pixels, themselves at ``top``, ``left`` of the image, the part that holds the object."""
         rows, columns = (np.flatnonzero(inside_HW.any(axis)) for axis in (1, 0))
         if not rows.size:
@@ -41,13 +41,13 @@ class Patch:
         part[inside.astype(bool)] = class_id
 
 
-def paint_objects(mask_HW: NDArray[np.uint8], objects: list[tuple[Patch, int]]) -> None:
+def paint_objects(mask_HW: NDArray[np.uint8], objects: list[tuple[ObjectMask, int]]) -> None:
     """Paint objects (pixels and class id) from the largest to the smallest; equal ones in the order they come in."""
     for patch, class_id in sorted(objects, key=lambda one: -one[0].area):
         patch.paint(mask_HW, class_id)
 
 
-def decode_region(outline: object, height: int, width: int) -> Patch:
+def decode_region(outline: object, height: int, width: int) -> ObjectMask:
     """Return the pixels that polygons, a counted or a compressed RLE cover, in an image of ``height`` x ``width`` px.
 
     Polygons go through pycocotools, so that their pixels are COCO's. What it gets is checked first: its C code trusts
@@ -67,20 +67,20 @@ def decode_region(outline: object, height: int, width: int) -> Patch:
     return _of_runs(runs, height)
 
 
-def _of_runs(runs: list[int], height: int) -> Patch:
+def _of_runs(runs: list[int], height: int) -> ObjectMask:
     """Return the pixels of run lengths (off, on, off, ... down the columns); only columns with some are unfolded."""
     ends = np.cumsum(runs)
     on = np.flatnonzero(np.array(runs) > 0)
     on = on[on % 2 == 1]
     if not on.size:
-        return Patch.of(np.zeros((0, 0), bool))
+        return ObjectMask.of(np.zeros((0, 0), bool))
     left, right = int(ends[on[0] - 1]) // height, (int(ends[on[-1]]) - 1) // height + 1
     inner = np.diff(np.clip(ends, left * height, right * height), prepend=left * height)
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, inner)
-    return Patch.of(flat.reshape(right - left, height).T, left=left)
+    return ObjectMask.of(flat.reshape(right - left, height).T, left=left)
 
 
-def _polygons(outline: Sequence[object], height: int, width: int) -> Patch:
+def _polygons(outline: Sequence[object], height: int, width: int) -> ObjectMask:
     from pycocotools import mask as coco
 
     corners = [_points(polygon, height, width).ravel().tolist() for polygon in outline]

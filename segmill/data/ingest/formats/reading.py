@@ -26,7 +26,7 @@ from segmill.data.storage.images import (
     read_mask,
     read_raw_mask,
 )
-from segmill.data.storage.labelled import IMAGE_SUFFIXES
+from segmill.data.storage.raw_set import IMAGE_SUFFIXES
 from segmill.errors import InputError, near_miss
 
 MAX_BYTES = 2**30  # of one file; 8192 x 8192 px of 16-bit colour are less than half of it
@@ -70,7 +70,7 @@ class Loaded:
 
 
 @dataclass
-class Contents:
+class SourceContents:
     """What a reader found in a set: the class map of the masks it delivers, the rows, and how to load one.
 
     ``load`` raises InputError for what it can't read. ``matched``: the masks follow the class map of ``info`` already.
@@ -280,7 +280,7 @@ def about(file: str, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
         raise FileError(file, error) from error
 
 
-def deliver(contents: Contents, table: NDArray[np.int16] | None) -> Iterator[NewSample | Issue]:
+def deliver(contents: SourceContents, table: NDArray[np.int16] | None) -> Iterator[NewSample | Issue]:
     """Yield the issues of the listing, then every row as a sample or as what is wrong with it, one at a time.
 
     What is wrong with a file that holds many samples in a row is said once.
@@ -313,7 +313,7 @@ def _renumber(mask: bytes | NDArray[np.uint8], table: NDArray[np.int16]) -> NDAr
     return mapped.astype(np.uint8)
 
 
-def match_classes(contents: Contents, info: DatasetInfo) -> NDArray[np.int16] | None:
+def match_classes(contents: SourceContents, info: DatasetInfo) -> NDArray[np.int16] | None:
     """Return the table from class ids of ``contents`` to those of ``info``, by name; None where nothing changes.
 
     Case, '_', '-' and spaces make no difference; -1 marks ids of no class. InputError names the classes that the set

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmill.data.ingest.formats.reading import (
-    Contents,
     Loaded,
     Row,
     SetFolder,
     Signs,
+    SourceContents,
     bad_line,
     join,
     named,
@@ -26,7 +26,7 @@ from segmill.data.schema.issues import Issue, wrong_file
 from segmill.data.schema.manifest import IGNORE_ID, SPLITS, DatasetInfo
 from segmill.data.schema.mask_values import Scheme, distinct_palette
 from segmill.data.storage.images import is_plain_mask, read_raw_mask
-from segmill.data.storage.labelled import IMAGE_SUFFIXES
+from segmill.data.storage.raw_set import IMAGE_SUFFIXES
 from segmill.errors import InputError
 
 LOOKS_FOR = (
@@ -48,7 +48,7 @@ def recognise(folder: SetFolder) -> Signs:
     )
 
 
-def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
+def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """List the samples that train.txt and val.txt name; without lists, every image that has a mask.
 
     Masks hold 0..20 and 255 for borders, as palette indices or, converted back, in VOC's colours.
@@ -96,7 +96,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> Contents:
     if chosen and spare:
         notes.append(f"{spare} masks are left out, which no list taken names")
     scheme = _colours()
-    return Contents(
+    return SourceContents(
         classes=named(CLASSES, distinct_palette(len(CLASSES))),
         rows=rows,
         load=lambda row: _load(folder, scheme, row),

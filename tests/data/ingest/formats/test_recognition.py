@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from segmill.data.ingest.formats import LAYOUTS, open_layout
-from segmill.data.ingest.intake import Change, change_set, write_set
+from segmill.data.ingest.intake import SetChange, change_set, write_set
 from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo, write_dataset_info
 from segmill.data.splitting.shares import SplitShares
-from segmill.data.storage.labelled import is_packed, read_index, write_index
+from segmill.data.storage.raw_set import is_sharded, read_index, write_index
 from segmill.errors import InputError
 
 MASK = np.array([[0, 1], [1, 0]], np.uint8)
@@ -228,7 +228,7 @@ def test_a_canonical_set_passes_as_it_is_loose_and_packed(tmp_path: Path, take) 
     found = open_layout(loose)
     packed = tmp_path / "packed"
     write_set(packed, found.info, found.samples, packed=True, shares=SHARES)
-    assert is_packed(packed)
+    assert is_sharded(packed)
     for root in (loose, packed):
         again = open_layout(root)
         taken = take(again)
@@ -249,7 +249,7 @@ def test_a_canonical_set_that_comes_again_is_known_whatever_its_suffixes(tmp_pat
     found = open_layout(tmp_path / "set")
     write_set(tmp_path / "made", found.info, found.samples, shares=SHARES)
     again = open_layout(tmp_path / "set", info=found.info)
-    assert change_set(tmp_path / "made", again.samples, shares=SHARES) == Change(0, 0, 0, 3)
+    assert change_set(tmp_path / "made", again.samples, shares=SHARES) == SetChange(0, 0, 0, 3)
     assert (tmp_path / "made/images/a.PNG").is_file()
 
 

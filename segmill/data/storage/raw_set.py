@@ -1,4 +1,4 @@
-"""A labelled set on disk, loose or in packs: its samples, where the bytes of each lie, and how packs are written."""
+"""A labelled set on disk, as loose files or in shards: where the bytes of each sample are, how shards are written."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 INDEX_FILE = "index.parquet"
-PACKS = "packs"
-PACK_ABOVE = 5_000  # samples; with twice as many files DVC gets slow
-PACK_SAMPLES = 1_000
-PACK_BYTES = 256 * 2**20
+SHARDS_FOLDER = "packs"
+SHARDS_ABOVE = 5_000  # samples; with twice as many files DVC gets slow
+SHARD_SAMPLES = 1_000
+SHARD_BYTES = 256 * 2**20
 _BLOCK = 512  # of a tar
 _READ_ROWS = 8_192
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Where the bytes of one encoded file lie.
+class StoredFile:
+    """Where the bytes of one encoded file are.
 
     ``name``: what a person calls it, as ``images/a/b.png``. ``file``: what holds it, relative to the set: the file
-    itself (then ``offset`` is 0 and ``length`` None, the whole), or a pack.
+    itself (then ``offset`` is 0 and ``length`` None, the whole), or a shard.
     """
 
     name: str
@@ -49,34 +49,34 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RawSample:
     """One sample: ``id`` is the relative stem with '/', for example ``camera1/0001``."""
 
     id: str
-    image: Part
-    mask: Part
+    image: StoredFile
+    mask: StoredFile
 
 
-def is_packed(raw_dir: Path) -> bool:
-    """Tell whether the set keeps its files in packs (``index.parquet`` and ``packs/``) and not loose."""
+def is_sharded(raw_dir: Path) -> bool:
+    """Tell whether the set keeps its files in shards (``index.parquet`` and ``packs/``) and not loose."""
     return (raw_dir / INDEX_FILE).is_file()
 
 
-def packed_entries(raw_dir: Path) -> Iterator[Entry]:
-    """Yield the samples of a packed set in order of id."""
+def sharded_samples(raw_dir: Path) -> Iterator[RawSample]:
+    """Yield the samples of a set in shards in order of id."""
     columns = ["id", "pack", *(f"{kind}_{what}" for kind in ("image", "mask") for what in ("name", "offset", "bytes"))]
     for batch in _index_file(raw_dir).iter_batches(batch_size=_READ_ROWS, columns=columns):
         for row in batch.to_pylist():
-            pack = sys.intern(row["pack"])  # a thousand samples share the text
+            shard = sys.intern(row["pack"])  # a thousand samples share the text
             image, mask = (
-                Part(row[f"{kind}_name"], pack, row[f"{kind}_offset"], row[f"{kind}_bytes"])
+                StoredFile(row[f"{kind}_name"], shard, row[f"{kind}_offset"], row[f"{kind}_bytes"])
                 for kind in ("image", "mask")
             )
-            yield Entry(row["id"], image, mask)
+            yield RawSample(row["id"], image, mask)
 
 
 def read_index(raw_dir: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
-    """Return the index of a packed set, all columns or some. InputError where the file is no index."""
+    """Return the index of a set in shards, all columns or some. InputError where the file is no index."""
     import pyarrow as pa
 
     try:
@@ -93,8 +93,8 @@ def write_index(raw_dir: Path, rows: pyarrow.Table) -> None:
 
 
 def index_schema() -> pyarrow.Schema:
-    """Return the index's columns: ``pack`` is a path relative to the set; ``ids`` and ``pixels`` count the mask's
-    raw values."""
+    """Return the index's columns: ``pack`` is a shard's path relative to the set; ``ids`` and ``pixels`` count the
+    mask's raw values."""
     import pyarrow as pa
 
     part = {"name": pa.string(), "offset": pa.int64(), "bytes": pa.int64(), "md5": pa.string()}
@@ -108,15 +108,15 @@ def index_schema() -> pyarrow.Schema:
     return pa.schema(list(columns.items()))
 
 
-class PackWriter:
-    """Writes samples into packs below ``folder``, in the order they come; holds no more than a pack's rows.
+class TarShardWriter:
+    """Writes samples into shards below ``folder``, in the order they come; holds no more than a shard's rows.
 
-    A pack is a plain tar of at most PACK_SAMPLES samples or PACK_BYTES (one larger sample has a pack of its own),
+    A shard is a plain tar of at most SHARD_SAMPLES samples or SHARD_BYTES (one larger sample has a shard of its own),
     named by its content, so the same samples in the same order make the same files anywhere.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / PACKS
+        self.folder = folder / SHARDS_FOLDER
         self.tables: list[pyarrow.Table] = []
         self._draft = self.folder / ".writing"
         self._file: IO[bytes] | None = None
@@ -125,7 +125,7 @@ class PackWriter:
     def add(self, sample_id: str, files: Sequence[tuple[str, bytes]]) -> None:
         """Append a sample: name (as ``images/a.png``) and content of its image, then of its mask."""
         size = sum(len(content) for _, content in files) + 4 * _BLOCK
-        if self._file and (len(self._rows) == PACK_SAMPLES or self._file.tell() + size > PACK_BYTES):
+        if self._file and (len(self._rows) == SHARD_SAMPLES or self._file.tell() + size > SHARD_BYTES):
             self._finish()
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ class PackWriter:
         self._rows.append(row)
 
     def close(self) -> pyarrow.Table:
-        """Finish the last pack and return the rows of all, in the order of ``add``, without ``ids`` and ``pixels``."""
+        """Finish the last shard and return the rows of all, in the order of ``add``, without ``ids`` and ``pixels``."""
         import pyarrow as pa
 
         if self._file is not None:
@@ -151,14 +151,14 @@ class PackWriter:
     def _finish(self) -> None:
         import pyarrow as pa
 
-        assert self._file is not None, "a pack is open"
+        assert self._file is not None, "a shard is open"
         self._file.write(bytes(2 * _BLOCK))  # a tar ends so
         self._file.close()
         self._file = None
         with self._draft.open("rb") as file:
             name = f"{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}.tar"
         self._draft.rename(self.folder / name)
-        rows = [{**row, "pack": f"{PACKS}/{name}"} for row in self._rows]
+        rows = [{**row, "pack": f"{SHARDS_FOLDER}/{name}"} for row in self._rows]
         self.tables.append(pa.Table.from_pylist(rows, schema=self._schema()))
         self._rows = []
 
