@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segmill.data.packing import packed
 from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter, read_pack
@@ -110,3 +113,34 @@ def test_cut_short_or_missing_files_are_refused(tmp_path: Path) -> None:
         PackedSplit(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no packed splits"):
         read_pack(tmp_path / "nowhere")
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> list[Sample]:
+    ids = draw(st.lists(st.text("ab/0_Ä", min_size=1, max_size=6), unique=True, max_size=8))
+    made = []
+    for number, sample_id in enumerate(ids):
+        shape = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
+        random = np.random.default_rng(draw(st.integers(0, 2**16)))
+        image, mask = random.integers(0, 256, (*shape, 3), np.uint8), random.integers(0, 256, shape, np.uint8)
+        made.append(Sample(sample_id, draw(st.sampled_from(["g", f"g{number}"])), image, mask))
+    return made
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(written=samples(), most_samples=st.integers(1, 4))
+def test_any_samples_come_back_from_shards_in_order_of_id(written: list[Sample], most_samples: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "MOST_SAMPLES", most_samples)
+        with SplitWriter(Path(folder)) as writer:
+            for sample in written:
+                writer.add(sample)
+        split = PackedSplit(Path(folder))
+
+        in_order = sorted(written, key=lambda sample: sample.id.encode())
+        assert (split.ids, split.groups) == ([one.id for one in in_order], [one.group for one in in_order])
+        assert len(list(Path(folder).glob("*.bin"))) == len({*split._shards}) <= -(-len(written) // most_samples)
+        for number, sample in enumerate(in_order):
+            np.testing.assert_array_equal(split.image(number), sample.image)
+            np.testing.assert_array_equal(split.mask(number), sample.mask)
+            assert split.shape(number) == sample.mask.shape

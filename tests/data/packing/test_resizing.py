@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segmill.data.packing.resizing import Piece, Resizing, pieces, pixels_of
 from segmill.errors import InputError
@@ -77,3 +81,59 @@ def test_an_image_smaller_than_a_tile_is_filled_up() -> None:
     assert piece.padding_px == 6
     low = made(2, 6, Resizing((3, 4), "tile"))  # smaller in one direction, larger in the other
     assert [(piece.left, piece.padding_px) for piece in low] == [(0, 4), (2, 4)]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, int, Resizing]:
+    """Height and width of an image, and what is asked for that leaves something of it."""
+    height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    crop = tuple(draw(st.integers(0, (side - 1) // 2)) for side in (height, height, width, width))
+    size = draw(st.one_of(st.none(), st.tuples(st.integers(1, 20), st.integers(1, 20))))
+    overlap = draw(st.integers(0, min(size) - 1)) if size else 0
+    return height, width, Resizing(size, draw(st.sampled_from(["stretch", "fit", "tile"])), overlap, crop)  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(case=cases(), seed=st.integers(0, 99))
+def test_sizes_labels_and_padding_of_any_resizing(case: tuple[int, int, Resizing], seed: int) -> None:
+    height, width, how = case
+    random = np.random.default_rng(seed)
+    image = random.integers(1, 255, (height, width, 3), np.uint8)  # 0 is what fills up
+    mask = random.integers(0, 5, (height, width), np.uint8)
+    top, bottom, left, right = how.border_crop_px
+    inside = mask[top : height - bottom, left : width - right]
+
+    found = list(pieces(image, mask, how, ignore_id=IGNORE))
+
+    assert sum(piece.mask.size for piece in found) == pixels_of(height, width, how)
+    for piece in found:
+        assert piece.image.shape == (*piece.mask.shape, 3)
+        assert piece.mask.shape == (how.size or inside.shape)
+        assert set(np.unique(piece.mask)) <= {*np.unique(inside).tolist(), IGNORE}
+        filled_up = piece.mask == IGNORE
+        assert filled_up.sum() == piece.padding_px
+        assert not piece.image[filled_up].any()
+        assert piece.image[~filled_up].all()
+    if how.size is None or how.resize == "stretch":
+        assert [piece.padding_px for piece in found] == [0]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(case=cases())
+def test_tiles_laid_back_at_their_places_make_the_image_again(case: tuple[int, int, Resizing]) -> None:
+    height, width, how = case
+    how = dataclasses.replace(how, size=how.size or (3, 3), resize="tile", overlap_px=how.overlap_px if how.size else 1)
+    assert how.size is not None
+    top, bottom, left, right = how.border_crop_px
+    mask = (np.arange(height * width) % 200).astype(np.uint8).reshape(height, width)
+    image = np.repeat(mask[:, :, None], 3, axis=2)
+    canvas = np.full((height + how.size[0], width + how.size[1]), 255, np.uint8)
+
+    for piece in pieces(image, mask, how, ignore_id=255):
+        here = canvas[piece.top : piece.top + how.size[0], piece.left : piece.left + how.size[1]]
+        here[piece.mask != 255] = piece.mask[piece.mask != 255]
+
+    kept = slice(top, height - bottom), slice(left, width - right)
+    np.testing.assert_array_equal(canvas[kept], mask[kept])
+    canvas[kept] = 255
+    assert (canvas == 255).all(), "nothing outside of the crop"

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
-from segmill.data.ingest.formats.painting import decode_region
+from segmill.data.ingest.formats.painting import ObjectMask, decode_region, paint_objects
 from segmill.errors import InputError
 
 
@@ -54,3 +57,50 @@ def test_polygons_filled_in_their_part_are_those_of_pycocotools() -> None:
 
 def test_a_polygon_outside_the_image_covers_nothing() -> None:
     assert decode_region([[29, 1, 33, 1, 33, 5]], 24, 28).area == 0
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(mask_HW=arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.booleans()))
+def test_any_mask_comes_back_from_both_kinds_of_rle(mask_HW: np.ndarray) -> None:
+    height, width = mask_HW.shape
+    column_by_column = mask_HW.T.ravel()
+    borders = np.flatnonzero(np.diff(column_by_column)) + 1
+    runs = np.diff([0, *borders, column_by_column.size]).tolist()
+    counts = [0, *runs] if column_by_column[0] else runs
+    compressed = coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))["counts"].decode()
+
+    for outline in (counts, compressed):
+        found = decode_region({"size": [height, width], "counts": outline}, height, width)
+        painted_HW = np.zeros((height, width), np.uint8)
+        found.paint(painted_HW, 7)
+        np.testing.assert_array_equal(painted_HW, 7 * mask_HW)
+        assert found.area == mask_HW.sum()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    counts=st.one_of(st.text("0123456789:;<=>?@PQRSTo~", max_size=12), st.lists(st.integers(-3, 40), max_size=12)),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+def test_any_counts_are_an_object_inside_the_image_or_refused(counts: str | list[int], size: tuple[int, int]) -> None:
+    try:
+        found = decode_region({"size": list(size), "counts": counts}, *size)
+    except InputError:
+        return
+    assert found.top + found.height <= size[0]
+    assert found.left + found.width <= size[1]
+    assert 0 <= found.area <= size[0] * size[1]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(masks=st.lists(arrays(np.bool_, (6, 8), elements=st.booleans()), min_size=1, max_size=5))
+def test_a_pixel_belongs_to_the_smallest_object_over_it(masks: list[np.ndarray]) -> None:
+    painted_HW = np.zeros((6, 8), np.uint8)
+    paint_objects(painted_HW, [(ObjectMask.of(mask), number) for number, mask in enumerate(masks, 1)])
+
+    for row in range(6):
+        for column in range(8):
+            over = [number for number, mask in enumerate(masks, 1) if mask[row, column]]
+            area = {number: masks[number - 1].sum() for number in over}
+            smallest = [number for number in over if area[number] == min(area.values())]
+            assert painted_HW[row, column] == (smallest[-1] if smallest else 0)
