@@ -20,7 +20,8 @@ import torch
 from torch.nn import functional as F
 
 from segmill.data.loading.batches import Batch
-from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.data.schema.manifest import IGNORE_ID
 from segmill.models.depthwise import quicken_depthwise
 from segmill.models.members import MemberSpec, build

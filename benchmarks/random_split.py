@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from segmill.data.loading.augmentation import Augmenter, resolve_recipe
 from segmill.data.loading.batches import TrainBatches
-from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.data.storage.images import read_image, read_mask
 from segmill.data.validation.leaks import find_leaks, image_hash
 from segmill.metrics.scores import miou

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from segmill import progress
+from segmill.data.schema.issues import Issue
+from segmill.data.schema.manifest import DatasetInfo
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.storage import journal
 from segmill.data.validation.checks import validate_dataset
+from segmill.data.validation.leaks import Pair
 from segmill.files import replacing
 from segmill.params import Params
 from segmill.workspace import Workspace
@@ -19,14 +23,20 @@ def validate(workspace: Workspace, params: Params) -> None:
     IssuesFound names every kind of issue that is not accepted.
     """
     journal.finish(workspace.root / params.data.path)  # an interrupted `segmill data add` is no half set
-    split = params.split
+    raw_dir, split = workspace.root / params.data.path, params.split
+
+    def write_page(info: DatasetInfo, samples: int, issues: Sequence[Issue], pairs: Sequence[Pair]) -> None:
+        from segmill.data.validation.issues_page import write_issues_page
+
+        write_issues_page(issues_page(workspace), raw_dir, info, samples, issues, pairs, params.data.accept)
+
     with replacing(workspace.manifest) as draft:
         validate_dataset(
-            workspace.root / params.data.path,
+            raw_dir,
             draft,
             shares=SplitShares(split.val, split.test, split.seed),
             accept=params.data.accept,
-            page=issues_page(workspace),
+            on_issues=write_page,
             told=progress.counter(workspace.count("validate")),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segmill.data.packing.packed import Sample
+from segmill.data.packing.writing import Sample
 
 SIZE = (40, 60)
 ROAD, SKY, CAR, SIGN = range(4)

@@ -53,9 +53,9 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
 
     from flows.environment import tracking_uri
     from segmill.data.schema.manifest import read_dataset_info
-    from segmill.data.schema.mask_values import palette
     from segmill.promotion import registry
     from segmill.promotion.registered import loaded
+    from segmill.reports.pictures import palette
     from tasks.register import model_name
 
     uri, name = tracking_uri(workspace, params), model_name(workspace, params)

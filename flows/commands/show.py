@@ -39,8 +39,7 @@ def show(workspace: Workspace, params: Params, sample: str, epoch: int, member: 
         raise InputError(f"{name} trains for {epochs} epochs, so there is no epoch {epoch}; the last is {epochs - 1}")
 
     from segmill.data.loading.seen import TrainingView
-    from segmill.data.schema.mask_values import palette
-    from segmill.reports.pictures import image_above_classes, sheet
+    from segmill.reports.pictures import image_above_classes, palette, sheet
 
     seed, crop_size = train["seed"], train["crop_size"]
     view = TrainingView(workspace.packed, workspace.augmented, seed=seed, batch_size=batch_size, crop_size=crop_size)

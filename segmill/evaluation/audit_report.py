@@ -11,10 +11,10 @@ from typing import Any
 
 from segmill import progress
 from segmill.data.schema.manifest import DatasetInfo
-from segmill.data.schema.mask_values import palette
 from segmill.evaluation.audit import Audited, Evidence, Region, Source, Suspect, audit
 from segmill.files import write_atomically
 from segmill.reports.audit_page import AuditCard, AuditPage, ClassPair, NamedClass, SuggestedChange, write_audit_page
+from segmill.reports.pictures import palette
 
 COLUMNS = (
     "rank", "sample", "split", "group", "image", "mask", "x", "y", "width", "height",

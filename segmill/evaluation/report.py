@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from segmill.data.loading.seen import TrainingView
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
-from segmill.data.schema.mask_values import palette
 from segmill.ensembling.predict import read_ensemble
 from segmill.evaluation.scoring import Scored, evaluate, read_counts
 from segmill.metrics import scores
@@ -32,6 +31,7 @@ from segmill.reports.evaluation_page import (
     View,
     write_evaluation_page,
 )
+from segmill.reports.pictures import palette
 
 TRAINING_SAMPLES = 3  # drawn as training saw them, and as many extra ones of each kind
 # Column of curves.csv: title and factor.

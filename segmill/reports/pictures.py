@@ -19,6 +19,11 @@ NUMBER = (255, 255, 255)
 GAP_PX = 4
 
 
+def palette(colors: Iterable[str]) -> Pixels:
+    """Return K x 3 uint8 RGB of colours written as "#rrggbb"."""
+    return np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors], np.uint8)
+
+
 def overlay(image_HWC: Pixels, ids_HW: Pixels, colors_K3: Pixels, ignore_id: int) -> Pixels:
     """Tint each class with its colour over the grey image. A black class (background) is not tinted."""
     grey = image_HWC.mean(axis=2, keepdims=True).repeat(3, axis=2)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.ensembling import select
 from segmill.ensembling.predict import Ensemble
 from segmill.ensembling.select import ValEvidence, build_ensemble, choose_weights, gather_evidence

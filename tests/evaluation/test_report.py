@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from segmill.data.loading.augmentation import Augmenter, settle_policy
-from segmill.data.loading.extras import make_extras, read_origins
+from segmill.data.loading.extras import make_extras
+from segmill.data.loading.origins import read_origins
 from segmill.data.packing.packed import PackedSplit, read_pack
-from segmill.data.schema.mask_values import palette
 from segmill.evaluation import report
 from segmill.evaluation.report import evaluate_and_report
 from segmill.reports import evaluation_page
-from segmill.reports.pictures import WRONG, overlay
+from segmill.reports.pictures import WRONG, overlay, palette
 
 
 class Links(HTMLParser):

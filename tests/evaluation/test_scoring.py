@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.ensembling.predict import Ensemble
 from segmill.errors import InputError
 from segmill.evaluation.scoring import choose_examples, evaluate, read_counts, score, summary

@@ -10,7 +10,8 @@ import pytest
 
 from segmill import progress
 from segmill.data.loading.augmentation import read_policy, settle_policy
-from segmill.data.packing.packed import PackedSplit, PackInfo, Sample, SplitWriter
+from segmill.data.packing.packed import PackedSplit, PackInfo
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.errors import InputError
 from segmill.params import Params, parse_params, read_params, set_params
 from segmill.workspace import Workspace, template

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.batches import TrainBatches
-from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.training.settings import Settings
 from segmill.training.targets import SignedDistances
 

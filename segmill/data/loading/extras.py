@@ -6,15 +6,16 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.data.loading.origins import Origin, OriginsWriter
 from segmill.data.loading.pasting import MIN_OBJECT_PX, Object, cut_out, find_place, objects_of, paste
-from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter, read_pack
+from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.data.storage.parallel import BIG, map_ordered
 
 MOST_PASTED = 3  # objects in one sample
@@ -23,30 +24,6 @@ OBJECTS_OF_SAMPLE = 32  # at most, the largest
 SCALES = (0.8, 1.25)
 CHUNK = 64  # samples looked at in one go
 MADE_AT_ONCE = 8
-
-
-class Origin(NamedTuple):
-    """Where an extra sample comes from: a row of origins.parquet.
-
-    ``kind`` is copy_paste or balance; ``target`` the train sample it is made from; ``source`` the train sample of each
-    pasted object, ``classes`` its class id and ``boxes`` where it lies now: top, left, height, width in px.
-    A repeated sample (balance) has the rare classes it holds as ``classes`` and neither sources nor boxes.
-    """
-
-    id: str
-    kind: str
-    target: str
-    source: list[str]
-    classes: list[int]
-    boxes: list[list[int]]
-
-    def describe(self, class_names: Sequence[str]) -> str:
-        """Say in a line what it is made from."""
-        names = [class_names[class_id] for class_id in self.classes]
-        if self.kind == "balance":
-            return f"{self.target} again, for {', '.join(names)}"
-        pasted = (f"{name} of {source}" for name, source in zip(names, self.source, strict=True))
-        return f"{self.target} with {', '.join(pasted)}"
 
 
 def rare_classes(class_pixels: Sequence[int], below: float) -> list[int]:
@@ -124,7 +101,7 @@ def make_extras(
         make = functools.partial(_make, str(packed_dir / "train"), scratch, tuple(rare), info.ignore_id, seed, mirror)
         numbers = [("copy_paste", k) for k in range(wanted[0] if len(objects) else 0)]
         numbers += [("balance", k) for k in range(len(repeats))]
-        with SplitWriter(out_dir) as writer, _OriginsWriter(out_dir / "origins.parquet") as origins:
+        with SplitWriter(out_dir) as writer, OriginsWriter(out_dir / "origins.parquet") as origins:
             for done, extra in enumerate(map_ordered(make, numbers, jobs=jobs, chunk=MADE_AT_ONCE), start=1):
                 if extra is not None:
                     sample, origin = extra
@@ -137,50 +114,6 @@ def make_extras(
     if not sum(made.values()):
         shutil.rmtree(out_dir)
     return made
-
-
-def read_origins(folder: Path) -> Iterator[Origin]:
-    """Yield where the samples of an extra split come from, in the order in which they were made."""
-    import pyarrow.parquet as pq
-
-    for batch in pq.ParquetFile(folder / "origins.parquet").iter_batches():
-        for row in batch.to_pylist():
-            yield Origin(**row)
-
-
-class _OriginsWriter:
-    """Writes origins.parquet, a thousand rows at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[dict[str, Any]] = []
-
-    def __enter__(self) -> _OriginsWriter:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        ids = pa.list_(pa.int32())
-        self._schema = pa.schema(
-            {"id": pa.string(), "kind": pa.string(), "target": pa.string(), "source": pa.list_(pa.string())}
-            | {"classes": ids, "boxes": pa.list_(ids)}
-        )
-        self._file = pq.ParquetWriter(self._path, self._schema)
-        return self
-
-    def add(self, origin: Origin) -> None:
-        self._rows.append(origin._asdict())
-        if len(self._rows) == 1000:
-            self._flush()
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._file.close()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-        self._rows = []
 
 
 def _survey(

@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill import progress as notes
-from segmill.data.packing.packed import PackInfo, write_index
+from segmill.data.packing.packed import CHANNELS, PackInfo
 from segmill.data.packing.shards import (
     AS_THEY_ARE,
-    CHANNELS,
     READ_COLUMNS,
     Preparation,
     ShardFacts,
@@ -33,8 +31,10 @@ from segmill.data.packing.shards import (
     make_shard,
     sample_keys,
 )
+from segmill.data.packing.writing import write_index
 from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
 from segmill.data.storage.parallel import BIG, map_ordered
+from segmill.files import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow
@@ -150,9 +150,8 @@ def _make_missing(
         on_progress(done, samples)
     decoded = sum(key not in known for plan, shard in missing.values() for key in plan.keys[shard.start : shard.stop])
     shards = len({shard.key for plan in plans for shard in plan.shards})
-    notes.report(
-        store.folder / LAST, samples=samples, decoded=decoded, shards=shards, written=len(missing), damaged=damaged
-    )
+    facts = {"samples": samples, "decoded": decoded, "shards": shards, "written": len(missing), "damaged": damaged}
+    write_atomically(store.folder / LAST, json.dumps(facts), durable=False)
 
 
 class _ShardJobs(Sequence[ShardJob]):

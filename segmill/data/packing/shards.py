@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.data.packing.packed import BYTES_PER_PX, CHANNELS, MOST_BYTES, MOST_SAMPLES
 from segmill.data.packing.resizing import Piece, Resizing, pieces, pixels_of
 from segmill.data.schema.manifest import row_part
 from segmill.data.storage.images import read_image, read_mask
@@ -33,9 +34,6 @@ from segmill.files import replacing
 if TYPE_CHECKING:
     import pyarrow
 
-CHANNELS = 3
-BYTES_PER_PX = CHANNELS + 1
-MOST_BYTES, MOST_SAMPLES = 2**26, 512
 USUAL_BYTES, USUAL_SAMPLES = 2**25, 128  # what a shard holds on average, whichever comes first
 READ_COLUMNS = [f"{kind}{what}" for kind in ("image", "mask") for what in ("", "_file", "_offset", "_bytes", "_sha256")]
 _UNITS = ("sample", "height", "width", "top", "left", "padding_px")  # the columns of ShardFacts.pieces

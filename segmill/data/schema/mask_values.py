@@ -26,11 +26,6 @@ def colour_text(code: int) -> str:
     return f"#{code:06x}"
 
 
-def palette(colors: Iterable[str]) -> NDArray[np.uint8]:
-    """Return K x 3 uint8 RGB of colours written as "#rrggbb"."""
-    return np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors], np.uint8)
-
-
 def colour_codes(mask_HWC: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Return the colours of an HWC uint8 RGB mask as HW int32 0xrrggbb."""
     wide = mask_HWC.astype(np.int32)

@@ -25,6 +25,9 @@ from segmill.errors import InputError
 if TYPE_CHECKING:
     import pyarrow
 
+# Called with what dataset.yaml says, the number of samples, all issues, and pairs that are alike across splits.
+OnIssues = Callable[[DatasetInfo, int, Sequence[Issue], Sequence[Pair]], None]
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -45,7 +48,7 @@ def validate_dataset(
     shares: SplitShares,
     accept: Sequence[str] = (),
     jobs: int = 0,
-    page: Path | None = None,
+    on_issues: OnIssues = lambda info, samples, issues, pairs: None,
     told: Callable[[int, int], None] = lambda done, of: None,
 ) -> Summary:
     """Check every sample under ``raw_dir``, deal the groups to splits and write the manifest to ``out_path``.
@@ -56,11 +59,11 @@ def validate_dataset(
         shares: deal the groups that neither dataset.yaml nor splits.csv assigns.
         accept: kinds of issues that do not stop; samples that can't be used for such an error are left out.
         jobs: processes, 0: by the size of the set.
-        page: where a page with all issues goes, also when the set is refused; None: nowhere.
+        on_issues: hears all issues and the pairs of leaks once, also when the set is refused.
         told: hears how many samples are done, of how many.
 
     Raises:
-        IssuesFound: an error that is not accepted. Nothing is written then but the page.
+        IssuesFound: an error that is not accepted. Nothing is written then.
         InputError: of dataset.yaml, a missing folder, an empty set or an empty split, an unknown kind in ``accept``.
     """
     check_accepted(accept)
@@ -87,10 +90,7 @@ def validate_dataset(
             issues += _uneven_classes(info, table)
         issues += leaks.issues
     issues.sort(key=lambda issue: (issue.severity, issue.kind, issue.files))
-    if page:
-        from segmill.data.validation.issues_page import write_issues_page
-
-        write_issues_page(page, raw_dir, info, samples, issues, pairs, accept)
+    on_issues(info, samples, issues, pairs)
     if stops := stopping(issues, accept):
         raise IssuesFound(raw_dir, stops, issues)
     if not samples:

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import DatasetInfo
-from segmill.data.schema.mask_values import palette
 from segmill.data.schema.samples import list_samples
 from segmill.data.storage.images import read_image, read_mask
 from segmill.data.storage.raw_set import StoredFile
 from segmill.data.validation.leaks import Pair
 from segmill.errors import InputError
 from segmill.reports.checks_page import ChecksPage, FaultKind, FoundFault, Side, SidePair, write_checks_page
+from segmill.reports.pictures import palette
 
 # Files of these kinds are not opened again: there is nothing to see, or opening them is what went wrong.
 _UNSEEN = ("unreadable", "crashes_decoder", "not_a_file", "link_outside", "wrong_file_type")

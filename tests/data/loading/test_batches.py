@@ -9,7 +9,8 @@ import torch
 
 from segmill.data.loading.augmentation import Augmenter, resolve_recipe
 from segmill.data.loading.batches import EvalSamples, TrainBatches
-from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.errors import InputError
 
 RECIPE = [{"HorizontalFlip": {"p": 0.5}}, {"RandomBrightnessContrast": {"p": 0.8}}]

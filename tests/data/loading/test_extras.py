@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from traffic import CAR, IGNORE, SIGN, SIZE, SKY, scene
 
-from segmill.data.loading.extras import Origin, even_draw, make_extras, rare_classes, read_origins, repeat_weights
-from segmill.data.packing.packed import PackedSplit, PackInfo, Sample, SplitWriter
+from segmill.data.loading.extras import even_draw, make_extras, rare_classes, repeat_weights
+from segmill.data.loading.origins import Origin, read_origins
+from segmill.data.packing.packed import PackedSplit, PackInfo
+from segmill.data.packing.writing import Sample, SplitWriter
 
 MARKER = (255, 0, 255)  # the colour of everything in val and test
 

@@ -11,7 +11,8 @@ from segmill.data.loading.augmentation import Augmenter, settle_policy
 from segmill.data.loading.batches import TrainBatches
 from segmill.data.loading.extras import make_extras
 from segmill.data.loading.seen import TrainingView
-from segmill.data.packing.packed import PackedSplit, PackInfo, Sample, SplitWriter
+from segmill.data.packing.packed import PackedSplit, PackInfo
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.errors import InputError
 
 SIZE = (32, 48)

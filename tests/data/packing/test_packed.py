@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmill.data.packing import packed
-from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter, read_pack
+from segmill.data.packing import packed, writing
+from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.packing.writing import Sample, SplitWriter, write_index
 from segmill.errors import InputError
 
 
 def test_the_writer_cuts_shards_and_names_them_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "MOST_SAMPLES", 2)
+    monkeypatch.setattr(writing, "MOST_SAMPLES", 2)
     ragged(tmp_path / "old", "pq", 5)
     for _ in range(2):  # what was there before is replaced
         split = PackedSplit(ragged(tmp_path / "old", "cba", 1))
@@ -32,7 +33,7 @@ def test_the_writer_cuts_shards_and_names_them_by_content(tmp_path: Path, monkey
 
 def test_many_shards_take_few_file_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "OPEN_SHARDS", 3)
-    monkeypatch.setattr(packed, "MOST_SAMPLES", 1)
+    monkeypatch.setattr(writing, "MOST_SAMPLES", 1)
     split = PackedSplit(ragged(tmp_path / "split", "abcdefgh", 1))
     views = [split.image(index) for index in range(8)]
     assert [int(view[0, 0, 0]) for view in views] == list(range(1, 9))  # views outlive their map's turn
@@ -49,7 +50,7 @@ def test_a_hundred_thousand_samples_open_at_once_and_pickle_small(tmp_path: Path
         with (tmp_path / f"{key}.bin").open("wb") as file:
             file.truncate(each * side * side * 4)  # a hole: no byte on the disk
     number = np.arange(count)
-    packed.write_index(
+    write_index(
         tmp_path,
         {
             "id": [f"drive{n // 100:04d}/{n:06d}" for n in range(count)],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from segmill.data.storage.images import encode_png
 from segmill.data.storage.raw_set import INDEX_FILE
 from segmill.data.validation.checks import validate_dataset
 from segmill.data.validation.examination import examine
+from segmill.data.validation.issues_page import write_issues_page
 from segmill.errors import InputError
 
 SHARES = SplitShares(0.2, 0.2, 0)
@@ -96,8 +98,12 @@ def test_all_bad_files_are_said_at_once(street_set: Path, tmp_path: Path) -> Non
     save(street_set, "masks/s02.png", np.eye(48, dtype=np.uint8) * 9)
     (street_set / "masks" / "s03.png").unlink()
     save(street_set, "masks/orphan.png", np.zeros((48, 48), np.uint8))
+
+    def write_page(*found: Any) -> None:
+        write_issues_page(tmp_path / "page.html", street_set, *found, ())
+
     with pytest.raises(IssuesFound) as caught:
-        validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, page=tmp_path / "page.html")
+        validate_dataset(street_set, tmp_path / "m.parquet", shares=SHARES, on_issues=write_page)
     said = {issue.kind: issue for issue in caught.value.stopping}
     assert {kind: issue.files for kind, issue in said.items()} == {
         "missing_image": ("masks/orphan.png",),

@@ -16,7 +16,8 @@ from sklearn.svm import LinearSVC
 from segmill import progress
 from segmill.cluster.connection import connect
 from segmill.cluster.work import wait
-from segmill.data.packing.packed import PackedSplit, PackInfo, Sample, SplitWriter, read_pack
+from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.errors import InputError
 from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from segmill.data.packing.packed import PackedSplit, Sample, SplitWriter
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.enhancement import enhance
 from segmill.models.svm.features import all_channels, pixel_features
 from segmill.training.svm.pixels import Draw, Pixels, distinct_channels, draw_pixels, hold_out, with_only
