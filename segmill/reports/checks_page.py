@@ -21,7 +21,7 @@ STATES = {"stops": "stops the pipeline", "warning": "warning", "accepted": "acce
 Picture = Callable[[str], Pixels | None]
 
 
-class FoundFault(NamedTuple):
+class FoundIssue(NamedTuple):
     """An issue: what is wrong, what to do, and every file it was found in. ``pictured``: whether these can be drawn."""
 
     what: str
@@ -47,13 +47,13 @@ class SidePair(NamedTuple):
     mirrored: bool
 
 
-class FaultKind(NamedTuple):
+class IssueKind(NamedTuple):
     """All issues of one kind and state. ``repairable``: whether ``segmill validate --fix`` repairs it."""
 
     kind: str
     state: Literal["stops", "warning", "accepted"]
     repairable: bool
-    issues: Sequence[FoundFault]
+    issues: Sequence[FoundIssue]
     pairs: Sequence[SidePair]
 
     @property
@@ -74,7 +74,7 @@ class ChecksPage:
 
     name: str
     samples: int
-    kinds: Sequence[FaultKind]
+    kinds: Sequence[IssueKind]
     picture: Picture
 
 
@@ -96,7 +96,7 @@ def write_checks_page(page: ChecksPage, path: Path) -> None:
     )
 
 
-def _shown_kind(kind: FaultKind, picture: Picture) -> dict[str, Any]:
+def _shown_kind(kind: IssueKind, picture: Picture) -> dict[str, Any]:
     return {
         "facts": kind,
         "issues": [_shown_fault(issue, picture, pictured=not kind.pairs) for issue in kind.issues[:SHOWN_ISSUES]],
@@ -106,7 +106,7 @@ def _shown_kind(kind: FaultKind, picture: Picture) -> dict[str, Any]:
     }
 
 
-def _shown_fault(issue: FoundFault, picture: Picture, *, pictured: bool) -> dict[str, Any]:
+def _shown_fault(issue: FoundIssue, picture: Picture, *, pictured: bool) -> dict[str, Any]:
     drawn = issue.files[:SHOWN_FILES] if pictured and issue.pictured else ()
     return {
         "what": issue.what,

@@ -165,7 +165,7 @@ def _draw_curve(curve: Curve, folder: Path) -> figures.Figure:
         for index, (name, points) in enumerate(curve.lines.items()):
             epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
             color, marker = figures.LINES[index % len(figures.LINES)], "o" if len(points) == 1 else None
-            axes.plot(epochs, values, label=name, color=color, lw=2, marker=marker)
+            axes.plot(epochs, values, label=figures.short(name), color=color, lw=2, marker=marker)
         figures.whole_numbers(axes, "epoch")
 
     return figures.draw(folder, f"curve-{curve.name}", curve.title, plot)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # Okabe & Ito, "Color Universal Design", 2008, without the yellow that is invisible on white.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#8a94a3"
+LABEL_LENGTH = 28
 THEMES = {"light": ("#1d2430", "#d8dde6"), "dark": ("#e7ebf2", "#3a4352")}  # text and grid
 
 
@@ -48,9 +49,15 @@ def draw(folder: Path, name: str, title: str, plot: Callable[[Axes], None]) -> F
     return Figure(f"{folder.name}/{name}", title)
 
 
+def short(name: str) -> str:
+    """Return a name in one line of at most LABEL_LENGTH characters: a longer label would leave no room for the plot."""
+    line = " ".join(name.split())
+    return line if len(line) <= LABEL_LENGTH else f"{line[: LABEL_LENGTH - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def whole_numbers(axes: Axes, label: str) -> None:
     """Label the x axis and mark it at whole numbers only, such as epochs."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel(label)

@@ -148,10 +148,12 @@ def plot_key(axes: Axes, key: SearchedKey, best: float) -> None:
         )  # fmt: skip
     axes.plot(key.winner_at, 100 * best, "*", color=LINES[0], ms=14, label="winner")
     if key.names:
-        axes.set_xticks(range(len(key.names)), key.names, fontsize=8)
+        axes.set_xticks(range(len(key.names)), [figures.short(name) for name in key.names], fontsize=8)
         axes.set_xlim(-0.5, len(key.names) - 0.5)
     elif key.log:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         room = (key.high / key.low) ** 0.04
         axes.set_xlim(key.low / room, key.high * room)
     else:

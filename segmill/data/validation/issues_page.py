@@ -15,7 +15,7 @@ from segmill.data.storage.images import read_image, read_mask
 from segmill.data.storage.raw_set import StoredFile
 from segmill.data.validation.leaks import Pair
 from segmill.errors import InputError
-from segmill.reports.checks_page import ChecksPage, FaultKind, FoundFault, Side, SidePair, write_checks_page
+from segmill.reports.checks_page import ChecksPage, FoundIssue, IssueKind, Side, SidePair, write_checks_page
 from segmill.reports.pictures import palette
 
 # Files of these kinds are not opened again: there is nothing to see, or opening them is what went wrong.
@@ -49,17 +49,17 @@ def write_issues_page(
     write_checks_page(ChecksPage(info.name, samples, issue_kinds(issues, pairs, accept), picture), path)
 
 
-def issue_kinds(issues: Sequence[Issue], pairs: Sequence[Pair], accept: Sequence[str]) -> list[FaultKind]:
+def issue_kinds(issues: Sequence[Issue], pairs: Sequence[Pair], accept: Sequence[str]) -> list[IssueKind]:
     """Return the issues by kind and severity, each with its pairs."""
     kinds: dict[tuple[str, str], list[Issue]] = {}
     for issue in issues:
         kinds.setdefault((issue.kind, issue.severity), []).append(issue)
     return [
-        FaultKind(
+        IssueKind(
             kind=kind,
             state="warning" if severity == "warning" else "accepted" if kind in accept else "stops",
             repairable=any(issue.repairable for issue in members),
-            issues=[FoundFault(issue.what, issue.fix, issue.files, kind not in _UNSEEN) for issue in members],
+            issues=[FoundIssue(issue.what, issue.fix, issue.files, kind not in _UNSEEN) for issue in members],
             pairs=[_pair(pair) for pair in pairs if (pair.kind, pair.severity) == (kind, severity)],
         )
         for (kind, severity), members in kinds.items()
