@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from segmill.training.optimisation import MovingAverage, make_optimizer
 from segmill.training.prefetch import on_device
 from segmill.training.schedule import lr_factor, set_lr
 from segmill.training.settings import Settings
+from segmill.training.step import train_step
 from segmill.training.validation import share_statistics, validate
 
 
@@ -93,7 +93,6 @@ def train_member(
     learner = Learner(module, training.objective, dtype)
     if settings.compile == "on":  # not the module itself: looks at val stay uncompiled
         learner.compile(dynamic=False)
-    optimizer, scaler, average = training.optimizer, training.scaler, training.average
     steps = batches.steps_per_epoch
     warmup_steps = round(settings.warmup_epochs * steps)
     clock = Clock(
@@ -129,26 +128,17 @@ def train_member(
                 progress=clock.progress,
                 warmed_at=training.warmed_at,
             )
+            lr = set_lr(training.optimizer, factor)
             first = step - step % settings.grad_accum_steps
-            passes = min(settings.grad_accum_steps, steps - first)
-            moves = step + 1 == first + passes
-            with contextlib.nullcontext() if moves else on_its_own(ranked):
-                loss: Tensor = ranked(*batch)
-                scaler.scale(loss / passes).backward()  # type: ignore[no-untyped-call]
-            lr = set_lr(optimizer, factor)
-            if moves:
-                if settings.max_grad_norm:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(learner.parameters(), settings.max_grad_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-                if average:
-                    average.update(module)
-            losses.note(loss.detach(), lr)
+            micro_batches = min(settings.grad_accum_steps, steps - first)
+            last = step + 1 == first + micro_batches
+            loss = train_step(
+                training, ranked, batch, max_grad_norm=settings.max_grad_norm, micro_batches=micro_batches, last=last
+            )
+            losses.note(loss, lr)
             clock.tick(len(batch.image) * rank.count)
-            on_step(Step(epoch + 1, step + 1, steps, loss.detach(), clock.images_s, clock.seconds_left, clock.progress))
-            if moves and clock.over:
+            on_step(Step(epoch + 1, step + 1, steps, loss, clock.images_s, clock.seconds_left, clock.progress))
+            if last and clock.over:
                 break
         mean_loss, images_s = losses.mean(), clock.images_s
 
@@ -156,7 +146,7 @@ def train_member(
         training.epochs_done = epoch + 1
         training.over = clock.over or epoch + 1 == settings.epochs
         if training.over or (epoch + 1) % settings.val_every == 0:
-            judged = average.module if average else module
+            judged = training.average.module if training.average else module
             share_statistics(judged, rank)
             counts = validate(judged, val, settings, device=device, rank=rank, dtype=dtype)
             miou = scores.miou(counts)
@@ -236,14 +226,6 @@ def on_all_ranks(learner: Learner, rank: Rank, grad_accum_steps: int) -> nn.Modu
     return DistributedDataParallel(
         learner, static_graph=grad_accum_steps == 1, find_unused_parameters=grad_accum_steps > 1
     )
-
-
-def on_its_own(ranked: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which a backward pass only adds to this rank's own gradients."""
-    if not isinstance(ranked, DistributedDataParallel):
-        return contextlib.nullcontext()
-    apart: contextlib.AbstractContextManager[None] = ranked.no_sync()
-    return apart
 
 
 def validations_without_a_best(training: Training) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +21,7 @@ from segmill.data.loading.batches import Batch
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.models.depthwise import quicken_depthwise
 from segmill.models.members import MemberModule
-from segmill.models.precision import autocast, autocast_dtype, pick_device
+from segmill.models.precision import autocast_dtype, pick_device
 from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
 from segmill.training.distributed.worker import first_module, make_batches, make_settings
@@ -29,7 +29,9 @@ from segmill.training.loop import begin
 from segmill.training.losses import class_weights
 from segmill.training.measure.batch_size import largest_batch, peak_bytes
 from segmill.training.measure.rehearsal import Rehearsal
+from segmill.training.objective import Learner
 from segmill.training.settings import Settings
+from segmill.training.step import train_step
 
 PHASES = ("data", "copy", "forward", "loss", "backward", "optimizer", "average")
 KINDS = (
@@ -127,21 +129,26 @@ def measure_steps(
     module = module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     stages = module.encoder_stages()
     training = begin(module, stages, settings, class_weights, device, dtype)
+    learner = Learner(module, training.objective, dtype)
+
+    def step(some: Iterator[Batch]) -> dict[str, float]:
+        return _step(training, learner, some, device, settings.max_grad_norm)
+
     # Counted before anything is computed twice or another way.
     counted = {torch.ops.aten.convolution_backward: flop_of_convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=counted) as counter:
-        _step(training, settings, iter([next(batches)]), device, dtype)
+        step(iter([next(batches)]))
     quicken_depthwise(module)
     module.set_gradient_checkpointing(settings.gradient_checkpointing)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = [_step(training, settings, batches, device, dtype) for _ in range(WARM_UP + steps)][WARM_UP:]
+    seconds = [step(batches) for _ in range(WARM_UP + steps)][WARM_UP:]
     peak_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     ahead = list(islice(batches, PROFILED))
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
         for batch in ahead:
-            _step(training, settings, iter([batch]), device, dtype)
+            step(iter([batch]))
     on_device = device.type == "cuda"
     operators = [
         (event.key, event.input_shapes, event.self_device_time_total if on_device else event.self_cpu_time_total)
@@ -156,13 +163,9 @@ def measure_steps(
 
 
 def _step(
-    training: Training,
-    settings: Settings,
-    batches: Iterator[Batch],
-    device: torch.device,
-    dtype: torch.dtype | None,
+    training: Training, learner: Learner, batches: Iterator[Batch], device: torch.device, max_grad_norm: float
 ) -> dict[str, float]:
-    """Take one step as the loop does, waiting for the device between its phases; return the seconds of each."""
+    """Take one step of the loop, waiting for the device between its phases; return the seconds of each."""
     seconds: dict[str, float] = {}
     began = time.perf_counter()
 
@@ -176,27 +179,17 @@ def _step(
 
     batch = next(batches)
     over("data")
-    image_BHWC, mask_BHW, distance_BKHW = (part if part is None else part.to(device) for part in batch)
+    batch = batch.each(lambda tensor: tensor.to(device))
     over("copy")
-    assert image_BHWC is not None
-    assert mask_BHW is not None
-    with autocast(dtype, device):
-        outputs = training.module(image_BHWC)
-    over("forward")
-    loss = training.objective(outputs, mask_BHW, distance_BKHW)
-    over("loss")
-    training.scaler.scale(loss).backward()
-    over("backward")
-    if settings.max_grad_norm:
-        training.scaler.unscale_(training.optimizer)
-        nn.utils.clip_grad_norm_(training.module.parameters(), settings.max_grad_norm)
-    training.scaler.step(training.optimizer)
-    training.scaler.update()
-    training.optimizer.zero_grad(set_to_none=True)
-    over("optimizer")
-    if training.average:
-        training.average.update(training.module)
-    over("average")
+    hooks = [
+        learner.module.register_forward_hook(lambda *_: over("forward")),
+        learner.objective.register_forward_hook(lambda *_: over("loss")),
+    ]
+    try:
+        train_step(training, learner, batch, max_grad_norm=max_grad_norm, after=over)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return seconds
 
 

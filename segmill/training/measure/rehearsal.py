@@ -6,14 +6,15 @@ import copy
 import time
 
 import torch
-from torch import nn
 
+from segmill.data.loading.batches import Batch
 from segmill.models.depthwise import quicken_depthwise
 from segmill.models.members import MemberModule
 from segmill.models.precision import autocast_dtype
 from segmill.training.loop import begin
 from segmill.training.objective import Learner
 from segmill.training.settings import Settings
+from segmill.training.step import train_step
 
 
 class Rehearsal:
@@ -61,20 +62,13 @@ class Rehearsal:
             distance_BKHW = torch.zeros(
                 batch_size, settings.num_classes, height, width, dtype=torch.float16, device=self._device
             )
+        batch = Batch(image_BHWC, mask_BHW, distance_BKHW)
         self._wait()
         began = time.perf_counter()
         try:
-            loss = self._learner(image_BHWC, mask_BHW, distance_BKHW)
-            training.scaler.scale(loss).backward()
-            if settings.max_grad_norm:
-                training.scaler.unscale_(training.optimizer)
-                nn.utils.clip_grad_norm_(self._learner.parameters(), settings.max_grad_norm)
-            training.scaler.step(training.optimizer)
-            training.scaler.update()
+            train_step(training, self._learner, batch, max_grad_norm=settings.max_grad_norm)
         finally:
             training.optimizer.zero_grad(set_to_none=True)
-        if training.average:
-            training.average.update(training.module)
         self._wait()
         return time.perf_counter() - began
 
