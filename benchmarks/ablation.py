@@ -104,10 +104,10 @@ def _run(workspace: Workspace, change: str, seed: int, epochs: int) -> tuple[str
     """Train one member on one thread."""
     import torch
 
+    from segmill.training import train
     from segmill.training.clock import Rank
-    from segmill.training.distributed import worker
     from segmill.training.svm import fitting
-    from tasks.finetune import fit_arguments, training_arguments
+    from tasks.finetune import svm_job, train_job
 
     torch.set_num_threads(1)
     name = f"{'svm' if change == SVM else 'member'}-{seed}"
@@ -121,23 +121,20 @@ def _run(workspace: Workspace, change: str, seed: int, epochs: int) -> tuple[str
     out_dir.mkdir(parents=True, exist_ok=True)
     began = time.process_time()
     if change == SVM:
-        miou = fitting.fit_member(fit_arguments(workspace, params, name, out_dir))["val_miou"]
+        miou = fitting.fit_svm(svm_job(workspace, params, name, out_dir))["val_miou"]
         return change, seed, {"miou": miou, "cpu_s": time.process_time() - began}
-    args = training_arguments(workspace, params, name, out_dir)
-    trained = worker.train(
-        args, rank=Rank(), device=torch.device("cpu"), resume_from=None,
-        on_step=lambda step: None, on_epoch=lambda training: None,
-    )  # fmt: skip
+    job = train_job(workspace, params, name, out_dir)
+    trained = train.train(job, rank=Rank(), device=torch.device("cpu"), resume_from=None, callbacks=train.Callbacks())
     facts = {"miou": trained.training.best_miou, "cpu_s": time.process_time() - began}
     if change == BASE:
-        worker.save(trained, args)
+        train.save(trained)
     return change, seed, facts
 
 
 def _together(workspace: Workspace, seed: int) -> dict[str, float]:
     """Return the val mIoU of the base member and the SVM, mixed as the ensemble stage would."""
     from segmill.ensembling.select import choose_weights, gather_evidence
-    from segmill.models.members import load_member
+    from segmill.models.loading import load_member
 
     members = {name: load_member(workspace.members / f"{name}-{seed}") for name in ("member", "svm")}
     val = PackedSplit(workspace.packed / "val")

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from segmill.cluster.connection import ALLOCATOR
 from segmill.data.ingest.builtin import write_street
 from segmill.data.loading.augmentation import Augmenter, resolve_recipe
 from segmill.data.loading.batches import TrainBatches
@@ -43,7 +44,6 @@ from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import pick_device
 from segmill.training.clock import Rank
-from segmill.training.distributed.launch import ALLOCATOR
 from segmill.training.loop import train_member
 from segmill.training.settings import Settings
 

@@ -34,8 +34,8 @@ def main() -> None:
             class_weights=None,
             steps=options.steps,
         )
-        step_s = sum(costs["phases"].values())
-        reached = costs["step_flop"] / step_s
+        step_s = sum(costs.phases.values())
+        reached = costs.step_flop / step_s
         kinds = ", ".join(f"{kind} {costs['kinds'][kind]:.0%}" for kind in KINDS)
         print(
             f"{network}: {reached / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s, {reached / peak:.0%}; "

@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 
+from segmill.cluster.connection import ALLOCATOR
 from segmill.params import NetworkParams, Params, read_params
-from segmill.training.distributed.launch import ALLOCATOR
 from segmill.workspace import template
 
 CLASSES = 11

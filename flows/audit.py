@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,15 +14,16 @@ from flows.display import showing
 from flows.environment import ray_address
 from segmill.cluster.connection import connect
 from segmill.cluster.resources import even_share, whole_node
-from segmill.cluster.work import wait
+from segmill.cluster.work import on_ray, wait
 from segmill.errors import InputError, near_miss
-from segmill.evaluation.audit import Source
+from segmill.evaluation.audit_job import AuditJob, AuditResult, Source, audit_on_ray
 from segmill.evaluation.folds import deal_folds, train_groups, write_fold
 from segmill.files import replacing
 from segmill.params import Params
 from segmill.training.distributed import launch
+from segmill.training.job import TrainJob
 from segmill.workspace import Workspace
-from tasks.finetune import training_arguments
+from tasks.finetune import train_job
 from tasks.stage import noted, recorded_md5
 
 HELD_OUT = ("val", "test")
@@ -63,8 +63,8 @@ def fold_training(
 
 def audit(
     workspace: Workspace, params: Params, folder: Path, top: int, console: Console, training: FoldTraining | None
-) -> dict[str, Any]:
-    """Write the review page and the list into ``folder``; return what ``audit_and_report`` does.
+) -> AuditResult:
+    """Write the review page and the list into ``folder``; return what a terminal shows of the audit.
 
     Args:
         top: samples drawn on the page.
@@ -86,20 +86,16 @@ def audit(
             ]
             sources += [Source(one.result(), ("train",), part) for one, part in zip(trained, parts, strict=True)]
         with noted(workspace, STEP):
-            found: dict[str, Any] = wait(
-                launch.on_ray(
-                    "segmill.evaluation.audit_report:audit_and_report",
-                    sources,
-                    workspace.root / params.data.path,
-                    workspace.manifest,
-                    folder.resolve(),
-                    top=top,
-                    border_crop_px=params.prepare.border_crop_px,
-                    progress_path=workspace.count(STEP),
-                    **asdict(whole_node()),
-                )
+            job = AuditJob(
+                sources=tuple(sources),
+                raw_dir=workspace.root / params.data.path,
+                manifest_path=workspace.manifest,
+                border_crop_px=params.prepare.border_crop_px,
+                out_dir=folder.resolve(),
+                top=top,
+                progress_path=workspace.count(STEP),
             )
-    return found
+            return wait(on_ray(audit_on_ray, job, whole_node()))
 
 
 def _refuse_unknown(workspace: Workspace, params: Params) -> None:
@@ -134,31 +130,39 @@ def _fold_member(workspace: Workspace, params: Params, member: str | None) -> st
 def _train_fold(
     workspace: Workspace, params: Params, step: str, name: str, epochs: int, left_out: frozenset[str], folds: int
 ) -> Path:
-    """Train the member ``name`` without the groups ``left_out``, unless that was done before; return its folder.
-
-    Without the augment stage's extra samples, which may show what is left out.
-    """
-    settings = training_arguments(workspace, params, name, Path())
-    key = json.dumps([settings["inputs_hash"], epochs, sorted(left_out)])
-    inputs_hash = hashlib.sha256(key.encode()).hexdigest()[:16]
-    place = workspace.scratch / "audit" / inputs_hash
+    """Train the member ``name`` without the groups ``left_out``, unless that was done before; return its folder."""
+    job = fold_job(train_job(workspace, params, name, Path()), left_out, epochs, workspace.scratch / "audit")
+    place = job.out_dir.parent
     with noted(workspace, step):
-        if (place / "member" / "member.json").is_file():
-            return place / "member"
-        write_fold(workspace.packed, place / "packed", left_out)
-        with replacing(place / "member") as draft:
+        if (job.out_dir / "member.json").is_file():
+            return job.out_dir
+        write_fold(workspace.packed, job.data.packed_dir, left_out)
+        with replacing(job.out_dir) as draft:
+            workers = replace(job.workers, cpus=params.ray.cpus_per_worker or even_share(folds * params.ray.workers))
             launch.train_member(
-                settings
-                | {
-                    "packed_dir": str(place / "packed"),
-                    "extra_dir": None,
-                    "out_dir": str(draft),
-                    "epochs": epochs,
-                    "val_every": epochs,
-                    "progress_path": str(workspace.progress / f"{step}.member.json"),
-                    "curves_path": str(place / "curves.csv"),
-                    "cpus_per_worker": params.ray.cpus_per_worker or even_share(folds * params.ray.workers),
-                    "inputs_hash": inputs_hash,
-                }
+                replace(
+                    job,
+                    out_dir=draft,
+                    workers=workers,
+                    progress_path=workspace.progress / f"{step}.member.json",
+                    curves_path=place / "curves.csv",
+                )
             )
-        return place / "member"
+        return job.out_dir
+
+
+def fold_job(job: TrainJob, left_out: frozenset[str], epochs: int, folder: Path) -> TrainJob:
+    """Return the training of ``job``'s member without the groups ``left_out``, for ``epochs``, into a place of its own.
+
+    Without the augment stage's extra samples, which may show what is left out. Validated once, at the end.
+    """
+    key = json.dumps([job.inputs_hash, epochs, sorted(left_out)])
+    inputs_hash = hashlib.sha256(key.encode()).hexdigest()[:16]
+    place = folder / inputs_hash
+    return replace(
+        job,
+        train=replace(job.train, epochs=epochs, val_every=epochs),
+        data=replace(job.data, packed_dir=place / "packed", extra_dir=None),
+        out_dir=place / "member",
+        inputs_hash=inputs_hash,
+    )

@@ -143,7 +143,7 @@ def version_step(workspace: Workspace, params: Params) -> DataVersion:
 
 
 @_step(name="check members")
-def check_members_step(workspace: Workspace, params: Params, begun: Running[Any] | None) -> None:
+def check_members_step(workspace: Workspace, params: Params, begun: Running[None] | None) -> None:
     end_check(workspace, params, begun)
 
 

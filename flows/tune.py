@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,20 @@ from flows.environment import ray_address, tracking_uri
 from flows.retrain import BEFORE_TRAINING, _step, artifacts_of_new, stage_steps, version_step
 from flows.trials import logged, watched
 from segmill.cluster.connection import connect, connecting
-from segmill.cluster.work import wait
+from segmill.cluster.resources import Resources
+from segmill.cluster.work import on_ray, wait
 from segmill.errors import InputError, near_miss
+from segmill.models.checking import check_members
 from segmill.params import Params, parse_params, read_params
-from segmill.training.distributed import launch
+from segmill.training.job import TrainData
+from segmill.tuning.jobs import (
+    EvidenceJob,
+    RepeatJob,
+    SearchJob,
+    evidence_on_ray,
+    repeat_on_ray,
+    search_on_ray,
+)
 from segmill.tuning.space import (
     Dimension,
     combinations,
@@ -29,7 +38,6 @@ from segmill.tuning.space import (
     network_names,
     read_space,
     read_values,
-    settings_of,
     upstream,
     value_at,
     with_values,
@@ -38,7 +46,7 @@ from segmill.tuning.trials import Study, Trial, Work, best_trial, read_trials
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, writing
 from tasks.augment import augment
-from tasks.finetune import training_arguments, warm_start
+from tasks.finetune import network_to_check, train_data, train_job, warm_start
 from tasks.inputs import read_code
 from tasks.prepare import prepare
 from tasks.register import model_name
@@ -135,32 +143,31 @@ def ready_step(
     epochs: int | None,
 ) -> Work:
     """Make what the trials read, and see that every network of the search can be built."""
-    arguments = training_arguments(workspace, params, member, Path(), warm_start(workspace, params, member))
-    text = json.dumps([arguments["inputs_hash"], [str(dimension) for dimension in space], epochs])
+    job = train_job(workspace, params, member, Path(), warm_start(workspace, params, member))
+    text = json.dumps([job.inputs_hash, [str(dimension) for dimension in space], epochs])
     study = workspace.scratch / "tuning" / f"{member}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     data = [
         (chosen, made_data(workspace, parse_params(with_values(values, member, chosen), "--search"), chosen))
         for chosen in combinations(upstream(space))
         if chosen
     ]
-    own = {key: arguments[key] for key in ("packed_dir", "extra_dir", "recipe", "size")}
     work = Work(
         folder=study,
         member=member,
         values=values,
-        arguments=arguments,
+        job=job,
         epochs=epochs,
-        data=[*data, ({}, own)],
-        cpus=arguments["cpus_per_worker"] * arguments["num_workers"],
-        gpus=arguments["gpus_per_worker"] * arguments["num_workers"],
+        data=(*data, ({}, job.data)),
+        cpus=job.workers.cpus * job.workers.count,
+        gpus=job.workers.gpus * job.workers.count,
     )
     built = ("backbone", "decoder", "weights", "decoder_width", "attention", "context")
     networks = [one for one in space if one.kind == "choice" and one.key.rpartition(".")[2] in built]
-    names = [
-        {"name": member, **settings_of(with_values(values, member, chosen), member)}
+    chosen_networks = [
+        parse_params(with_values(values, member, chosen), "--search").network_of(member)
         for chosen in combinations(networks)
     ]
-    wait(launch.on_ray("segmill.models.members:check_members", names))
+    wait(on_ray(check_members, tuple(network_to_check(member, network) for network in chosen_networks)))
     return work
 
 
@@ -174,13 +181,8 @@ def search_step(
     repeats: int,
 ) -> None:
     """Run the trials; the process that leads Ray Tune takes no CPU of its own."""
-    runs = 2 * repeats
-    wait(
-        launch.on_ray(
-            "segmill.tuning.search:search", work, space,
-            trials=trials, minutes=minutes, present=present, repeats=runs, num_cpus=0,
-        )
-    )  # fmt: skip
+    job = SearchJob(work=work, space=tuple(space), trials=trials, minutes=minutes, present=present, repeats=2 * repeats)
+    wait(on_ray(search_on_ray, job, Resources(num_cpus=0)))
 
 
 @_step(name="repeat")
@@ -191,9 +193,10 @@ def repeat_step(work: Work, present: dict[str, Any] | None, repeats: int) -> Non
         return
     wanted = [(present or {}, work.seed + further) for further in range(repeats + 1)]
     wanted += [(winner.values, work.seed + further) for further in range(1, repeats + 1)]
-    once = partial(launch.on_ray, "segmill.tuning.search:train_once", work, num_cpus=work.cpus, num_gpus=work.gpus)
-    for reference in [once(chosen, seed) for chosen, seed in wanted]:
-        wait(reference)
+    resources = Resources(work.cpus, work.gpus)
+    jobs = [RepeatJob(work=work, values=chosen, seed=seed) for chosen, seed in wanted]
+    for running in [on_ray(repeat_on_ray, job, resources) for job in jobs]:
+        wait(running)
 
 
 @_step(name="evidence")
@@ -207,12 +210,15 @@ def evidence_step(
 ) -> dict[str, Any]:
     """Write patch.yaml, trials.csv and the page into ``tuning/MEMBER``."""
     winner_of(work)
-    reference = launch.on_ray(
-        "segmill.tuning.evidence:write_evidence", work, space, workspace.root / "tuning" / work.member,
-        present=present, repeats=repeats, confidence=params.promotion.confidence,
-    )  # fmt: skip
-    found: dict[str, Any] = wait(reference)
-    return found
+    job = EvidenceJob(
+        work=work,
+        space=tuple(space),
+        out_dir=workspace.root / "tuning" / work.member,
+        present=present,
+        repeats=repeats,
+        confidence=params.promotion.confidence,
+    )
+    return wait(on_ray(evidence_on_ray, job))
 
 
 def winner_of(work: Work) -> Trial:
@@ -230,13 +236,11 @@ def winner_of(work: Work) -> Trial:
     )
 
 
-def made_data(workspace: Workspace, params: Params, chosen: dict[str, Any]) -> dict[str, Any]:
+def made_data(workspace: Workspace, params: Params, chosen: dict[str, Any]) -> TrainData:
     """Return what a training reads with other values of prepare and augment, made by the tasks' own functions once.
 
     It lies in a workspace of its own inside the scratch folder, which shares data and manifest with the real one.
     """
-    from segmill.data.loading.augmentation import read_policy
-
     text = json.dumps(
         [
             params.prepare.model_dump(mode="json"),
@@ -261,13 +265,7 @@ def made_data(workspace: Workspace, params: Params, chosen: dict[str, Any]) -> d
             prepare(shadow, params)
         augment(shadow, params)
         whole.touch()
-    extra = shadow.augmented / "extra"
-    return {
-        "packed_dir": str(shadow.packed),
-        "extra_dir": str(extra) if extra.is_dir() else None,
-        "recipe": read_policy(shadow.augmented / "recipe.json").transforms,
-        "size": params.prepare.size_px,
-    }
+    return train_data(shadow, params)
 
 
 def present_values(space: Sequence[Dimension], values: dict[str, Any], member: str) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +19,8 @@ from ruamel.yaml.scalarstring import SingleQuotedScalarString
 from segmill.errors import InputError, near_miss
 from segmill.files import replacing
 from segmill.renamed_keys import former_keys, name_now
-from segmill.train_settings import TrainSettings
+from segmill.svm_settings import SvmSettings
+from segmill.train_settings import NetworkSettings, TrainSettings
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -257,6 +258,18 @@ class Params(Block):
     def training_of(self, name: str) -> TrainSettings:
         """Return the training settings with what the network member ``name`` says instead."""
         return _TRAIN.validate_python({**asdict(self.train), **(self.members[name].model_extra or {})})
+
+    def network_of(self, name: str) -> NetworkSettings:
+        """Return what the network member ``name`` says of itself."""
+        return NetworkSettings(**{key.name: getattr(self.members[name], key.name) for key in fields(NetworkSettings)})
+
+    def svm_of(self, name: str) -> SvmSettings:
+        """Return what the classical member ``name`` says of itself."""
+        return SvmSettings(**{key.name: getattr(self.members[name], key.name) for key in fields(SvmSettings)})
+
+    def own_training_keys(self, name: str) -> tuple[str, ...]:
+        """Return the keys of ``train`` that the network member ``name`` sets for itself."""
+        return tuple(self.members[name].model_extra or {})
 
 
 _TRAIN = TypeAdapter(TrainSettings)

@@ -79,3 +79,20 @@ class TrainSettings:
     """torch.compile; auto measures once per machine whether it is faster."""
     val_every: Annotated[int, Ge(1)] = 1
     """Epochs between two validation runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """A network member's own block of params.yaml, where each key has its limits, default and text."""
+
+    backbone: str
+    decoder: str
+    weights: str
+    lr: float
+    decoder_width: float
+    attention: str
+    context: str
+    aux_heads: Mapping[str, float]
+    head_weights: str
+    keep_heads: bool
+    deep_supervision: float

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from segmill.cluster.resources import whole_node
-from segmill.cluster.work import wait
+from segmill.cluster.work import on_ray, wait
+from segmill.evaluation.job import EvaluateJob, evaluate_on_ray
 from segmill.files import replacing
 from segmill.params import Params
-from segmill.training.distributed import launch
 from segmill.workspace import Workspace
 
 
 def evaluate(workspace: Workspace, params: Params) -> None:
     """Write ``reports``: metrics.json, counts.npz, figures and index.html."""
     with replacing(workspace.reports) as draft:
-        wait(
-            launch.on_ray(
-                "segmill.evaluation.report:evaluate_and_report",
-                workspace.ensemble,
-                workspace.packed,
-                workspace.augmented,
-                draft,
-                overlays=params.evaluate.overlays,
-                **asdict(whole_node()),
-            )
+        job = EvaluateJob(
+            ensemble_dir=workspace.ensemble,
+            packed_dir=workspace.packed,
+            augmented_dir=workspace.augmented,
+            out_dir=draft,
+            overlays=params.evaluate.overlays,
         )
+        wait(on_ray(evaluate_on_ray, job, whole_node()))

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from segmill.cluster.resources import even_share
-from segmill.cluster.work import Running, wait
+from segmill.cluster.resources import Resources, even_share
+from segmill.cluster.work import Running, on_ray, wait
 from segmill.data.loading.augmentation import read_policy
+from segmill.data.splitting.shares import SplitShares
 from segmill.data.versioning.versions import recorded_version
 from segmill.files import replacing
+from segmill.models.checking import NetworkToCheck, SvmToCheck, ToCheck, check_members
 from segmill.params import Params
-from segmill.promotion.champion import Start, champion_start
+from segmill.promotion.champion import champion_start
+from segmill.train_settings import NetworkSettings
 from segmill.training.distributed import launch
+from segmill.training.distributed.svm import fit_on_ray
+from segmill.training.job import Start, TrainData, TrainJob, Workers
+from segmill.training.svm.job import SvmJob
 from segmill.workspace import Workspace
 from tasks.inputs import code_path, member_settings, read_code
 from tasks.register import model_name
@@ -24,7 +28,7 @@ from tasks.stage import recorded_md5
 
 
 def finetune(workspace: Workspace, params: Params, name: str) -> None:
-    """Write ``models/members/NAME``. A run broken off goes on from its last checkpoint.
+    """Write ``models/members/NAME``. An interrupted run resumes from its last checkpoint.
 
     Raises:
         InputError: the weights can't be reached, or the member does not fit the memory.
@@ -33,16 +37,12 @@ def finetune(workspace: Workspace, params: Params, name: str) -> None:
     """
     with replacing(workspace.member(name)) as draft:
         if params.members[name].kind == "svm":
-            fit = launch.on_ray(
-                "segmill.training.svm.fitting:fit_member",
-                fit_arguments(workspace, params, name, draft),
-                num_cpus=params.ray.cpus_per_worker or even_share(len(params.members)),
-                num_gpus=params.ray.gpus_per_worker,
-            )
-            wait(fit)
+            cpus = params.ray.cpus_per_worker or even_share(len(params.members))
+            resources = Resources(cpus, params.ray.gpus_per_worker)
+            wait(on_ray(fit_on_ray, svm_job(workspace, params, name, draft), resources))
         else:
             start = warm_start(workspace, params, name)
-            launch.train_member(training_arguments(workspace, params, name, draft, start))
+            launch.train_member(train_job(workspace, params, name, draft, start))
 
 
 def warm_start(workspace: Workspace, params: Params, name: str) -> Start | None:
@@ -52,50 +52,72 @@ def warm_start(workspace: Workspace, params: Params, name: str) -> Start | None:
     return champion_start(workspace, params, name, model=model_name(workspace, params))
 
 
-def training_arguments(
-    workspace: Workspace, params: Params, name: str, out_dir: Path, start: Start | None = None
-) -> dict[str, Any]:
-    """Return what ``launch.train_member`` takes to train the network ``name`` of params.yaml into ``out_dir``.
+def train_job(workspace: Workspace, params: Params, name: str, out_dir: Path, start: Start | None = None) -> TrainJob:
+    """Return the training of the network ``name`` of params.yaml into ``out_dir``.
 
     ``start``: the member it begins with, where that is not ``weights``.
     """
-    policy = read_policy(workspace.augmented / "recipe.json")
+    return TrainJob(
+        name=name,
+        network=params.network_of(name),
+        train=params.training_of(name),
+        own_keys=params.own_training_keys(name),
+        data=train_data(workspace, params),
+        split=SplitShares(params.split.val, params.split.test, params.split.seed),
+        data_version=_data_version(workspace, params),
+        start=start,
+        workers=Workers(
+            count=params.ray.workers,
+            cpus=params.ray.cpus_per_worker or even_share(len(params.members) * params.ray.workers),
+            gpus=params.ray.gpus_per_worker,
+            loader_workers=params.ray.loader_workers,
+        ),
+        out_dir=out_dir,
+        runs_dir=workspace.checkpoints,
+        progress_path=_progress_path(workspace, name),
+        curves_path=curves_path(workspace, name),
+        failure_path=workspace.scratch / "failures" / f"{name}.npz",
+        inputs_hash=_inputs_hash(workspace, params, name, start),
+    )
+
+
+def train_data(workspace: Workspace, params: Params) -> TrainData:
+    """Return what prepare and augment made for training."""
     extra_dir = workspace.augmented / "extra"
-    return {
-        **_common_arguments(workspace, params, name, out_dir),
-        **params.members[name].model_dump(),
-        **asdict(params.training_of(name)),
-        "recipe": policy.transforms,
-        "size": params.prepare.size_px,
-        "extra_dir": str(extra_dir) if extra_dir.is_dir() else None,
-        "run_dir": str(workspace.checkpoints),
-        "failure_path": str(workspace.scratch / "failures" / f"{name}.npz"),
-        "start_folder": str(start.folder) if start else None,
-        "start_source": start.source if start else None,
-        "num_workers": params.ray.workers,
-        "cpus_per_worker": params.ray.cpus_per_worker or even_share(len(params.members) * params.ray.workers),
-        "gpus_per_worker": params.ray.gpus_per_worker,
-        "loader_workers": params.ray.loader_workers,
-        "inputs_hash": _inputs_hash(workspace, params, name, start),
-    }
+    return TrainData(
+        packed_dir=workspace.packed,
+        extra_dir=extra_dir if extra_dir.is_dir() else None,
+        policy=read_policy(workspace.augmented / "recipe.json"),
+        size_px=params.prepare.size_px,
+    )
 
 
-def fit_arguments(workspace: Workspace, params: Params, name: str, out_dir: Path) -> dict[str, Any]:
-    """Return what ``classical.fit_member`` takes to fit the classical member ``name`` into ``out_dir``."""
-    return {**_common_arguments(workspace, params, name, out_dir), **params.members[name].model_dump()}
+def svm_job(workspace: Workspace, params: Params, name: str, out_dir: Path) -> SvmJob:
+    """Return the fit of the classical member ``name`` of params.yaml into ``out_dir``."""
+    return SvmJob(
+        name=name,
+        settings=params.svm_of(name),
+        packed_dir=workspace.packed,
+        policy=read_policy(workspace.augmented / "recipe.json"),
+        split=SplitShares(params.split.val, params.split.test, params.split.seed),
+        data_version=_data_version(workspace, params),
+        out_dir=out_dir,
+        progress_path=_progress_path(workspace, name),
+        curves_path=curves_path(workspace, name),
+    )
 
 
-def begin_check(workspace: Workspace, params: Params) -> Running[Any] | None:
+def begin_check(workspace: Workspace, params: Params) -> Running[None] | None:
     """Start to build every network and reach for its weights on Ray, so that a wrong name stops all training.
 
     Returns None where the same members passed before: each worker looks again at its own before it trains.
     """
     if _checked(workspace).is_file() and _checked(workspace).read_text() == _what_is_checked(workspace, params):
         return None
-    return launch.on_ray("segmill.models.members:check_members", _to_check(params))
+    return on_ray(check_members, _to_check(params))
 
 
-def end_check(workspace: Workspace, params: Params, begun: Running[Any] | None) -> None:
+def end_check(workspace: Workspace, params: Params, begun: Running[None] | None) -> None:
     """Wait for the check and remember that it passed.
 
     Raises:
@@ -121,23 +143,13 @@ def curves_path(workspace: Workspace, name: str) -> Path:
     return workspace.progress / f"finetune@{name}.curves.csv"
 
 
-def _common_arguments(workspace: Workspace, params: Params, name: str, out_dir: Path) -> dict[str, Any]:
+def _data_version(workspace: Workspace, params: Params) -> str:
     recorded = recorded_version(workspace.root, params.data.path)
-    policy = read_policy(workspace.augmented / "recipe.json")
-    return {
-        "name": name,
-        "packed_dir": str(workspace.packed),
-        "out_dir": str(out_dir),
-        "progress_path": str(workspace.progress / f"finetune@{name}.member.json"),
-        "curves_path": str(curves_path(workspace, name)),
-        "data_version": recorded.md5 if recorded else "",
-        "params": {
-            "train": asdict(params.training_of(name)) if params.members[name].kind == "network" else {},
-            "member": params.members[name].model_dump(),
-            "split": params.split.model_dump(),
-            "augment": {"recipe": policy.title, "recipe_sha256": policy.sha256, "extra_samples": policy.extra},
-        },
-    }
+    return recorded.md5 if recorded else ""
+
+
+def _progress_path(workspace: Workspace, name: str) -> Path:
+    return workspace.progress / f"finetune@{name}.member.json"
 
 
 def _inputs_hash(workspace: Workspace, params: Params, name: str, start: Start | None = None) -> str:
@@ -152,17 +164,28 @@ def _inputs_hash(workspace: Workspace, params: Params, name: str, start: Start |
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _to_check(params: Params) -> list[dict[str, Any]]:
-    keys = {
-        "network": (
-            "backbone", "decoder", "weights", "decoder_width", "attention", "context", "aux_heads", "deep_supervision",
-        ),
-        "svm": ("features", "backbone", "weights"),
-    }  # fmt: skip
-    return [
-        {"name": name, "kind": member.kind, **{key: getattr(member, key) for key in keys[member.kind]}}
+def _to_check(params: Params) -> tuple[ToCheck, ...]:
+    return tuple(
+        network_to_check(name, params.network_of(name))
+        if member.kind == "network"
+        else SvmToCheck(name=name, features=member.features, backbone=member.backbone, weights=member.weights)
         for name, member in params.members.items()
-    ]
+    )
+
+
+def network_to_check(name: str, network: NetworkSettings) -> NetworkToCheck:
+    """Return what decides whether a network can be built and filled with its weights."""
+    return NetworkToCheck(
+        name=name,
+        backbone=network.backbone,
+        decoder=network.decoder,
+        weights=network.weights,
+        decoder_width=network.decoder_width,
+        attention=network.attention,
+        context=network.context,
+        aux_heads=tuple(network.aux_heads),
+        deep_supervision=network.deep_supervision > 0,
+    )
 
 
 def _checked(workspace: Workspace) -> Path:
@@ -171,5 +194,5 @@ def _checked(workspace: Workspace) -> Path:
 
 def _what_is_checked(workspace: Workspace, params: Params) -> str:
     files = [code_path(workspace, f"finetune@{name}") for name in params.members]
-    text = json.dumps(_to_check(params)) + "".join(file.read_text() for file in files if file.is_file())
+    text = repr(_to_check(params)) + "".join(file.read_text() for file in files if file.is_file())
     return hashlib.sha256(text.encode()).hexdigest()

@@ -25,7 +25,7 @@ COMPUTATIONS = {
     "validate": ("segmill.data.validation.checks",),
     "prepare": ("segmill.data.packing.pack",),
     "augment": ("segmill.data.loading.augmentation", "segmill.data.loading.extras"),
-    "finetune-network": ("segmill.training.distributed.worker",),
+    "finetune-network": ("segmill.training.train",),
     "finetune-svm": ("segmill.training.svm.fitting",),
     "ensemble": ("segmill.ensembling.select",),
     "evaluate": ("segmill.evaluation.report",),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from segmill.cluster.work import wait
+from segmill.cluster.work import on_ray, wait
 from segmill.data.packing.packed import PackedSplit
 from segmill.params import Params, PromotionParams
 from segmill.promotion import gate, ledger, registry
-from segmill.training.distributed import launch
+from segmill.promotion.score_job import ScoreJob, score_on_ray
 from segmill.workspace import Workspace
 from tasks.register import Registered
 
@@ -44,10 +44,13 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     rival = _replaced_by(workspace, registered) if serving == registered.version else serving
     versions = [registered.version, *([rival] if rival else [])]
     scored = [
-        launch.on_ray("segmill.promotion.registered:score_registered", uri, registered.model, version, workspace.packed)
+        on_ray(
+            score_on_ray,
+            ScoreJob(uri=uri, model_name=registered.model, version=version, packed_dir=workspace.packed),
+        )
         for version in versions
     ]
-    counts = [wait(reference) for reference in scored]
+    counts = [wait(running) for running in scored]
     verdict = gate.decide(
         counts[0],
         counts[1] if rival else None,

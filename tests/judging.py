@@ -10,6 +10,7 @@ import torch
 from segmill.data.packing.pack import pack
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
+from segmill.ensembling.job import EnsembleJob
 from segmill.ensembling.select import build_ensemble
 from segmill.models.members import MemberSpec, build, save_member
 from segmill.models.weights import Weights
@@ -40,5 +41,6 @@ def judging(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
                 curves=CURVES,
             )
         folders = {name: root / "members" / name for name in MEMBERS}
-        build_ensemble(folders, root / "packed", root / "ensemble", tta_hflip=False, device="cpu")
+        job = EnsembleJob(member_dirs=folders, packed_dir=root / "packed", out_dir=root / "ensemble", tta_hflip=False)
+        build_ensemble(job, device="cpu")
     return root

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, say
+from segmill.evaluation.audit_job import AuditResult
 from segmill.workspace import Workspace
 
 
@@ -44,23 +45,23 @@ def audit_command(
     show(found, out)
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """Print what ``audit_and_report`` returned: how many samples were examined, the first rows, the paths."""
+def show(found: AuditResult, console: Console) -> None:
+    """Print what an audit found: how many samples were examined, the first rows, the paths."""
 
     def line(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    examined = ", ".join(f"{count} {split}" for split, count in found["samples"].items())
-    line(f"examined {examined} samples: {found['suspicious']} are suspicious")
-    if "train" not in found["samples"]:
+    examined = ", ".join(f"{count} {split}" for split, count in found.samples.items())
+    line(f"examined {examined} samples: {found.suspicious} are suspicious")
+    if "train" not in found.samples:
         line("train was not examined, since the models learned its labels; --folds 3 trains models that did not", "dim")
-    if found["unknown"]:
-        unknown = ", ".join(found["unknown"])
+    if found.unknown:
+        unknown = ", ".join(found.unknown)
         line(f"a model hardly knows {unknown}: objects of these classes that are missing are not found", "yellow")
-    if found["first"]:
-        console.print(_table(found["first"]))
-    for path in (found["page"], found["table"]):
-        line(path)
+    if found.first:
+        console.print(_table(found.first))
+    for path in (found.page, found.table):
+        line(str(path))
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

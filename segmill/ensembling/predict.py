@@ -63,7 +63,7 @@ class Ensemble:
         Raises:
             InputError: the folder is no ensemble, or one of another format.
         """
-        from segmill.models.members import load_member
+        from segmill.models.loading import load_member
 
         facts = read_ensemble(folder)
         members = {

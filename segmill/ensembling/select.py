@@ -6,13 +6,13 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.ensembling.job import EnsembleJob
 from segmill.ensembling.predict import FORMAT, Ensemble, PredictsProbs, batches
 from segmill.errors import InputError
 from segmill.metrics.counts import confusion_counts
@@ -122,22 +122,10 @@ def choose_weights(evidence: ValEvidence) -> NDArray[np.float64]:
     return best
 
 
-def build_ensemble(
-    member_folders: Mapping[str, Path | str],
-    packed_dir: Path | str,
-    out_dir: Path | str,
-    *,
-    tta_hflip: bool,
-    device: str = "auto",
-) -> dict[str, Any]:
+def build_ensemble(job: EnsembleJob, *, device: str = "auto") -> dict[str, Any]:
     """Choose weights on val and write the ensemble folder: ensemble.json and members/NAME/.
 
-    Args:
-        member_folders: name to member folder, in the order the ensemble keeps.
-        packed_dir: packed splits; val is read.
-        out_dir: a temporary folder that the caller renames when everything is in it.
-        tta_hflip: whether predictions are averaged with those of mirrored images; decides the weights too.
-        device: as for ``load_member``.
+    ``device``: as for ``load_member``.
 
     Returns:
         The content of ensemble.json; ``val`` holds the mIoU of each member and of the ensemble.
@@ -145,17 +133,16 @@ def build_ensemble(
     Raises:
         InputError: a folder that is no member, or other classes than the data's.
     """
-    from segmill.models.members import load_member
+    from segmill.models.loading import load_member
 
-    packed_dir, out_dir = Path(packed_dir), Path(out_dir)
-    info = read_pack(packed_dir)
-    members = {name: load_member(Path(folder), device) for name, folder in member_folders.items()}
+    info = read_pack(job.packed_dir)
+    members = {name: load_member(folder, device) for name, folder in job.member_dirs.items()}
     evidence = gather_evidence(
         members,
-        PackedSplit(packed_dir / "val"),
+        PackedSplit(job.packed_dir / "val"),
         num_classes=info.num_classes,
         ignore_id=info.ignore_id,
-        tta_hflip=tta_hflip,
+        tta_hflip=job.tta_hflip,
     )
     weights = choose_weights(evidence)
     alone = np.eye(len(members))
@@ -168,15 +155,15 @@ def build_ensemble(
         ],
         "ignore_id": info.ignore_id,
         "weights": {name: round(float(weight), 6) for name, weight in zip(members, weights, strict=True)},
-        "flips": tta_hflip,
+        "flips": job.tta_hflip,
         "val": {
             "members": {name: evidence.miou(one) for name, one in zip(members, alone, strict=True)},
             "ensemble": evidence.miou(weights),
         },
     }
-    for name, folder in member_folders.items():
-        shutil.copytree(folder, out_dir / "members" / name)
-    (out_dir / "ensemble.json").write_text(json.dumps(facts, indent=2) + "\n")
+    for name, folder in job.member_dirs.items():
+        shutil.copytree(folder, job.out_dir / "members" / name)
+    (job.out_dir / "ensemble.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
 
 

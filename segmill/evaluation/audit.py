@@ -18,6 +18,7 @@ from segmill.data.schema.manifest import DatasetInfo, manifest_info, read_manife
 from segmill.data.storage.images import read_image, read_mask
 from segmill.ensembling.predict import Ensemble, Image, PredictsProbs, Probs, batches
 from segmill.errors import InputError
+from segmill.evaluation.audit_job import Source
 from segmill.metrics.counts import confusion_counts
 
 if TYPE_CHECKING:
@@ -44,21 +45,6 @@ ROUNDING = 1e-6  # a model that is always equally sure reaches its own mean
 _COLUMNS = ["id", "group", "split"] + [
     f"{kind}{what}" for kind in ("image", "mask") for what in ("", "_file", "_offset", "_bytes")
 ]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model and the samples it never trained on.
-
-    Attributes:
-        model: an ensemble folder or a member folder.
-        splits: train, val, test: which samples it is asked about.
-        groups: only those of these groups; None is all.
-    """
-
-    model: Path
-    splits: tuple[str, ...]
-    groups: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -347,7 +333,7 @@ def _spread(rows: pyarrow.Table) -> pyarrow.Table:
 
 def _load(folder: Path, info: DatasetInfo, device: str) -> PredictsProbs:
     if not (folder / "ensemble.json").is_file():
-        from segmill.models.members import load_member
+        from segmill.models.loading import load_member
 
         return load_member(folder, device)
     ensemble = Ensemble.load(folder, device)

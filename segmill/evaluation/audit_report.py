@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from segmill import progress
 from segmill.data.schema.manifest import DatasetInfo
-from segmill.evaluation.audit import Audited, Evidence, Region, Source, Suspect, audit
+from segmill.evaluation.audit import Audited, Evidence, Region, Suspect, audit
+from segmill.evaluation.audit_job import AuditJob, AuditResult
 from segmill.files import write_atomically
 from segmill.reports.audit_page import AuditCard, AuditPage, ClassPair, NamedClass, SuggestedChange, write_audit_page
 from segmill.reports.pictures import palette
@@ -24,46 +24,35 @@ BOXES = 5  # regions of one sample that are numbered on its pictures
 TABLE_ROWS = 10
 
 
-def audit_and_report(
-    sources: Sequence[Source],
-    raw_dir: Path,
-    manifest_path: Path,
-    out_dir: Path,
-    *,
-    top: int,
-    border_crop_px: tuple[int, int, int, int] = (0, 0, 0, 0),
-    progress_path: Path | None = None,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Audit, write ``index.html`` and ``audit.csv`` into ``out_dir``, and return what a terminal shows of it.
-
-    Args:
-        sources, raw_dir, manifest_path, border_crop_px, device: as for ``audit``.
-        out_dir: made where it is missing; files of these two names are replaced, others stay.
-        top: samples drawn on the page. The list holds all that were kept.
-        progress_path: a JSON file that says how far it is.
-
-    Returns:
-        ``page``, ``table``: the paths. ``samples``: split to how many were looked at. ``suspicious``: how many
-        samples reach LEAST_SCORE. ``unknown``: classes that a model does not know. ``first``: the first
-        rows, by COLUMNS.
+def audit_and_report(job: AuditJob, *, device: str = "auto") -> AuditResult:
+    """Audit, write the page and the list, and return what a terminal shows of it.
 
     Raises:
         InputError: as for ``audit``.
     """
-    count = progress.counter(progress_path) if progress_path else lambda done, total: None
+    count = progress.counter(job.progress_path) if job.progress_path else lambda done, total: None
     found = audit(
-        sources, raw_dir, manifest_path, draw=top, border_crop_px=border_crop_px, device=device, progress=count
+        job.sources,
+        job.raw_dir,
+        job.manifest_path,
+        draw=job.top,
+        border_crop_px=job.border_crop_px,
+        device=device,
+        progress=count,
     )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    page, table = out_dir / "index.html", out_dir / "audit.csv"
+    job.out_dir.mkdir(parents=True, exist_ok=True)
+    page, table = job.out_dir / "index.html", job.out_dir / "audit.csv"
     write_atomically(table, csv_text(found))
     write_audit_page(page_of(found), page)
     best = [{**row, "regions": len(one.regions)} for one, row in _first_rows(found, TABLE_ROWS)]
-    return {
-        "page": str(page), "table": str(table), "samples": found.samples, "suspicious": found.suspicious,
-        "unknown": found.unknown, "first": best,
-    }  # fmt: skip
+    return AuditResult(
+        page=page,
+        table=table,
+        samples=found.samples,
+        suspicious=found.suspicious,
+        unknown=found.unknown,
+        first=best,
+    )
 
 
 def csv_text(found: Audited) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from segmill.data.loading.seen import TrainingView
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.ensembling.predict import read_ensemble
+from segmill.evaluation.job import EvaluateJob
 from segmill.evaluation.scoring import Scored, evaluate, read_counts
 from segmill.metrics import scores
 from segmill.metrics.intervals import gain_interval
@@ -38,31 +39,16 @@ TRAINING_SAMPLES = 3  # drawn as training saw them, and as many extra ones of ea
 CURVES = {"loss": ("Training loss", 1), "val_miou": ("mIoU on val, %", 100)}
 
 
-def evaluate_and_report(
-    ensemble_dir: Path | str,
-    packed_dir: Path | str,
-    augmented_dir: Path | str,
-    out_dir: Path | str,
-    *,
-    overlays: int,
-    device: str = "auto",
-) -> dict[str, Any]:
+def evaluate_and_report(job: EvaluateJob, *, device: str = "auto") -> dict[str, Any]:
     """Score the test split and write all of ``reports``; return the content of metrics.json.
 
-    Args:
-        ensemble_dir: the ensemble folder.
-        packed_dir: packed splits.
-        augmented_dir: the recipe and the extra samples that the members were trained with.
-        out_dir: a temporary folder that the caller renames when everything is in it.
-        overlays: how many test images are drawn: the worst, most typical and best third each.
-        device: as for ``load_member``.
+    ``device``: as for ``load_member``.
 
     Raises:
         InputError: as for ``evaluate``.
     """
-    ensemble_dir, packed_dir, augmented_dir, out_dir = map(Path, (ensemble_dir, packed_dir, augmented_dir, out_dir))
-    metrics = evaluate(ensemble_dir, packed_dir, out_dir, examples=overlays, device=device)
-    write_report(out_dir, ensemble_dir, packed_dir, augmented_dir)
+    metrics = evaluate(job.ensemble_dir, job.packed_dir, job.out_dir, examples=job.overlays, device=device)
+    write_report(job.out_dir, job.ensemble_dir, job.packed_dir, job.augmented_dir)
     return metrics
 
 

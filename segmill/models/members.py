@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,13 +17,12 @@ from torch import Tensor, nn
 
 from segmill.enhancement import check_images, enhance_all
 from segmill.errors import InputError
-from segmill.files import replacing
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD, encoder_name
+from segmill.models.curves import write_curves
 from segmill.models.gradient_checkpointing import set_gradient_checkpointing
 from segmill.models.networks import STRIDE_PX, Network, assemble
 from segmill.models.precision import autocast, autocast_dtype, pick_device
-from segmill.models.svm.member import SvmMember, check_svm
-from segmill.models.weights import Weights, load_into, resolve
+from segmill.models.weights import Weights
 
 FORMAT = 1
 UNUSED = "net.encoder.model.head."
@@ -242,14 +240,6 @@ def save_member(
     write_curves(folder / "curves.csv", curves)
 
 
-def write_curves(path: Path, curves: list[dict[str, Any]]) -> None:
-    """Replace the CSV at ``path`` by ``curves``: one row per epoch, a header from the first row's keys."""
-    with replacing(path) as draft, draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(curves[0]) if curves else [])
-        writer.writeheader()
-        writer.writerows(curves)
-
-
 class Member:
     """A trained member, rebuilt from its folder alone: no hub, no network."""
 
@@ -343,53 +333,3 @@ class Member:
             with autocast(self.dtype, self.device):
                 outputs = self.module(batch_BHWC, heads=heads)
             yield start, outputs
-
-
-def load_member(folder: Path, device: str = "auto") -> Member | SvmMember:
-    """Rebuild the member saved in ``folder``, a network or a classical one, as its member.json says.
-
-    Raises InputError where a file is missing, unreadable, or does not fit the others.
-    """
-    try:
-        kind = json.loads((folder / "member.json").read_text()).get("kind", "network")
-    except (OSError, ValueError, AttributeError):
-        kind = "network"  # whose loading says what is wrong
-    return SvmMember.load(folder, device) if kind == "svm" else Member.load(folder, device)
-
-
-def check_members(members: list[dict[str, Any]]) -> None:
-    """Build each member's network and fill it with its weights, so that nothing is trained in vain.
-
-    Args:
-        members: dicts of name and ``kind``. A ``network``: backbone, decoder, weights, decoder_width, attention,
-            context, aux_heads (names), deep_supervision (on where above 0). An ``svm``: features, backbone, weights.
-
-    Raises:
-        InputError: a line for every member that can't be built or whose weights can't be reached or don't fit.
-    """
-    faults = []
-    for member in members:
-        try:
-            _check_member(member)
-        except InputError as fault:
-            faults.append(f"member {member['name']}: {fault}")
-    if faults:
-        raise InputError("\n".join(faults))
-
-
-def _check_member(member: dict[str, Any]) -> None:
-    if member["kind"] == "svm":
-        check_svm(member["features"], member["backbone"], member["weights"])
-        return
-    spec = MemberSpec(
-        member["name"],
-        member["backbone"],
-        member["decoder"],
-        num_classes=2,
-        decoder_width=member["decoder_width"],
-        attention=member["attention"],
-        context=member["context"],
-        heads=tuple(member["aux_heads"]),
-        deep_supervision=member["deep_supervision"] > 0,
-    )
-    load_into(build(spec).encoder, resolve(member["weights"], member["backbone"]))

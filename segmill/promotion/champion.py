@@ -9,22 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from segmill import tracking
 from segmill.data.packing.packed import read_pack
 from segmill.params import Params
 from segmill.promotion import registry
+from segmill.training.job import Start
 from segmill.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class Start:
-    """A member folder to begin with, and what it is called in the record: ``champion:MODEL/VERSION``."""
-
-    folder: Path
-    source: str
 
 
 def champion_start(workspace: Workspace, params: Params, name: str, *, model: str) -> Start | None:

@@ -20,6 +20,7 @@ from segmill.ensembling.predict import batches
 from segmill.errors import InputError, SegmillError
 from segmill.metrics.counts import confusion_counts
 from segmill.promotion.registry import CLASSES_TAG
+from segmill.promotion.score_job import ScoreJob
 from segmill.tracking import reaching
 
 Images = NDArray[np.uint8]
@@ -65,28 +66,26 @@ def loaded(uri: str, model_name: str, version: str) -> Iterator[Callable[[Images
             process.communicate()
 
 
-def score_registered(
-    uri: str, model_name: str, version: str, packed_dir: Path | str, *, split: str = "test"
-) -> NDArray[np.int64]:
-    """Return the N x K x K counts of a registered version on a packed split, images in the split's order.
+def score_registered(job: ScoreJob) -> NDArray[np.int64]:
+    """Return the N x K x K counts of the job's version on its split, images in the split's order.
 
     Raises:
         InputError: the split is empty, or the version knows other classes than the data.
         InfrastructureError: the registry does not answer.
         SegmillError: as for ``loaded``.
     """
-    info, samples = read_pack(Path(packed_dir)), PackedSplit(Path(packed_dir) / split)
+    info, samples = read_pack(job.packed_dir), PackedSplit(job.packed_dir / job.split)
     if not len(samples):
-        raise InputError(f"The {split} split is empty; raise split.{split}, or add data.")
-    with reaching(uri) as client:
-        known = client.get_model_version(model_name, version).tags[CLASSES_TAG]
+        raise InputError(f"The {job.split} split is empty; raise split.{job.split}, or add data.")
+    with reaching(job.uri) as client:
+        known = client.get_model_version(job.model_name, job.version).tags[CLASSES_TAG]
     if json.loads(known) != list(info.class_names):
         raise InputError(
-            f"Version {version} of {model_name} knows the classes {known}, the data "
+            f"Version {job.version} of {job.model_name} knows the classes {known}, the data "
             f"{list(info.class_names)}: no figures of the two can be compared."
         )
     counts: list[NDArray[np.int64]] = []
-    with loaded(uri, model_name, version) as predict:
+    with loaded(job.uri, job.model_name, job.version) as predict:
         for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
             for ids_HW in predict(image_BHWC):
                 truth_HW = samples.mask(len(counts))

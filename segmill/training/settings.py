@@ -1,11 +1,9 @@
-"""What the training loop needs to know, as plain values, and where a member keeps what it has not finished."""
+"""What the training loop needs to know, as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from segmill.train_settings import TrainSettings
 
@@ -27,8 +25,3 @@ class Settings(TrainSettings):
     ignore_id: int
     grayscale: bool = False
     clahe: float = 0.0
-
-
-def run_folder(args: dict[str, Any]) -> Path:
-    """Return where a member's checkpoints lie while it trains."""
-    return Path(args["run_dir"]) / f"{args['name']}-{args['inputs_hash']}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -14,6 +13,7 @@ from segmill.errors import InputError
 from segmill.files import write_atomically
 from segmill.params import say
 from segmill.reports.tuning_page import SearchedKey, TrialRow, TuningPage, write_tuning_page
+from segmill.tuning.jobs import EvidenceJob
 from segmill.tuning.space import Dimension, assignments, value_at
 from segmill.tuning.trials import (
     Comparison,
@@ -33,43 +33,31 @@ JUDGED_AT = 0.25
 LEAST_TRIALS = 4  # below this nothing can be said of importance
 
 
-def write_evidence(
-    work: Work,
-    space: Sequence[Dimension],
-    out_dir: Path,
-    *,
-    present: dict[str, Any] | None,
-    repeats: int,
-    confidence: float,
-) -> dict[str, Any]:
-    """Write patch.yaml, trials.csv, index.html and figures/ into ``out_dir``, and return what a terminal shows of it.
+def write_evidence(job: EvidenceJob) -> dict[str, Any]:
+    """Write patch.yaml, trials.csv, index.html and figures/, and return what a terminal shows of it.
 
-    Args:
-        work, space: of the tuning.
-        out_dir: made where it is missing; what an earlier tuning left is replaced.
-        present: the searched keys' values in params.yaml; None where the search can't come upon them.
-        repeats: further seeds that winner and present were trained with.
-        confidence: of the interval around the gain.
+    The folder is made where it is missing; what an earlier tuning left in it is replaced.
 
     Raises:
         InputError: no trial of the search came to its end.
     """
+    work, space, out_dir, present = job.work, job.space, job.out_dir, job.present
     study = Study(work.folder)
     trials = read_trials(study)
     searched = [trial for trial in trials if trial.values and trial.seed == work.seed]
     winner = best_trial(searched)
     if winner is None:
         raise InputError(f"no trial of {work.member} came to its end; run `segmill tune` with a larger budget")
-    seeds = range(work.seed, work.seed + repeats + 1)
+    seeds = range(work.seed, work.seed + job.repeats + 1)
     by_key = {(say(trial.values), trial.seed): trial for trial in trials if trial.state == "full"}
     stands = [by_key.get((say(present or {}), seed)) for seed in seeds]
     again = [by_key.get((say(winner.values), seed)) for seed in seeds[1:]]
     figures_of_present = [one.best for one in stands if one and one.best is not None]
     figures_of_winner = [one.best for one in again if one and one.best is not None]
     if winner.values == present:
-        compared = unchanged(figures_of_present, confidence)
+        compared = unchanged(figures_of_present, job.confidence)
     else:
-        compared = compare(figures_of_winner, figures_of_present, confidence)
+        compared = compare(figures_of_winner, figures_of_present, job.confidence)
     before = {dimension.key: value_at(work.values, work.member, dimension.key) for dimension in space}
     changes = {key: (say(before[key]), say(value)) for key, value in winner.values.items() if before[key] != value}
     found = {
@@ -112,7 +100,7 @@ def patch_text(
         "epochs": work.epochs,
         "seed": work.seed,
         "seconds": found["seconds"],
-        "data_version": work.arguments["data_version"],
+        "data_version": work.job.data_version,
     }
     yaml = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

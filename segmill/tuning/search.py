@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -22,13 +23,16 @@ from ray.tune.stopper import CombinedStopper, Stopper
 from segmill import progress
 from segmill.cluster.memory import out_of_memory, ran_out_of_memory
 from segmill.errors import InputError, SegmillError
+from segmill.params import parse_params
 from segmill.training import checkpoint
 from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
-from segmill.training.distributed.worker import train
+from segmill.training.job import TrainJob
 from segmill.training.loop import Step
+from segmill.training.train import Callbacks, train
+from segmill.tuning.jobs import RepeatJob, SearchJob
 from segmill.tuning.proposals import Proposals
-from segmill.tuning.space import Dimension, settings_of, with_values
+from segmill.tuning.space import with_values
 from segmill.tuning.trials import (
     Spending,
     Study,
@@ -54,34 +58,20 @@ TUNE_ENVIRONMENT = {
 }
 
 
-def search(
-    work: Work,
-    space: Sequence[Dimension],
-    *,
-    trials: int | None,
-    minutes: float | None,
-    present: dict[str, Any] | None,
-    repeats: int,
-) -> None:
-    """Run trials until ``trials`` are made or ``minutes`` spent, by this and all earlier searches of the study.
-
-    Args:
-        work, space: what is trained, and over which values.
-        trials: most trials; None has no limit.
-        minutes: time for the search and, of it, for ``repeats`` whole trainings afterwards (half of it at most).
-        present: the values of params.yaml as it stands, which are the first trial; None where the space lacks them.
-        repeats: whole trainings that follow.
+def search(job: SearchJob) -> None:
+    """Run trials until the job's are made or its minutes spent, by this and all earlier searches of the study.
 
     Each trial's file says how it went; one that fails (its loss is not finite, it runs out of memory) ends alone.
     """
     os.environ.update(TUNE_ENVIRONMENT)
+    work, trials, present = job.work, job.trials, job.present
     study = Study(work.folder)
     before = [trial for trial in read_trials(study) if trial.values and trial.seed == work.seed]
     over = [trial for trial in before if trial.state != "open"]
     at_once = _at_once(work)
     spending = Spending(study)
     proposals = Proposals(
-        space, over, seed=work.seed, most=None if trials is None else trials - len(over),
+        job.space, over, seed=work.seed, most=None if trials is None else trials - len(over),
         first=[trial.values for trial in before if trial.state == "open"] or ([present] if present else []),
     )  # fmt: skip
     tuner = tune.Tuner(
@@ -99,7 +89,9 @@ def search(
         run_config=tune.RunConfig(
             name="search",
             storage_path=str(work.folder / "ray"),
-            stop=CombinedStopper(Budget(study, spending, minutes, repeats, at_once), Rungs(study, work.seed, over)),
+            stop=CombinedStopper(
+                Budget(study, spending, job.minutes, job.repeats, at_once), Rungs(study, work.seed, over)
+            ),
             callbacks=[Deaths(study, work.seed)],
             verbose=0,
         ),
@@ -112,12 +104,12 @@ def search(
         shutil.rmtree(work.folder / "ray", ignore_errors=True)
 
 
-def train_once(work: Work, values: dict[str, Any], seed: int) -> None:
+def train_once(job: RepeatJob) -> None:
     """Train one setting to its end, without anyone to stop it, and note it as a trial; nothing where that was done.
 
     Raises SegmillError where it fails, with what training said.
     """
-    _run(work, values, seed, lambda result: None)
+    _run(job.work, job.values, job.seed, lambda result: None)
 
 
 class Rungs(Stopper):  # type: ignore[misc]
@@ -220,6 +212,7 @@ def _run(work: Work, values: dict[str, Any], seed: int, say: Callable[[dict[str,
     """
     study = Study(work.folder)
     key = trial_key(values, seed)
+    job = trial_job(work, values, seed)
     path, kept = study.trial(key), study.checkpoint(key)
     known = progress.read(path)
     if known and known["over"]:
@@ -239,7 +232,7 @@ def _run(work: Work, values: dict[str, Any], seed: int, say: Callable[[dict[str,
 
     def on_epoch(training: Training) -> None:
         row = training.curves[-1]
-        facts["over"] = training.over or training.epochs_done >= arguments["epochs"]
+        facts["over"] = training.over or training.epochs_done >= job.train.epochs
         facts["rows"] = [earlier for earlier in facts["rows"] if earlier["epoch"] < row["epoch"]]
         facts["rows"].append(
             {
@@ -257,22 +250,20 @@ def _run(work: Work, values: dict[str, Any], seed: int, say: Callable[[dict[str,
         for result in results(facts["rows"][-1:]):
             say(result)
 
-    arguments = trial_arguments(work, values, seed)
     for result in results(facts["rows"]):
         say(result)
     try:
         train(
-            arguments,
+            job,
             rank=Rank(),
-            device=torch.device("cuda" if arguments["gpus_per_worker"] > 0 else "cpu"),
+            device=torch.device("cuda" if job.workers.gpus > 0 else "cpu"),
             resume_from=kept if went_on else None,
-            on_step=on_step,
-            on_epoch=on_epoch,
+            callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch),
         )
     except (SegmillError, MemoryError, RuntimeError) as error:
         sentence: BaseException = error
         if ran_out_of_memory(error):
-            sentence = out_of_memory(arguments["name"], arguments["batch_size"], arguments["size"])
+            sentence = out_of_memory(job.name, job.train.batch_size, job.data.size_px)
         progress.report(path, **{**facts, "failed": str(sentence)})
         shutil.rmtree(kept, ignore_errors=True)
         if isinstance(sentence, SegmillError):
@@ -280,15 +271,22 @@ def _run(work: Work, values: dict[str, Any], seed: int, say: Callable[[dict[str,
         raise
 
 
-def trial_arguments(work: Work, values: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Return the training's arguments with a trial's values: what they say wins over the member's own."""
-    settings = settings_of(with_values(work.values, work.member, values), work.member)
-    data = next(made for when, made in work.data if all(values.get(key) == value for key, value in when.items()))
-    place = {"run_dir": str(work.folder / "settled"), "inputs_hash": trial_key(values, seed)}
-    arguments = {**work.arguments, **settings, **data, **place, "seed": seed}
+def trial_job(work: Work, values: dict[str, Any], seed: int) -> TrainJob:
+    """Return the training of a trial: what its values say wins over params.yaml as it is."""
+    params = parse_params(with_values(work.values, work.member, values), "params.yaml")
+    train = replace(params.training_of(work.member), seed=seed)
     if work.epochs is not None:
-        arguments |= {"epochs": work.epochs, "max_minutes": None}
-    return arguments
+        train = replace(train, epochs=work.epochs, max_minutes=None)
+    data = next(made for when, made in work.data if all(values.get(key) == value for key, value in when.items()))
+    return replace(
+        work.job,
+        network=params.network_of(work.member),
+        train=train,
+        data=data,
+        runs_dir=work.folder / "settled",
+        failure_path=None,
+        inputs_hash=trial_key(values, seed),
+    )
 
 
 def _at_once(work: Work) -> int:

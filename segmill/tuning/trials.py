@@ -15,6 +15,7 @@ from typing import Any, Literal
 from segmill import progress
 from segmill.files import replacing
 from segmill.metrics.intervals import student_t_quantile
+from segmill.training.job import TrainData, TrainJob
 from segmill.tuning.space import settings_of
 
 State = Literal["full", "stopped", "failed", "open"]
@@ -29,19 +30,19 @@ class Work:
         folder: of the Study; on every node at the same path.
         member: the network that is tuned.
         values: params.yaml as plain values.
-        arguments: what launch.train_member takes for that member, of which places and weights are used.
+        job: of training that member as params.yaml is; a trial changes its settings and where it keeps what it makes.
         epochs: of every trial; None for the member's own, and its own max_minutes.
-        data: what training reads: the upstream values it holds for, and packed_dir, extra_dir, recipe and size. The
-            last one holds for params.yaml as it stands.
+        data: what training reads, each with the upstream values it was made with. The last one is that of params.yaml
+            as it is.
         cpus, gpus: of each trial.
     """
 
     folder: Path
     member: str
     values: dict[str, Any]
-    arguments: dict[str, Any]
+    job: TrainJob
     epochs: int | None
-    data: list[tuple[dict[str, Any], dict[str, Any]]]
+    data: tuple[tuple[dict[str, Any], TrainData], ...]
     cpus: float
     gpus: float
 

@@ -11,6 +11,7 @@ import pytest
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.ensembling import select
+from segmill.ensembling.job import EnsembleJob
 from segmill.ensembling.predict import Ensemble
 from segmill.ensembling.select import ValEvidence, build_ensemble, choose_weights, gather_evidence
 from segmill.errors import InputError
@@ -136,7 +137,9 @@ def test_the_folder_holds_everything_and_loads(judging: Path) -> None:
 
 def test_idle_members_load_only_when_asked_for(judging: Path, tmp_path: Path) -> None:
     folders = {name: judging / "members" / name for name in ("small", "other")}
-    build_ensemble(folders, judging / "packed", tmp_path / "ensemble", tta_hflip=False, device="cpu")
+    out_dir = tmp_path / "ensemble"
+    job = EnsembleJob(member_dirs=folders, packed_dir=judging / "packed", out_dir=out_dir, tta_hflip=False)
+    build_ensemble(job, device="cpu")
     path = tmp_path / "ensemble" / "ensemble.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": {"small": 1.0, "other": 0.0}}))
     assert list(Ensemble.load(tmp_path / "ensemble", "cpu").members) == ["small"]

@@ -28,12 +28,12 @@ from segmill.evaluation.audit import (
     ClassNorms,
     Largest,
     Region,
-    Source,
     audit,
     class_norms,
     find_regions,
     sample_score,
 )
+from segmill.evaluation.audit_job import AuditJob, Source
 from segmill.evaluation.audit_report import COLUMNS, audit_and_report, csv_text, page_of
 from segmill.evaluation.folds import deal_folds, train_groups, write_fold
 from segmill.reports.audit_page import write_audit_page
@@ -48,6 +48,13 @@ def norms_of(confidence: list[float], share: list[float]) -> ClassNorms:
 
 
 NORMS = norms_of([0.9, 0.8, 0.5], [0.8, 0.1, 0.01])
+
+
+def job(sources, raw_dir: Path, manifest: Path, out_dir: Path, top: int, progress_path: Path | None = None) -> AuditJob:
+    return AuditJob(
+        sources=tuple(sources), raw_dir=raw_dir, manifest_path=manifest, out_dir=out_dir, top=top,
+        progress_path=progress_path,
+    )  # fmt: skip
 
 
 def probs_of(ids_HW: np.ndarray, certainty: float = 0.9, classes: int = 3) -> np.ndarray:
@@ -289,18 +296,18 @@ def test_files_are_replaced_and_others_stay(labelled: Path, manifest: Path, tmp_
     out_dir.mkdir()
     (out_dir / "notes.txt").write_text("mine")
     (out_dir / "audit.csv").write_text("old")
-    said = audit_and_report(HELD_OUT, labelled, manifest, out_dir, top=5, progress_path=note)
+    said = audit_and_report(job(HELD_OUT, labelled, manifest, out_dir, 5, note))
     assert sorted(path.name for path in out_dir.iterdir()) == ["audit.csv", "index.html", "notes.txt"]
-    assert (said["page"], said["table"]) == (str(out_dir / "index.html"), str(out_dir / "audit.csv"))
-    assert said["suspicious"] == 3 and [row["rank"] for row in said["first"]] == [1, 2, 3]
+    assert (said.page, said.table) == (out_dir / "index.html", out_dir / "audit.csv")
+    assert said.suspicious == 3 and [row["rank"] for row in said.first] == [1, 2, 3]
     assert (out_dir / "audit.csv").read_text().startswith("rank,sample,")
     assert json.loads(note.read_text()) == {"done": 8, "total": 8}
 
 
 def test_nothing_suspicious(labelled: Path, manifest: Path, tmp_path: Path) -> None:
     source = [Source(Path("fold"), ("train",), frozenset({"g4"}))]
-    said = audit_and_report(source, labelled, manifest, tmp_path / "audit", top=5)
-    assert said["suspicious"] == 0 and said["first"] == []
+    said = audit_and_report(job(source, labelled, manifest, tmp_path / "audit", 5))
+    assert said.suspicious == 0 and said.first == []
     assert "Nothing suspicious" in (tmp_path / "audit" / "index.html").read_text()
     assert (tmp_path / "audit" / "audit.csv").read_text() == ",".join(COLUMNS) + "\n"
 
@@ -338,13 +345,13 @@ def test_an_ensemble_of_other_classes(
 def test_a_class_the_model_does_not_know_is_named(
     labelled: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = audit_and_report(HELD_OUT, labelled, manifest, tmp_path / "audit", top=1)
-    assert said["unknown"] == [] and "Not judged" not in (tmp_path / "audit" / "index.html").read_text()
+    said = audit_and_report(job(HELD_OUT, labelled, manifest, tmp_path / "audit", 1))
+    assert said.unknown == [] and "Not judged" not in (tmp_path / "audit" / "index.html").read_text()
     monkeypatch.setattr(
         Seeing, "predict_probs", lambda self, images: np.stack([probs_of(i[..., 0] // 128) for i in images])
     )
-    said = audit_and_report(HELD_OUT, labelled, manifest, tmp_path / "audit", top=1)
-    assert said["unknown"] == ["<hut>", "pole"]
+    said = audit_and_report(job(HELD_OUT, labelled, manifest, tmp_path / "audit", 1))
+    assert said.unknown == ["<hut>", "pole"]
     assert "Not judged:</b> <bdi>&lt;hut&gt;</bdi>, <bdi>pole</bdi>." in (tmp_path / "audit" / "index.html").read_text()
 
 

@@ -19,6 +19,7 @@ from segmill.data.loading.extras import make_extras
 from segmill.data.loading.origins import read_origins
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.evaluation import report
+from segmill.evaluation.job import EvaluateJob
 from segmill.evaluation.report import evaluate_and_report
 from segmill.reports import evaluation_page
 from segmill.reports.pictures import WRONG, overlay, palette
@@ -53,8 +54,14 @@ def trained(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(judging: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out_dir = tmp_path_factory.mktemp("reports")
-    folders = (trained / "ensemble", judging / "packed", trained / "augmented", out_dir)
-    evaluate_and_report(*map(str, folders), overlays=3, device="cpu")
+    job = EvaluateJob(
+        ensemble_dir=trained / "ensemble",
+        packed_dir=judging / "packed",
+        augmented_dir=trained / "augmented",
+        out_dir=out_dir,
+        overlays=3,
+    )
+    evaluate_and_report(job, device="cpu")
     return out_dir
 
 

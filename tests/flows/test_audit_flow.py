@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import pytest
+from jobs import FLIP, train_job
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from flows.audit import audit, fold_training
+from flows.audit import audit, fold_job, fold_training
 from flows.commands.audit import show
 from segmill.cluster.connection import connect
 from segmill.errors import InputError
+from segmill.evaluation.audit_job import AuditResult
 from segmill.params import read_params
 from segmill.workspace import Workspace
 from tasks.stage import bring_up_to_date, stage_names
@@ -26,16 +30,14 @@ FIRST = {
 }  # fmt: skip
 
 
-def audited(
-    workspace: Workspace, folds: int = 0, member: str | None = None, epochs: int | None = None
-) -> dict[str, Any]:
+def audited(workspace: Workspace, folds: int = 0, member: str | None = None, epochs: int | None = None) -> AuditResult:
     params = read_params(workspace.params)
     training = fold_training(workspace, params, folds, member, epochs)
     assert training is None or (training.member, training.epochs, training.own_epochs) == ("tiny", epochs or 3, 6)
     return audit(workspace, params, workspace.root / "audit", 5, Console(file=io.StringIO()), training)
 
 
-def printed(found: dict[str, Any]) -> str:
+def printed(found: AuditResult) -> str:
     console = Console(file=io.StringIO(), width=120)
     show(found, console)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
@@ -56,8 +58,10 @@ def test_an_ensemble_of_other_data_is_refused(workspace: Workspace) -> None:
 
 def test_the_first_rows_and_the_paths_are_shown() -> None:
     text = printed(
-        {"page": "/x/index.html", "table": "/x/audit.csv", "samples": {"val": 3, "test": 4}, "suspicious": 1,
-         "unknown": ["[/b]x"], "first": [FIRST]}
+        AuditResult(
+            page=Path("/x/index.html"), table=Path("/x/audit.csv"), samples={"val": 3, "test": 4}, suspicious=1,
+            unknown=["[/b]x"], first=[FIRST],
+        )
     )  # fmt: skip
     assert "examined 3 val, 4 test samples: 1 are suspicious" in text
     assert "a model hardly knows [/b]x: objects of these classes that are missing are not found" in text
@@ -68,9 +72,24 @@ def test_the_first_rows_and_the_paths_are_shown() -> None:
 
 def test_nothing_suspicious_shows_no_table() -> None:
     text = printed(
-        {"page": "p", "table": "t", "samples": {"val": 3, "train": 9}, "suspicious": 0, "unknown": [], "first": []}
+        AuditResult(page=Path("p"), table=Path("t"), samples={"val": 3, "train": 9}, suspicious=0, unknown=[], first=[])
     )
     assert text == "examined 3 val, 9 train samples: 0 are suspicious\np\nt\n"
+
+
+def test_a_folds_record_says_how_it_was_trained_not_how_its_member_is(tmp_path: Path) -> None:
+    policy = replace(FLIP, extra={"balance": 3})
+    whole = train_job(
+        tmp_path, epochs=20, val_every=2, policy=policy, extra_dir=tmp_path / "extra", own_keys=("epochs",)
+    )
+    assert whole.record()["augment"]["extra_samples"] == {"balance": 3}
+    fold = fold_job(whole, frozenset({"g1"}), 5, tmp_path / "audit")
+    record = fold.record()
+    assert (record["train"]["epochs"], record["train"]["val_every"], record["member"]["epochs"]) == (5, 5, 5)
+    assert record["augment"]["extra_samples"] == {"balance": 0}
+    assert fold.data.packed_dir.parent == fold.out_dir.parent == tmp_path / "audit" / fold.inputs_hash
+    other = fold_job(whole, frozenset({"g2"}), 5, tmp_path / "audit")
+    assert len({whole.inputs_hash, fold.inputs_hash, other.inputs_hash}) == 3
 
 
 @pytest.mark.slow
@@ -102,8 +121,11 @@ def test_held_out_and_folds_with_real_trainings(workspace: Workspace) -> None:
         models = {path: path.stat().st_mtime_ns for path in (workspace.scratch / "audit").glob("*/member/member.json")}
         again = audited(workspace, folds=2, epochs=6)
     assert len(models) == 2 and all(path.stat().st_mtime_ns == written for path, written in models.items())
+    for path in models:
+        recorded = json.loads(path.read_text())["params"]
+        assert (recorded["train"]["epochs"], recorded["train"]["val_every"], recorded["member"]["epochs"]) == (6, 6, 6)
     rows = list(csv.DictReader((workspace.root / "audit" / "audit.csv").open()))
-    assert sum(again["samples"].values()) == len(masks) == 80
+    assert sum(again.samples.values()) == len(masks) == 80
     planted = {path.stem for path in masks[::16]}
     first = list(dict.fromkeys(row["sample"] for row in rows))[: len(planted)]
     assert len(planted & set(first)) >= len(planted) - 1

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from segmill.models.members import Member, MemberSpec, build, load_member, save_member
+from segmill.models.loading import load_member
+from segmill.models.members import Member, MemberSpec, build, save_member
 from segmill.models.precision import autocast, autocast_dtype
 from segmill.models.weights import Weights
 

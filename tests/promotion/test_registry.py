@@ -20,6 +20,7 @@ from segmill.errors import InputError, SegmillError
 from segmill.metrics.counts import confusion_counts
 from segmill.promotion import registry
 from segmill.promotion.registered import score_registered
+from segmill.promotion.score_job import ScoreJob
 
 NAME = "segmill-street"
 
@@ -135,8 +136,12 @@ def test_aliases_move(registered: Registered) -> None:
     assert challenger is not None and challenger.version == registered.version
 
 
+def scoring(registered: Registered, version: str, packed_dir: Path) -> ScoreJob:
+    return ScoreJob(uri=registered.uri, model_name=NAME, version=version, packed_dir=packed_dir)
+
+
 def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered, judging: Path) -> None:
-    counts = score_registered(registered.uri, NAME, registered.version, judging / "packed")
+    counts = score_registered(scoring(registered, registered.version, judging / "packed"))
     test = PackedSplit(judging / "packed" / "test")
     maps = Ensemble.load(judging / "ensemble").predict([test.image(i) for i in range(len(test))])
     expected = np.stack([confusion_counts(test.mask(i), ids, 5, 255) for i, ids in enumerate(maps)])
@@ -150,7 +155,7 @@ def test_a_version_of_other_classes_is_not_compared(registered: Registered, judg
     facts["class_names"][0] = "motorway"
     (tmp_path / "packed" / "pack.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match="no figures of the two can be compared"):
-        score_registered(registered.uri, NAME, registered.version, tmp_path / "packed")
+        score_registered(scoring(registered, registered.version, tmp_path / "packed"))
 
 
 def test_a_version_that_does_not_load_says_why(registered: Registered, judging: Path) -> None:
@@ -159,7 +164,7 @@ def test_a_version_that_does_not_load_says_why(registered: Registered, judging: 
         tags = client.get_model_version(NAME, registered.version).tags
         lost = client.create_model_version(NAME, str(registered.artifacts / "gone"), tags=tags).version
     with pytest.raises(SegmillError, match=rf"Version {lost} of {NAME} did not predict: .*No such artifact"):
-        score_registered(registered.uri, NAME, str(lost), judging / "packed")
+        score_registered(scoring(registered, str(lost), judging / "packed"))
 
 
 def test_a_folder_that_is_no_ensemble(registered: Registered, tmp_path: Path) -> None:

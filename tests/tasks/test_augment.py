@@ -16,7 +16,7 @@ from segmill.errors import InputError
 from segmill.params import Params, parse_params, read_params, set_params
 from segmill.workspace import Workspace, template
 from tasks.augment import augment
-from tasks.finetune import training_arguments
+from tasks.finetune import train_job
 from tasks.inputs import write_inputs
 
 
@@ -71,11 +71,11 @@ def test_a_member_trains_on_the_extra_samples_and_its_record_says_how_many(works
     settled = settle_policy("medical")
     workspace.augmented.mkdir()
     (workspace.augmented / "recipe.json").write_text(json.dumps(asdict(settled) | {"extra": {"balance": 3}}))
-    without = training_arguments(workspace, read_params(workspace.params), "lite0-unet", workspace.root / "out")
-    assert (without["extra_dir"], without["recipe"]) == (None, settled.transforms)
+    without = train_job(workspace, read_params(workspace.params), "lite0-unet", workspace.root / "out")
+    assert (without.data.extra_dir, without.data.policy.transforms) == (None, settled.transforms)
     (workspace.augmented / "extra").mkdir()
-    arguments = training_arguments(workspace, read_params(workspace.params), "lite0-unet", workspace.root / "out")
-    assert arguments["extra_dir"] == str(workspace.augmented / "extra")
-    assert arguments["params"]["augment"] == {
+    job = train_job(workspace, read_params(workspace.params), "lite0-unet", workspace.root / "out")
+    assert job.data.extra_dir == workspace.augmented / "extra"
+    assert job.record()["augment"] == {
         "recipe": "medical@1", "recipe_sha256": settled.sha256, "extra_samples": {"balance": 3},
     }  # fmt: skip

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.params import read_params, set_params
 from segmill.promotion import registry
-from segmill.promotion.champion import Start, champion_start
+from segmill.promotion.champion import champion_start
+from segmill.training.job import Start
 from segmill.workspace import Workspace
 from tasks import finetune
 from tasks.inputs import code_path, write_inputs
@@ -51,18 +53,25 @@ def test_checkpoints_lie_under_all_that_decides_the_member(workspace: Workspace)
     assert len({*begun, hashes()[0]}) == 3  # another champion to begin with is another training
 
 
-def test_arguments_are_the_training_block_with_what_the_member_says_instead(workspace: Workspace) -> None:
+def test_a_job_is_the_training_block_with_what_the_member_says_instead(workspace: Workspace) -> None:
     write_inputs(workspace, read_params(workspace.params))
     set_params(workspace.params, ["train.epochs=9", "train.max_grad_norm=0.5", "ray.cpus_per_worker=1"])
     set_params(workspace.params, ["members.lite0-unet.epochs=3", "members.lite0-unet.aux_heads={boundary: 0.4}"])
     settle_policy("none").write(_made(workspace.augmented) / "recipe.json")
     params = read_params(workspace.params)
-    args = finetune.training_arguments(workspace, params, "lite0-unet", Path("out"), Start(Path("c"), "champion:m/2"))
-    assert (args["epochs"], args["max_grad_norm"], args["aux_heads"]) == (3, 0.5, {"boundary": 0.4})
-    assert (args["start_folder"], args["start_source"]) == ("c", "champion:m/2")
-    assert args["params"]["split"] == params.split.model_dump()
-    assert finetune.training_arguments(workspace, params, "lite0-unet", Path("out"))["start_folder"] is None
-    json.dumps(args)
+    start = Start(Path("c"), "champion:m/2")
+    job = finetune.train_job(workspace, params, "lite0-unet", Path("out"), start)
+    assert (job.train.epochs, job.train.max_grad_norm, job.network.aux_heads) == (3, 0.5, {"boundary": 0.4})
+    assert job.start == start
+    assert finetune.train_job(workspace, params, "lite0-unet", Path("out")).start is None
+    record = json.loads(json.dumps(job.record()))
+    assert record["split"] == params.split.model_dump()
+    assert record["train"] == json.loads(json.dumps(asdict(params.training_of("lite0-unet"))))
+    assert record["member"] == params.members["lite0-unet"].model_dump(), "with the keys of train that it sets"
+    assert list(record["member"])[-1] == "epochs"
+    assert record["augment"] == {
+        "recipe": "none@1", "recipe_sha256": settle_policy("none").sha256, "extra_samples": {},
+    }  # fmt: skip
 
 
 def _made(folder: Path) -> Path:

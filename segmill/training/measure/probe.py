@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -11,6 +11,7 @@ from segmill.errors import InputError
 from segmill.models.members import MemberSpec, build
 from segmill.models.precision import autocast_dtype, pick_device
 from segmill.models.weights import resolve
+from segmill.training.measure.probe_job import Machine, ProbeCandidate, Probed, ProbeJob
 from segmill.training.measure.rehearsal import Rehearsal
 from segmill.training.settings import Settings
 
@@ -18,40 +19,34 @@ WARM_UP, STEPS = 2, 5
 BATCH = 8  # a step of fewer images would be the optimizer's rather than the network's
 
 
-def measure(candidates: list[dict[str, Any]], *, num_classes: int, side_px: int = 256) -> list[dict[str, Any]]:
-    """Return each candidate that can be built with ``weights`` (the first that can be reached) and ``pixels_s``.
+def measure(job: ProbeJob) -> tuple[Probed, ...]:
+    """Return the candidates that can be built, each with its weights and its speed.
 
-    By the median of a few training steps on made-up pixels of ``side_px`` x ``side_px``, after a warm-up.
-
-    Args:
-        candidates: dicts of name, backbone, decoder, lr, ``settings`` (further keys of the member) and ``starts``:
-            weights specs, the wished-for first.
-        num_classes: of the data set.
+    The speed is the median of a few training steps on random pixels, after a warm-up.
     """
     found = []
-    for candidate in candidates:
-        weights = _reachable(candidate["starts"], candidate["backbone"])
+    for candidate in job.candidates:
+        weights = _reachable(candidate.starts, candidate.backbone)
         try:
-            pace = _pixels_s(candidate, num_classes, side_px)
+            pace = _pixels_s(candidate, job.num_classes, job.side_px)
         except InputError:
             continue
-        kept = {key: candidate[key] for key in ("name", "backbone", "decoder", "lr", "settings")}
-        found.append({**kept, "weights": weights, "pixels_s": pace})
-    return found
+        found.append(Probed(candidate, weights, pace))
+    return tuple(found)
 
 
-def machine() -> dict[str, Any]:
-    """Return cores' and GPU's abilities: gpu (name or None), gpu_memory_gib, quick_bf16."""
+def machine() -> Machine:
+    """Return the abilities of this machine."""
     device = pick_device()
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    return {
-        "gpu": gpu.name if gpu else None,
-        "gpu_memory_gib": gpu.total_memory / 2**30 if gpu else 0.0,
-        "quick_bf16": autocast_dtype("auto", device) is torch.bfloat16,
-    }
+    return Machine(
+        gpu=gpu.name if gpu else None,
+        gpu_memory_gib=gpu.total_memory / 2**30 if gpu else 0.0,
+        quick_bf16=autocast_dtype("auto", device) is torch.bfloat16,
+    )
 
 
-def _reachable(starts: list[str], backbone: str) -> str:
+def _reachable(starts: Sequence[str], backbone: str) -> str:
     for spec in starts:
         try:
             resolve(spec, backbone)
@@ -61,12 +56,10 @@ def _reachable(starts: list[str], backbone: str) -> str:
     return "none"
 
 
-def _pixels_s(candidate: dict[str, Any], num_classes: int, side_px: int) -> float:
-    width = candidate["settings"].get("decoder_width", 1.0)
-    module = build(
-        MemberSpec(candidate["name"], candidate["backbone"], candidate["decoder"], num_classes, decoder_width=width)
-    )
-    settings = Settings(member=candidate["name"], epochs=1, lr=1e-4, num_classes=num_classes, ignore_id=255)
+def _pixels_s(candidate: ProbeCandidate, num_classes: int, side_px: int) -> float:
+    width = candidate.settings.get("decoder_width", 1.0)
+    module = build(MemberSpec(candidate.name, candidate.backbone, candidate.decoder, num_classes, decoder_width=width))
+    settings = Settings(member=candidate.name, epochs=1, lr=1e-4, num_classes=num_classes, ignore_id=255)
     rehearsal = Rehearsal(module, settings, size_px=(side_px, side_px), channels=3, device=pick_device())
     for _ in range(WARM_UP):
         rehearsal.step(BATCH)

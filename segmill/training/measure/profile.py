@@ -6,9 +6,9 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import count, islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,22 +16,22 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
-from segmill.data.loading.augmentation import resolve_recipe
 from segmill.data.loading.batches import Batch
-from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
+from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.models.depthwise import quicken_depthwise
 from segmill.models.members import MemberModule
 from segmill.models.precision import autocast_dtype, pick_device
 from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
-from segmill.training.distributed.worker import first_module, make_batches, make_settings
 from segmill.training.loop import begin
 from segmill.training.losses import class_weights
 from segmill.training.measure.batch_size import largest_batch, peak_bytes
+from segmill.training.measure.profile_job import ProfileJob, ProfileResult
 from segmill.training.measure.rehearsal import Rehearsal
 from segmill.training.objective import Learner
 from segmill.training.settings import Settings
 from segmill.training.step import train_step
+from segmill.training.train import first_module, make_batches, make_settings
 
 PHASES = ("data", "copy", "forward", "loss", "backward", "optimizer", "average")
 KINDS = (
@@ -53,66 +53,61 @@ PROFILED = 2
 MATRIX = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 
 
-def profile_member(
-    args: dict[str, Any],
-    *,
-    made_up: dict[str, Any] | None,
-    threads: int,
-    share: float,
-    steps: int,
-) -> dict[str, Any]:
-    """Take ``steps`` training steps of a member, not compiled, and return plain facts of what they cost.
-
-    Args:
-        args: as launch.train_member takes them, without what only a run has; ``recipe`` may be a preset's name.
-        made_up: what PackInfo takes, for random pixels where nothing is packed; else None.
-        threads: of PyTorch, as the member's worker has them.
-        share: of the memory, for batch_size auto.
-
-    Returns:
-        member, device, threads, precision, batch_size, size_px, made_up (bool), steps, step_s, images_s;
-        phases: seconds of each of PHASES, the median; kinds: the share of each of KINDS in the operators' time;
-        step_flop (a multiply-add is 2, what the network needs however it is computed), reached_flops and
-        peak_flops per second, share_of_peak; peak_memory_bytes, of the process or on the GPU; advice.
-    """
-    torch.set_num_threads(threads)
-    device = pick_device("auto" if args["gpus_per_worker"] else "cpu")
-    packed = PackInfo(**made_up) if made_up else read_pack(Path(args["packed_dir"]))
-    torch.manual_seed(args["seed"])
-    module, spec, _ = first_module(args | {"weights": "none", "start_folder": None}, packed)
-    settings = make_settings(args, packed, pretrained=False)
-    size_px = args["crop_size"] or packed.size or PackedSplit(Path(args["packed_dir"]) / "train").sizes()[0]
-    if args["batch_size"] == "auto":
+def profile_member(job: ProfileJob) -> ProfileResult:
+    """Take the job's training steps, not compiled, and return what they cost."""
+    torch.set_num_threads(job.threads)
+    device = pick_device("auto" if job.gpus else "cpu")
+    packed = job.made_up or read_pack(job.data.packed_dir)
+    torch.manual_seed(job.train.seed)
+    network = replace(job.network, weights="none")
+    module, spec, _ = first_module(job.name, network, packed, None)
+    settings = make_settings(job.name, network, job.train, packed, pretrained=False)
+    size_px = settings.crop_size or packed.size or PackedSplit(job.data.packed_dir / "train").sizes()[0]
+    batch_size = settings.batch_size
+    if batch_size == "auto":
         rehearsal = Rehearsal(module, settings, size_px=size_px, channels=spec.in_channels, device=device)
-        args = args | {"batch_size": largest_batch(rehearsal.step, device=device, share=share)}
-    if made_up:
-        batches = random_batches(args["batch_size"], size_px, spec.in_channels, packed.num_classes)
+        batch_size = largest_batch(rehearsal.step, device=device, share=job.share)
+        settings = replace(settings, batch_size=batch_size)
+    if job.made_up:
+        batches = random_batches(batch_size, size_px, spec.in_channels, packed.num_classes)
     else:
-        recipe = resolve_recipe(args["recipe"]) if isinstance(args["recipe"], str) else args["recipe"]
-        loader = make_batches(args | {"recipe": recipe}, packed, settings, rank=Rank(), device=device)
+        loader = make_batches(job.data, packed, settings, rank=Rank(), device=device, loader_workers=job.loader_workers)
         batches = (batch for epoch in count() for batch in loader.epoch(epoch))
     dtype = autocast_dtype(settings.precision, device)
-    weights = class_weights(args["class_weights"], packed.class_pixels, device)
-    costs = measure_steps(module, settings, batches, device=device, dtype=dtype, class_weights=weights, steps=steps)
+    weights = class_weights(settings.class_weights, packed.class_pixels, device)
+    costs = measure_steps(module, settings, batches, device=device, dtype=dtype, class_weights=weights, steps=job.steps)
     peak_flops = matmul_peak(dtype, device)
-    step_s = sum(costs["phases"].values())
-    facts = {
-        "member": args["name"],
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "threads": threads,
-        "precision": str(dtype or torch.float32).removeprefix("torch."),
-        "batch_size": args["batch_size"],
-        "size_px": list(size_px),
-        "made_up": made_up is not None,
-        "steps": steps,
-        "step_s": step_s,
-        "images_s": args["batch_size"] / step_s,
-        **costs,
-        "reached_flops": costs["step_flop"] / step_s,
-        "peak_flops": peak_flops,
-        "share_of_peak": costs["step_flop"] / step_s / peak_flops,
-    }
-    return {**facts, "advice": advice(facts)}
+    step_s = sum(costs.phases.values())
+    result = ProfileResult(
+        member=job.name,
+        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        threads=job.threads,
+        precision=str(dtype or torch.float32).removeprefix("torch."),
+        batch_size=batch_size,
+        size_px=size_px,
+        made_up=job.made_up is not None,
+        steps=job.steps,
+        step_s=step_s,
+        images_s=batch_size / step_s,
+        step_flop=costs.step_flop,
+        phases=costs.phases,
+        kinds=costs.kinds,
+        peak_memory_bytes=costs.peak_memory_bytes,
+        reached_flops=costs.step_flop / step_s,
+        peak_flops=peak_flops,
+        share_of_peak=costs.step_flop / step_s / peak_flops,
+    )
+    return replace(result, advice=advice(result))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What training steps cost: see ProfileResult."""
+
+    step_flop: int
+    phases: dict[str, float]
+    kinds: dict[str, float]
+    peak_memory_bytes: int
 
 
 def measure_steps(
@@ -124,8 +119,8 @@ def measure_steps(
     dtype: torch.dtype | None,
     class_weights: Tensor | None,
     steps: int,
-) -> dict[str, Any]:
-    """Train ``module`` a few steps and return step_flop, phases, kinds and peak_memory_bytes."""
+) -> Costs:
+    """Train ``module`` a few steps and return what they cost."""
     module = module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     stages = module.encoder_stages()
     training = begin(module, stages, settings, class_weights, device, dtype)
@@ -154,12 +149,12 @@ def measure_steps(
         (event.key, event.input_shapes, event.self_device_time_total if on_device else event.self_cpu_time_total)
         for event in profiler.key_averages(group_by_input_shape=True)
     ]
-    return {
-        "step_flop": counter.get_total_flops(),
-        "phases": {phase: statistics.median(one[phase] for one in seconds) for phase in PHASES},
-        "kinds": shares_of_kinds(operators),
-        "peak_memory_bytes": peak_memory,
-    }
+    return Costs(
+        step_flop=counter.get_total_flops(),
+        phases={phase: statistics.median(one[phase] for one in seconds) for phase in PHASES},
+        kinds=shares_of_kinds(operators),
+        peak_memory_bytes=peak_memory,
+    )
 
 
 def _step(
@@ -259,10 +254,10 @@ def matmul_peak(dtype: torch.dtype | None, device: torch.device) -> float:
     return best
 
 
-def advice(facts: Mapping[str, Any]) -> str:
+def advice(facts: ProfileResult) -> str:
     """Return what bounds the step, and what to do about it, in a sentence."""
-    of_step = {phase: seconds / facts["step_s"] for phase, seconds in facts["phases"].items()}
-    kinds = facts["kinds"]
+    of_step = {phase: seconds / facts.step_s for phase, seconds in facts.phases.items()}
+    kinds = facts.kinds
     if of_step["data"] > 0.1:
         return f"{of_step['data']:.0%} of a step waits for data: set ray.loader_workers, or a lighter augment.recipe"
     if of_step["optimizer"] + of_step["average"] > 0.15:
@@ -272,15 +267,15 @@ def advice(facts: Mapping[str, Any]) -> str:
         )
     if of_step["loss"] > 0.2:
         return f"{of_step['loss']:.0%} of a step is the loss at full size: fewer terms in train.loss make it lighter"
-    if facts["share_of_peak"] > 0.5:
+    if facts.share_of_peak > 0.5:
         return (
-            f"it reaches {facts['share_of_peak']:.0%} of what matrix products reach here: only less work (a smaller "
+            f"it reaches {facts.share_of_peak:.0%} of what matrix products reach here: only less work (a smaller "
             "prepare.size_px, backbone or decoder), a shorter number format or more cores make it quicker"
         )
     bound, share = max(((kind, kinds[kind]) for kind in KINDS if kind != "other"), key=lambda entry: entry[1])
     if bound == "dense convolution":
         return (
-            f"dense convolutions take {share:.0%} of the operators' time, at {facts['share_of_peak']:.0%} of the "
+            f"dense convolutions take {share:.0%} of the operators' time, at {facts.share_of_peak:.0%} of the "
             "peak over the whole step; what lies between them moves memory: train.compile: auto may join some of it"
         )
     return (

@@ -5,29 +5,33 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
-from segmill import progress
 from segmill.data.packing.packed import PackedSplit, PackInfo
 from segmill.files import write_atomically
 from segmill.models.members import MemberModule, MemberSpec
 from segmill.training.clock import Rank
+from segmill.training.job import TrainJob, Workers
 from segmill.training.measure.batch_size import LARGEST, SMALLEST, largest_batch
 from segmill.training.measure.compiling import Speeds, measure, remembered
 from segmill.training.measure.rehearsal import Rehearsal
-from segmill.training.settings import Settings, run_folder
+from segmill.training.settings import Settings
 
 FILE = "settled.json"
+# What a step's time does not depend on, or what is said of it besides the settings.
+NO_MATTER_OF_SPEED: dict[str, Any] = {
+    "member": "", "seed": 0, "epochs": 1, "max_minutes": None, "lr": 1.0, "batch_size": 1, "crop_size": None,
+    "class_weights": "none", "warm_start": False,
+}  # fmt: skip
 
 
 def settle(
-    args: dict[str, Any],
+    job: TrainJob,
     module: MemberModule,
     spec: MemberSpec,
     settings: Settings,
@@ -35,34 +39,37 @@ def settle(
     packed: PackInfo,
     rank: Rank,
     device: torch.device,
-) -> tuple[dict[str, Any], Settings]:
-    """Return ``args`` and ``settings`` with a number for batch_size auto, and on or off for compile.
+    on_state: Callable[[str], None],
+) -> tuple[TrainJob, Settings]:
+    """Return ``job`` and ``settings`` with a number for batch_size auto, and on or off for compile.
 
     A run that goes on takes what its first start found: FILE in its run folder. All ranks get the same.
 
     Args:
-        args: as launch.train_member takes them.
         packed: what its training images are.
+        on_state: called with what takes long.
 
     Raises:
         InputError: not even the smallest batch fits.
     """
-    if args["batch_size"] != "auto" and args["compile"] == "off":
-        return args, settings
-    path = run_folder(args) / FILE
+    if settings.batch_size != "auto" and settings.compile == "off":
+        return job, settings
+    path = job.run_folder / FILE
     found = _of_rank_0(json.loads(path.read_text()) if rank.index == 0 and path.is_file() else None, rank, device)
     if found is None:
-        size_px = args["crop_size"] or packed.size or PackedSplit(Path(args["packed_dir"]) / "train").sizes()[0]
+        size_px = settings.crop_size or packed.size or PackedSplit(job.data.packed_dir / "train").sizes()[0]
         samples = packed.samples["train"]
-        found = _find(args, module, spec, settings, size_px=size_px, samples=samples, rank=rank, device=device)
+        found = _find(
+            job.workers, module, spec, settings,
+            size_px=size_px, samples=samples, rank=rank, device=device, on_state=on_state,
+        )  # fmt: skip
         if rank.index == 0:
             write_atomically(path, json.dumps(found))
-    record = {**args["params"], "train": {**args["params"]["train"], **found}}
-    return {**args, **found, "params": record}, replace(settings, compile=found["compile"])
+    return replace(job, train=replace(job.train, **found)), replace(settings, **found)
 
 
 def _find(
-    args: dict[str, Any],
+    workers: Workers,
     module: MemberModule,
     spec: MemberSpec,
     settings: Settings,
@@ -71,30 +78,26 @@ def _find(
     samples: int,
     rank: Rank,
     device: torch.device,
+    on_state: Callable[[str], None],
 ) -> dict[str, Any]:
     def make_rehearsal(compiled: bool) -> Rehearsal:
         channels = spec.in_channels
         return Rehearsal(module, settings, size_px=size_px, channels=channels, device=device, compiled=compiled)
 
-    def say(state: str) -> None:
-        if rank.index == 0:
-            path = Path(args["progress_path"])
-            progress.report(path, member=args["name"], state=state, time=time.time(), pid=os.getpid())
-
-    batch_size = args["batch_size"]
+    batch_size = settings.batch_size
     if batch_size == "auto":
-        say("looking for the largest batch that fits")
-        share = args["gpus_per_worker"] if device.type == "cuda" else args["cpus_per_worker"] / (os.cpu_count() or 1)
+        on_state("looking for the largest batch that fits")
+        share = workers.gpus if device.type == "cuda" else workers.cpus / (os.cpu_count() or 1)
         largest = max(SMALLEST, min(LARGEST, samples) // rank.count)
         own = largest_batch(make_rehearsal(False).step, device=device, share=min(1.0, share), largest=largest)
         batch_size = rank.count * min(_of_all_ranks(own, rank))
-    if args["compile"] == "off":
+    if settings.compile == "off":
         return {"batch_size": batch_size, "compile": "off"}
-    say("measuring whether torch.compile pays")
+    on_state("measuring whether torch.compile pays")
     own = batch_size // rank.count
     facts = {
         "spec": asdict(replace(spec, name="")),
-        "settings": asdict(replace(settings, member="", seed=0, epochs=1, max_minutes=None, lr=1.0)),
+        "settings": asdict(replace(settings, **NO_MATTER_OF_SPEED)),
         "size": size_px,
         "batch": own,
         "device": device.type,
@@ -104,9 +107,9 @@ def _find(
     steps = settings.epochs * max(1, samples // batch_size)
     if settings.max_minutes:
         steps = min(steps, int(60 * settings.max_minutes / speeds.eager_s))
-    chosen = speeds.works if args["compile"] == "on" else speeds.pays(steps)
-    said = speeds.say(steps) if args["compile"] == "auto" or not chosen else "compiled: params.yaml says so"
-    logging.getLogger(__name__).warning("member %s is %s", args["name"], said)
+    chosen = speeds.works if settings.compile == "on" else speeds.pays(steps)
+    said = speeds.say(steps) if settings.compile == "auto" or not chosen else "compiled: params.yaml says so"
+    logging.getLogger(__name__).warning("member %s is %s", settings.member, said)
     return {"batch_size": batch_size, "compile": "on" if chosen else "off"}
 
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmill import progress
 from segmill.cluster.memory import ran_out_of_memory
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.errors import InputError
 from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts
 from segmill.models.backbones import IMAGENET_MEAN, IMAGENET_STD, pretrained_normalisation
-from segmill.models.members import write_curves
+from segmill.models.curves import write_curves
 from segmill.models.svm.features import FrozenBackbone, all_channels
 from segmill.models.svm.member import KernelMachine, SvmMember, SvmSpec, check_svm, save_svm, smoothed
 from segmill.models.weights import Weights
+from segmill.training.svm.job import SvmJob
 from segmill.training.svm.pixels import (
     Channels,
     Draw,
@@ -48,7 +47,6 @@ SOLVER_STEPS = 80
 # Of the time, where it is bounded; the rest is for the fit.
 DRAWING = 0.4
 CHOOSING = 0.3
-PROGRESS_EVERY_S = 0.5
 
 
 def fit_machine(
@@ -202,60 +200,64 @@ def score_on_val(
     return {smooth_px: scores.miou(counts) for smooth_px, counts in counts_KK.items()}
 
 
-def fit_member(args: dict[str, Any]) -> dict[str, Any]:
+class OnProgress(Protocol):
+    """Called with what is going on and, where it is counted, how many of how many are done."""
+
+    def __call__(self, state: str, done: int | None = None, total: int | None = None) -> None: ...
+
+
+def fit_svm(job: SvmJob, on_progress: OnProgress = lambda state, done=None, total=None: None) -> dict[str, Any]:
     """Fit the classical member, write its folder, and return its metrics.
 
-    Args (all JSON-able, all required):
-        name, features, backbone, weights, pixels, components, gamma, c, seed: as in params.yaml; gamma ``auto`` is 1
-            over the median squared distance, c None is chosen among TRIAL_C on held-out train images.
-        max_minutes: bounds drawing and fitting, by fewer pixels, and not the scoring on val; None bounds nothing.
-        packed_dir: the packed splits; train is learned from as it lies there, val chooses families and smoothing.
-        out_dir: the member folder to write, a temporary one.
-        progress_path: the progress JSON. curves_path: the curve's one row, timings included.
-        data_version, params: for the record.
+    ``gamma`` auto is 1 over the median squared distance; ``c`` None is chosen among TRIAL_C on held-out train images.
+    ``max_minutes`` bounds drawing and fitting, by fewer pixels, and not the scoring on val.
 
     Raises:
         InputError: train has fewer than two classes, val has no label, the backbone or its weights can't be reached,
             or the pixels do not fit the memory.
     """
     try:
-        return _fit_member(args)
+        return _fit_svm(job, on_progress)
     except (MemoryError, RuntimeError) as error:
         if ran_out_of_memory(error):
             raise InputError(
-                f"member {args['name']} ran out of memory; lower members.{args['name']}.pixels (now {args['pixels']}) "
-                f"or members.{args['name']}.components (now {args['components']})"
+                f"member {job.name} ran out of memory; lower members.{job.name}.pixels (now {job.settings.pixels}) "
+                f"or members.{job.name}.components (now {job.settings.components})"
             ) from error
         raise
 
 
-def _fit_member(args: dict[str, Any]) -> dict[str, Any]:
+def _fit_svm(job: SvmJob, on_progress: OnProgress) -> dict[str, Any]:
     began = time.monotonic()
-    seconds = 60 * args["max_minutes"] if args["max_minutes"] else float("inf")
-    reporter = _Reporter(args)
-    reporter.say("looking at the labels")
-    info = read_pack(Path(args["packed_dir"]))
-    train, val = (PackedSplit(Path(args["packed_dir"]) / split) for split in ("train", "val"))
+    own = job.settings
+    seconds = 60 * own.max_minutes if own.max_minutes else float("inf")
+    on_progress("looking at the labels")
+    info = read_pack(job.packed_dir)
+    train, val = (PackedSplit(job.packed_dir / split) for split in ("train", "val"))
     draws = [
-        Draw(split, pixels, num_classes=info.num_classes, seed=args["seed"])
-        for split, pixels in ((train, args["pixels"]), (val, TRIAL_PIXELS))
+        Draw(split, pixels, num_classes=info.num_classes, seed=own.seed)
+        for split, pixels in ((train, own.pixels), (val, TRIAL_PIXELS))
     ]
     try:
         _check_labels(*draws)
-        start = check_svm(args["features"], args["backbone"], args["weights"])
+        start = check_svm(own.features, own.backbone, own.weights)
     except InputError as fault:
-        raise InputError(f"member {args['name']}: {fault}") from None
-    mean, std = (
-        pretrained_normalisation(args["backbone"]) if "cnn" in args["features"] else (IMAGENET_MEAN, IMAGENET_STD)
-    )
+        raise InputError(f"member {job.name}: {fault}") from None
+    backbone = own.backbone if "cnn" in own.features else None
+    mean, std = pretrained_normalisation(backbone) if backbone else (IMAGENET_MEAN, IMAGENET_STD)
     cnn = None
-    if "cnn" in args["features"]:
-        cnn = FrozenBackbone(args["backbone"], mean, std)
+    if backbone:
+        cnn = FrozenBackbone(backbone, mean, std)
         cnn.load_pretrained(start)
         cnn.fit_projections([train.image(index) for index in draws[0].images[:PROJECTION_IMAGES]])
-    everything = all_channels(args["features"], cnn)
+    everything = all_channels(own.features, cnn)
     drawn = draw_pixels(
-        train, draws[0], everything, cnn, until=began + DRAWING * seconds, on_image=reporter.count("drawing pixels")
+        train,
+        draws[0],
+        everything,
+        cnn,
+        until=began + DRAWING * seconds,
+        on_image=partial(on_progress, "drawing pixels"),
     )
     judges = draw_pixels(
         val,
@@ -269,38 +271,36 @@ def _fit_member(args: dict[str, Any]) -> dict[str, Any]:
 
     channels = distinct_channels(drawn, everything)
     drawn, judges = (with_only(pixels, everything, channels) for pixels in (drawn, judges))
-    gamma = None if args["gamma"] == "auto" else args["gamma"]
-    settings = {"components": min(TRIAL_COMPONENTS, args["components"]), "gamma": gamma, "seed": args["seed"]}
-    few, few_held = hold_out(drawn.some(TRIAL_PIXELS, args["seed"]), train.groups, args["seed"])
-    reporter.say("choosing features")
+    gamma = None if own.gamma == "auto" else own.gamma
+    settings: dict[str, Any] = {"components": min(TRIAL_COMPONENTS, own.components), "gamma": gamma, "seed": own.seed}
+    few, few_held = hold_out(drawn.some(TRIAL_PIXELS, own.seed), train.groups, own.seed)
+    on_progress("choosing features")
     until = time.monotonic() + CHOOSING * seconds
-    chosen, families = choose_families(
-        few, few_held, judges, channels, settings | {"c": args["c"] or TRIAL_C[1]}, until
-    )
-    families |= {family: {"channels": 0, "gain": 0.0} for family in args["features"] if family not in channels}
+    chosen, families = choose_families(few, few_held, judges, channels, settings | {"c": own.c or TRIAL_C[1]}, until)
+    families |= {family: {"channels": 0, "gain": 0.0} for family in own.features if family not in channels}
     drawn, few, few_held = (with_only(pixels, channels, chosen) for pixels in (drawn, few, few_held))
 
-    reporter.say("fitting")
+    on_progress("fitting")
     trials_began = time.monotonic()
-    trials = TRIAL_C if args["c"] is None else (args["c"],)
+    trials = TRIAL_C if own.c is None else (own.c,)
     losses = {c: fit_machine(few, few_held, **settings, c=c)[1] for c in trials}
     # A fit takes time in proportion to pixels and components.
-    pace = (time.monotonic() - trials_began) / len(trials) / len(few) * args["components"] / settings["components"]
+    pace = (time.monotonic() - trials_began) / len(trials) / len(few) * own.components / settings["components"]
     left = began + seconds - time.monotonic()
     if left < len(drawn) * pace:
-        drawn = drawn.some(max(len(few) // 4, int(left / pace)), args["seed"])
+        drawn = drawn.some(max(len(few) // 4, int(left / pace)), own.seed)
     c = min(losses, key=lambda c: losses[c])
-    fit, held = hold_out(drawn, train.groups, args["seed"])
-    machine, loss = fit_machine(fit, held, **settings | {"components": args["components"]}, c=c)
+    fit, held = hold_out(drawn, train.groups, own.seed)
+    machine, loss = fit_machine(fit, held, **settings | {"components": own.components}, c=c)
     machine.cnn = cnn if "cnn" in chosen else None
     spec = SvmSpec(
-        name=args["name"],
+        name=job.name,
         num_classes=info.num_classes,
         classes=tuple(np.unique(fit.labels_P).tolist()),
         channels=chosen,
         components=len(machine.landmarks),
         gamma=machine.gamma,
-        backbone=args["backbone"] if "cnn" in chosen else None,
+        backbone=own.backbone if "cnn" in chosen else None,
         in_channels=info.channels,
         mean=mean,
         std=std,
@@ -308,7 +308,9 @@ def _fit_member(args: dict[str, Any]) -> dict[str, Any]:
         clahe=info.clahe,
     )
     scoring_began = time.monotonic()
-    mious = score_on_val(SvmMember(spec, machine, torch.device("cpu")), val, info, reporter.count("scoring on val"))
+    mious = score_on_val(
+        SvmMember(spec, machine, torch.device("cpu")), val, info, partial(on_progress, "scoring on val")
+    )
     now = time.monotonic()
     smooth_px = max(mious, key=lambda smooth_px: mious[smooth_px])
     metrics = {
@@ -321,40 +323,19 @@ def _fit_member(args: dict[str, Any]) -> dict[str, Any]:
         "held_out_log_loss": loss,
     }
     save_svm(
-        Path(args["out_dir"]),
+        job.out_dir,
         machine,
         replace(spec, smooth_px=smooth_px),
         weights=start if "cnn" in chosen else Weights("none", None, None),
-        params=args["params"],
-        data_version=args["data_version"],
+        params=job.record(),
+        data_version=job.data_version,
         metrics=metrics,
     )
     row = {"epoch": 1, "loss": loss, "val_miou": mious[smooth_px]}
-    write_curves(Path(args["out_dir"]) / "curves.csv", [row])
+    write_curves(job.out_dir / "curves.csv", [row])
     timings = {"images_s": len(val) / (now - scoring_began), "seconds": now - began, "seconds_left": 0.0}
-    write_curves(Path(args["curves_path"]), [row | timings])
+    write_curves(job.curves_path, [row | timings])
     return metrics
-
-
-class _Reporter:
-    """Says how the fit goes to whoever reads the progress file."""
-
-    def __init__(self, args: dict[str, Any]) -> None:
-        self._path, self._name = Path(args["progress_path"]), args["name"]
-        self._said_at = 0.0
-
-    def say(self, state: str, **facts: int) -> None:
-        self._said_at = time.monotonic()
-        progress.report(self._path, member=self._name, state=state, **facts, time=time.time(), pid=os.getpid())
-
-    def count(self, state: str) -> Callable[[int, int], None]:
-        """Return what is called with samples done and samples in all."""
-
-        def count(done: int, total: int) -> None:
-            if time.monotonic() - self._said_at >= PROGRESS_EVERY_S:
-                self.say(state, done=done, total=total)
-
-        return count
 
 
 def _check_labels(train: Draw, val: Draw) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict, replace
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from segmill.cluster.connection import connect
 from segmill.errors import InputError
 from segmill.params import read_params
 from segmill.training.measure.probe import measure
+from segmill.training.measure.probe_job import ProbeCandidate, ProbeJob
 from segmill.workspace import Workspace
 from tasks.stage import run
 
@@ -31,13 +33,12 @@ def checked(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         run(workspace, name, read_params(workspace.params))
     monkeypatch.setattr("platform.node", lambda: "here")
     names = ("backbone", "decoder", "name", "lr", "settings")
+    asked = [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES]
     candidates = [
         {**{key: one[key] for key in names}, "weights": one["starts"][0], "pixels_s": 1e6 + place}
-        for place, one in enumerate(CANDIDATES)
+        for place, one in enumerate(asked)
     ]
-    progress.report(
-        workspace.scratch / "speed" / "here.json", asked=list(CANDIDATES), candidates=candidates, machine=MACHINE
-    )
+    progress.report(workspace.scratch / "speed" / "here.json", asked=asked, candidates=candidates, machine=MACHINE)
     return workspace
 
 
@@ -79,18 +80,17 @@ def test_only_accept_writes_and_then_nothing_is_left_to_propose(checked: Workspa
 
 
 def test_candidates_that_can_not_be_built_are_left_out_and_weights_out_of_reach_become_none() -> None:
-    small = {
-        "backbone": "mobilenetv3_small_050",
-        "lr": 0.001,
-        "settings": {},
-        "starts": ["package:there-is-none", "none"],
-    }
-    found = measure(
-        [{**small, "name": "a", "decoder": "fpn"}, {**small, "name": "b", "decoder": "nosuch"}],
-        num_classes=3, side_px=64,
-    )  # fmt: skip
-    assert [(one["name"], one["weights"]) for one in found] == [("a", "none")]
-    assert found[0]["pixels_s"] > 0
+    small = ProbeCandidate(
+        name="a",
+        backbone="mobilenetv3_small_050",
+        decoder="fpn",
+        lr=0.001,
+        settings={},
+        starts=("package:there-is-none", "none"),
+    )
+    found = measure(ProbeJob((small, replace(small, name="b", decoder="nosuch")), num_classes=3, side_px=64))
+    assert [(one.candidate, one.weights) for one in found] == [(small, "none")]
+    assert found[0].pixels_s > 0
 
 
 @pytest.mark.slow
@@ -98,13 +98,13 @@ def test_the_machine_is_measured_once_for_the_same_candidates(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.node", lambda: "here")
-    monkeypatch.setattr("flows.commands.plan.CANDIDATES", ({**CANDIDATES[0], "starts": ["none"]},))
+    monkeypatch.setattr("flows.commands.plan.CANDIDATES", (replace(CANDIDATES[0], starts=("none",)),))
     with connect("local", num_cpus=1):
         found = measured(workspace, read_params(workspace.params), 4, quiet())
-    assert [one["weights"] for one in found["candidates"]] == ["none"]
-    assert set(found["machine"]) == set(MACHINE)
+    assert [one.weights for one in found[0]] == ["none"]
+    assert isinstance(found[1].quick_bf16, bool)
     assert measured(workspace, read_params(workspace.params), 4, quiet()) == found, "without Ray this time"
-    monkeypatch.setattr("flows.commands.plan.CANDIDATES", ({**CANDIDATES[0], "name": "other", "starts": ["none"]},))
+    monkeypatch.setattr("flows.commands.plan.CANDIDATES", (replace(CANDIDATES[0], name="other", starts=("none",)),))
     with connect("local", num_cpus=1):
         again = measured(workspace, read_params(workspace.params), 4, quiet())
-    assert [one["name"] for one in again["candidates"]] == ["other"], "other candidates are measured"
+    assert [one.name for one in again[0]] == ["other"], "other candidates are measured"

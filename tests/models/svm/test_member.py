@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from segmill.enhancement import enhance_all
 from segmill.errors import InputError
-from segmill.models.members import load_member
+from segmill.models.loading import load_member
 from segmill.models.svm.features import FrozenBackbone, pixel_features
 from segmill.models.svm.member import KernelMachine, SvmMember, SvmSpec, check_svm, save_svm, smoothed
 from segmill.models.weights import Weights

@@ -18,6 +18,7 @@ from segmill.training.measure.profile import (
     random_batches,
     shares_of_kinds,
 )
+from segmill.training.measure.profile_job import ProfileResult
 from tests.training.conftest import SETTINGS, SIDE_PX, tiny_module
 
 CPU = torch.device("cpu")
@@ -65,24 +66,28 @@ def test_a_member_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
     costs = measure_steps(
         tiny_module(), SETTINGS, batches, device=CPU, dtype=None, class_weights=None, steps=2  # type: ignore[arg-type]
     )  # fmt: skip
-    assert tuple(costs["phases"]) == PHASES
-    assert all(seconds >= 0 for seconds in costs["phases"].values()) and costs["phases"]["backward"] > 0
-    assert sum(costs["kinds"].values()) == pytest.approx(1)
-    assert costs["kinds"]["dense convolution"] > 0 and costs["kinds"]["depthwise convolution"] == 0
+    assert tuple(costs.phases) == PHASES
+    assert all(seconds >= 0 for seconds in costs.phases.values()) and costs.phases["backward"] > 0
+    assert sum(costs.kinds.values()) == pytest.approx(1)
+    assert costs.kinds["dense convolution"] > 0 and costs.kinds["depthwise convolution"] == 0
     # 4096 pixels; 27 x 4, 4 x 4 and 4 x 2 weights; three times each, but the image needs no gradient.
-    assert costs["step_flop"] == 2 * 4 * SIDE_PX**2 * (2 * 108 + 3 * 16 + 3 * 8)
-    assert costs["peak_memory_bytes"] > 2**26
+    assert costs.step_flop == 2 * 4 * SIDE_PX**2 * (2 * 108 + 3 * 16 + 3 * 8)
+    assert costs.peak_memory_bytes > 2**26
 
 
 def test_the_peak_is_plausible() -> None:
     assert 1e8 < matmul_peak(None, CPU) < 1e14
 
 
-def facts(**own: Any) -> dict[str, Any]:
+def facts(**own: Any) -> ProfileResult:
     phases = dict.fromkeys(PHASES, 0.0) | {"forward": 0.3, "backward": 0.6, "loss": 0.1}
     kinds = dict.fromkeys(KINDS, 0.0) | {"dense convolution": 0.4, "depthwise convolution": 0.3, "other": 0.3}
-    return {"step_s": 1.0, "phases": phases | own.pop("phases", {}), "kinds": kinds | own.pop("kinds", {}),
-            "share_of_peak": 0.3, **own}  # fmt: skip
+    return ProfileResult(
+        member="a", device="cpu", threads=1, precision="float32", batch_size=8, size_px=(64, 64), made_up=False,
+        steps=1, step_s=1.0, images_s=8.0, step_flop=1, phases=phases | own.pop("phases", {}),
+        kinds=kinds | own.pop("kinds", {}), peak_memory_bytes=1, reached_flops=1.0, peak_flops=1.0,
+        share_of_peak=own.pop("share_of_peak", 0.3),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

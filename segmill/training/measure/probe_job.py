@@ -1,0 +1,61 @@
+"""The job of measuring how fast members train on a machine, and what comes of it. Light to import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeCandidate:
+    """A member to measure: ``settings`` are further keys of it, ``starts`` weights specs, the preferred one first."""
+
+    name: str
+    backbone: str
+    decoder: str
+    lr: float
+    settings: Mapping[str, Any]
+    starts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """Measure ``candidates`` for ``num_classes`` classes on images of ``side_px`` x ``side_px``."""
+
+    candidates: tuple[ProbeCandidate, ...]
+    num_classes: int
+    side_px: int = 256
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A candidate that can be built, the first of its ``starts`` that can be reached, and pixels trained per second."""
+
+    candidate: ProbeCandidate
+    weights: str
+    pixels_s: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``gpu``: its name, None without one. ``quick_bf16``: whether half the bytes are also half the time."""
+
+    gpu: str | None
+    gpu_memory_gib: float
+    quick_bf16: bool
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """The candidates that can be built, and the machine that measured them."""
+
+    candidates: tuple[Probed, ...]
+    machine: Machine
+
+
+def probe_on_ray(job: ProbeJob) -> ProbeResult:
+    """Be what Ray runs."""
+    from segmill.training.measure.probe import machine, measure
+
+    return ProbeResult(measure(job), machine())
