@@ -1,15 +1,15 @@
-"""What the terminal shows while a run goes on: stages and members, read from the progress files."""
+"""How far work is, in the terminal: a picture that is drawn again and again there, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -19,29 +19,140 @@ from segmill import progress
 from segmill.alongside import alongside
 from segmill.workspace import Workspace
 
-PLAIN_INTERVAL_S = (10.0, 60.0)  # between two lines of a step: a twentieth of its time so far, within these
 LIVE_INTERVAL_S = 0.5
+PLAIN_INTERVAL_S = (10.0, 60.0)  # between two lines of one work: a twentieth of its time so far, within these
 BAR_WIDTH = 8
 MARKS = {
     "fresh": ("=", "dim"), "restored": ("<", "cyan"), "ran": ("✓", "green"), "running": ("…", "yellow"),
     "failed": ("✗", "red"), "waiting": ("·", "dim"),
 }  # fmt: skip
 
+OnCount = Callable[[str, int, int | None], None]  # what is done, how many, of how many where that is known
+
+
+@contextmanager
+def watching(
+    console: Console,
+    picture: Callable[[], RenderableType],
+    news: Callable[[bool], Iterable[str]],
+    *,
+    stays: bool = True,
+) -> Iterator[None]:
+    """Show how far the block is, until it ends.
+
+    Args:
+        console: a terminal shows ``picture``, anything else (a file, a pipe) the lines of ``news``.
+        picture: returns what there is to see now.
+        news: returns the lines that were not printed yet; its argument tells whether the block is over.
+        stays: whether the last picture stays in the terminal.
+    """
+
+    def draw(over: threading.Event) -> None:
+        with Live(console=console, auto_refresh=False, transient=not stays) as live:
+            last = False
+            while not last:
+                last = over.wait(LIVE_INTERVAL_S)
+                live.update(picture(), refresh=True)
+
+    def tell(over: threading.Event) -> None:
+        last = False
+        while not last:
+            last = over.wait(LIVE_INTERVAL_S)
+            for line in news(last):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with alongside(draw if console.is_terminal else tell):
+        yield
+
+
+class Pauses:
+    """Says when a work that goes on may print a line again: the longer it takes, the less often."""
+
+    def __init__(self) -> None:
+        self._spoke: dict[str, float] = {}
+
+    def over(self, work: str, began: float) -> bool:
+        """Tell whether the pause of ``work`` is over, and begin the next; ``began``: in seconds since 1970."""
+        least, most = PLAIN_INTERVAL_S
+        pause = min(most, max(least, (time.time() - began) / 20))
+        if time.monotonic() - self._spoke.get(work, float("-inf")) < pause:
+            return False
+        self._spoke[work] = time.monotonic()
+        return True
+
 
 @contextmanager
 def showing(workspace: Workspace, steps: list[str], console: Console) -> Iterator[None]:
-    """Show the progress of ``steps`` until the block ends: live in a terminal, a line per news elsewhere."""
-    workspace.progress.mkdir(parents=True, exist_ok=True)
-    for old in workspace.progress.glob("*.json"):
+    """Show the progress of ``steps``, read from the workspace's progress files, until the block ends."""
+    folder = workspace.progress
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json"):
         old.unlink()
-    watch = _live if console.is_terminal else _plain
-    with alongside(lambda over: watch(workspace.progress, steps, console, over)):
+    told: dict[str, str] = {}
+    pauses = Pauses()
+    with watching(console, lambda: _table(folder, steps), lambda over: _news(folder, steps, told, pauses)):
         yield
+
+
+@contextmanager
+def counting(console: Console) -> Iterator[OnCount]:
+    """Give a function to call with how many samples are done; show the counts until the block ends."""
+    counts: dict[str, tuple[int, int | None]] = {}
+
+    def on_count(what: str, done: int, total: int | None) -> None:
+        counts[what] = (done, total)
+
+    with _showing_counts(console, lambda: counts):
+        yield on_count
+
+
+@contextmanager
+def following(console: Console, what: str, path: Path) -> Iterator[None]:
+    """Show the counts that ``progress.counter`` writes to ``path``, until the block ends."""
+    path.unlink(missing_ok=True)
+
+    def counts() -> dict[str, tuple[int, int | None]]:
+        facts = progress.read(path)
+        return {what: (facts["done"], facts["total"])} if facts else {}
+
+    with _showing_counts(console, counts):
+        yield
+
+
+@contextmanager
+def _showing_counts(console: Console, counts: Callable[[], Mapping[str, tuple[int, int | None]]]) -> Iterator[None]:
+    began: dict[str, float] = {}
+    pauses = Pauses()
+
+    def picture() -> Table:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for what, (done, total) in dict(counts()).items():
+            since = time.time() - began.setdefault(what, time.time())
+            left = f"{clock(since * (total - done) / done)} left" if total and 0 < done < total and since > 1 else ""
+            share = ProgressBar(completed=done, total=total, width=4 * BAR_WIDTH, pulse=total is None)
+            table.add_row(Text(what), share, count_line(done, total), left)
+        return table
+
+    def news(over: bool) -> Iterator[str]:
+        for what, (done, total) in dict(counts()).items():
+            if what not in began:
+                began[what] = time.time()
+                pauses.over(what, began[what])  # what is done within the first pause says nothing
+            elif done != total and not over and pauses.over(what, began[what]):
+                yield f"{what}: {count_line(done, total)}"
+
+    with watching(console, picture, news, stays=False):
+        yield
+
+
+def count_line(done: int, total: int | None) -> str:
+    """Say how many samples are done, of how many where that is known."""
+    return f"{done:,} of {total:,} samples" if total is not None else f"{done:,} samples"
 
 
 def running_line(facts: dict[str, Any]) -> str:
     """Say how far a step is: how many samples of how many, or how a member's training goes."""
-    return f"{facts['done']:,} of {facts['total']:,} samples" if "total" in facts else member_line(facts)
+    return count_line(facts["done"], facts["total"]) if "total" in facts else member_line(facts)
 
 
 def member_line(facts: dict[str, Any]) -> str:
@@ -111,31 +222,14 @@ def _table(folder: Path, steps: list[str]) -> Table:
     return table
 
 
-def _live(folder: Path, steps: list[str], console: Console, over: threading.Event) -> None:
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        while True:
-            last = over.wait(LIVE_INTERVAL_S)
-            live.update(_table(folder, steps), refresh=True)
-            if last:
-                return
-
-
-def _plain(folder: Path, steps: list[str], console: Console, over: threading.Event) -> None:
-    told: dict[str, Any] = {}
-    spoke: dict[str, float] = {}
-    while True:
-        last = over.wait(LIVE_INTERVAL_S)
-        for step in steps:
-            stage, running = _facts(folder, step)
-            if stage["state"] != "waiting" and told.get(step) != stage["state"]:
-                told[step] = stage["state"]
-                spent = f" in {_spent(stage)}" if stage["state"] == "ran" and _spent(stage) else ""
-                why = f" ({stage['why']})" if stage.get("why") else ""
-                console.print(f"{step}: {stage['state']}{spent}{why}", highlight=False, soft_wrap=True)
-            least, most = PLAIN_INTERVAL_S
-            pause = min(most, max(least, (time.time() - stage.get("began", time.time())) / 20))
-            if running and time.monotonic() - spoke.get(step, 0.0) >= pause:
-                spoke[step] = time.monotonic()
-                console.print(f"{step}: {running_line(running)}", highlight=False, soft_wrap=True)
-        if last:
-            return
+def _news(folder: Path, steps: list[str], told: dict[str, str], pauses: Pauses) -> Iterator[str]:
+    """Yield a line for every step whose state is another than in ``told``, and now and then one for a running step."""
+    for step in steps:
+        stage, running = _facts(folder, step)
+        if stage["state"] != "waiting" and told.get(step) != stage["state"]:
+            told[step] = stage["state"]
+            spent = f" in {_spent(stage)}" if stage["state"] == "ran" and _spent(stage) else ""
+            why = f" ({stage['why']})" if stage.get("why") else ""
+            yield f"{step}: {stage['state']}{spent}{why}"
+        if running and pauses.over(step, stage.get("began", time.time())):
+            yield f"{step}: {running_line(running)}"

@@ -9,18 +9,15 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
-from flows.display import clock
+from flows.display import Pauses, clock, watching
 from segmill import progress, tracking
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
 from segmill.params import say
 from segmill.tuning.trials import Study, Trial, read_trials, run_seconds
 
-LIVE_INTERVAL_S = 1.0
-PLAIN_INTERVAL_S = 30.0
 LOG_INTERVAL_S = 2.0
 MOST_ROWS = 20
 STYLES = {"full": "green", "stopped": "dim", "failed": "red", "open": "yellow"}
@@ -30,8 +27,20 @@ ENDED = {"full": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "open": 
 @contextmanager
 def watched(study: Study, keys: Sequence[str], minutes: float | None, console: Console) -> Iterator[None]:
     """Show the trials until the block ends: a table in a terminal, a line per trial that ends elsewhere."""
-    watch = _live if console.is_terminal else _plain
-    with alongside(lambda over: watch(study, list(keys), minutes, console, over)):
+    told = {trial.key for trial in read_trials(study) if trial.state != "open"}
+    pauses, began = Pauses(), time.time()
+
+    def news(over: bool) -> Iterator[str]:
+        trials = read_trials(study)
+        for number, trial in enumerate(trials, 1):
+            if trial.state != "open" and trial.key not in told:
+                told.add(trial.key)
+                yield line(number, trial, keys)
+        running = sum(trial.state == "open" for trial in trials)
+        if running and not over and pauses.over("trials", began):
+            yield f"{running} trials run, {clock(run_seconds(study))} spent"
+
+    with watching(console, lambda: table(study, keys, minutes), news):
         yield
 
 
@@ -78,34 +87,6 @@ def table(study: Study, keys: Sequence[str], minutes: float | None) -> Table:
         shown.add_row(str(number), trial.state, f"{trial.share:.0%}", figure, *values, str(trial.seed),
                       style=STYLES[trial.state])  # fmt: skip
     return shown
-
-
-def _live(study: Study, keys: list[str], minutes: float | None, console: Console, over: threading.Event) -> None:
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            last = over.wait(LIVE_INTERVAL_S)
-            live.update(table(study, keys, minutes), refresh=True)
-            if last:
-                return
-
-
-def _plain(study: Study, keys: list[str], minutes: float | None, console: Console, over: threading.Event) -> None:
-    told = {trial.key for trial in read_trials(study) if trial.state != "open"}
-    spoke = time.monotonic()
-    while True:
-        last = over.wait(LIVE_INTERVAL_S)
-        trials = read_trials(study)
-        for number, trial in enumerate(trials, 1):
-            if trial.state != "open" and trial.key not in told:
-                told.add(trial.key)
-                spoke = time.monotonic()
-                console.print(line(number, trial, keys), highlight=False, soft_wrap=True, markup=False)
-        if time.monotonic() - spoke >= PLAIN_INTERVAL_S:
-            spoke = time.monotonic()
-            going = sum(trial.state == "open" for trial in trials)
-            console.print(f"{going} trials run, {clock(run_seconds(study))} spent", highlight=False)
-        if last:
-            return
 
 
 def _log(study: Study, uri: str, experiment: str, runs: dict[str, Any], over: threading.Event) -> None:

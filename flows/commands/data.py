@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, out
@@ -21,14 +18,12 @@ from segmill.workspace import Workspace
 from segmill.workspace_lock import Part
 
 if TYPE_CHECKING:
-    from segmill.data.ingest.intake import Told
     from segmill.data.versioning.history import LogEntry
     from segmill.params import Params
 
 data_app = typer.Typer(help="Grow, compare, go back, look: versions of the labelled set.", no_args_is_help=True)
 Version = Annotated[str, typer.Argument(help="First digits of a version, or HEAD, HEAD~1, ...")]
 LISTED = 20  # ids printed of each kind of change
-TOLD_EVERY = 5_000  # samples between two lines where there is no terminal to draw a bar on
 
 
 @data_app.command()
@@ -49,6 +44,7 @@ def add(
 
 
 def _add(space: Workspace, params: Params, path: Path, message: str, layout: str, remove: Path | None) -> None:
+    from flows.display import counting
     from segmill.data.ingest.formats import open_layout
     from segmill.data.ingest.intake import change_set
     from segmill.data.schema.manifest import read_dataset_info
@@ -64,9 +60,9 @@ def _add(space: Workspace, params: Params, path: Path, message: str, layout: str
     for note in found.notes:
         _say(note)
     split = params.split
-    with explained(space.root, params.data.path, message), telling(out) as told:
+    with explained(space.root, params.data.path, message), counting(out) as on_count:
         change = change_set(
-            raw, found.samples, remove=ids, shares=SplitShares(split.val, split.test, split.seed), told=told
+            raw, found.samples, remove=ids, shares=SplitShares(split.val, split.test, split.seed), told=on_count
         )  # fmt: skip
     for note in change.notes:
         _say(note)
@@ -161,6 +157,7 @@ def export(
 
     It is the canonical layout, which `segmill init` and `segmill data add` read.
     """
+    from flows.display import counting
     from segmill.data.ingest.intake import unpack_set
     from segmill.data.versioning.versions import data_changed, store
 
@@ -172,9 +169,9 @@ def export(
     with (
         store(space.root, params.data.remote) as files,
         files.view(entry.version) as folder,
-        telling(out) as told,
+        counting(out) as on_count,
     ):
-        count = unpack_set(folder, to, told=told)
+        count = unpack_set(folder, to, told=on_count)
     _say(f"{count:,} samples of version {_short(entry.version)} written to {to}")
 
 
@@ -209,35 +206,6 @@ def _open(folder: Path) -> tuple[Workspace, Params]:
 
     workspace = Workspace.open(folder)
     return workspace, read_params(workspace.params)
-
-
-@contextmanager
-def telling(console: Console) -> Iterator[Told]:
-    """Give a function that shows how far a change of the set is: a bar on a terminal, now and then a line elsewhere."""
-    if not console.is_terminal:
-        yield _tell_lines(console)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks = {}
-
-        def tell(what: str, done: int, of: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=of)
-            progress.update(tasks[what], completed=done, total=of)
-
-        yield tell
-
-
-def _tell_lines(console: Console) -> Told:
-    said: dict[str, int] = {}
-
-    def tell(what: str, done: int, of: int | None) -> None:
-        if done - said.get(what, 0) >= TOLD_EVERY:
-            said[what] = done
-            console.print(f"{what}: {done:,}{f' of {of:,}' if of else ''} samples", highlight=False)
-
-    return tell
 
 
 def _resolved(space: Workspace, params: Params, *names: str) -> list[LogEntry]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.data import telling
 from flows.commands.options import WaitOption, WorkspaceOption, alone, out
 from flows.commands.options import say as say_line
 from segmill.errors import InputError
@@ -104,6 +103,7 @@ def create(
         InputError: ``folder`` is a workspace already or holds something else, or ``data`` can't be read; IssuesFound
             lists every file that is wrong.
     """
+    from flows.display import counting
     from segmill.data.ingest.formats import open_layout
     from segmill.data.ingest.intake import write_set
     from segmill.data.splitting.shares import SplitShares
@@ -121,10 +121,10 @@ def create(
         _lay_down(folder)
         params = read_params(folder / "params.yaml")
         raw, split = folder / params.data.path, params.split
-        with telling(out) as told:
+        with counting(out) as on_count:
             write_set(
                 raw, found.info, found.samples, shares=SplitShares(split.val, split.test, split.seed),
-                packed=found.count > SHARDS_ABOVE, facts=data if found.layout == "segmill" else None, told=told,
+                packed=found.count > SHARDS_ABOVE, facts=data if found.layout == "segmill" else None, told=on_count,
             )  # fmt: skip
         size = _usual_size(raw)
         set_params(folder / "params.yaml", [f"prepare.size_px={size}"])

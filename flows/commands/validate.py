@@ -5,20 +5,16 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out
 from segmill import progress
-from segmill.alongside import alongside
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part
 
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
     from segmill.params import Params
 
 FIRST_FILES = 3
-LOOK_EVERY_S = 0.2
 
 
 def validate_command(
@@ -71,6 +66,7 @@ def validate(workspace: Workspace, params: Params, console: Console, *, fix: boo
 
 def repair(workspace: Workspace, params: Params, console: Console) -> None:
     """Record the set as it is, mend what can be mended, record that: the masks as they were stay in their version."""
+    from flows.display import following
     from segmill.data.ingest.intake import change_set
     from segmill.data.ingest.repair import repaired_samples
     from segmill.data.schema.special_files import refuse_special_files
@@ -81,7 +77,7 @@ def repair(workspace: Workspace, params: Params, console: Console) -> None:
     raw_dir, split = workspace.root / params.data.path, params.split
     refuse_special_files(raw_dir)
     note = workspace.count("validate")
-    with _bar(note, console):
+    with following(console, "checking", note):
         found = examine(raw_dir, told=progress.counter(note))
     mendable = [issue for issue in found.issues if issue.repairable]
     if not mendable:
@@ -127,12 +123,13 @@ def _state(issue: Issue, accept: Sequence[str]) -> str:
 
 
 def _check(workspace: Workspace, params: Params, console: Console) -> tuple[bool, list[Issue]]:
+    from flows.display import following
     from segmill.data.schema.issues import IssuesFound, read_issues
     from segmill.data.schema.special_files import special_files
     from tasks.stage import bring_up_to_date, run
 
     try:
-        with _bar(workspace.count("validate"), console):
+        with following(console, "checking", workspace.count("validate")):
             if special_files(workspace.root / params.data.path):
                 run(workspace, "validate", params)  # raises in any case; DVC must not open these, so it is not asked
             bring_up_to_date(workspace, "fingerprint", params)
@@ -143,23 +140,6 @@ def _check(workspace: Workspace, params: Params, console: Console) -> tuple[bool
         return False, error.issues
     console.print(f"validate: {outcome.state} ({outcome.why})", highlight=False, soft_wrap=True)
     return True, read_issues(workspace.manifest)
-
-
-@contextmanager
-def _bar(note: Path, console: Console) -> Iterator[None]:
-    """Show in a terminal how far the check is, as the file ``note`` says it."""
-    note.unlink(missing_ok=True)
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("checking", total=None)
-
-        def follow(over: Event) -> None:
-            while not over.wait(LOOK_EVERY_S):
-                if facts := progress.read(note):
-                    bar.update(task, completed=facts["done"], total=facts["total"])
-
-        with alongside(follow):
-            yield
 
 
 def _list_files(path: Path, issues: Sequence[Issue]) -> None:

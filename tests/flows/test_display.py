@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from flows import display
-from flows.display import clock, member_line, running_line, showing
+from flows.display import clock, counting, following, member_line, running_line, showing
 from segmill import progress
 from segmill.workspace import Workspace
 
@@ -54,3 +56,62 @@ def test_the_progress_files_are_shown_as_they_change(
     assert "epoch 3/10  loss 0.500  val mIoU 0.712" in said
     assert "earlier run" not in said
     assert ("prepare: ran in 2s (new)" in said) is not terminal
+
+
+def printed(terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=120)
+
+
+def said_by(console: Console) -> str:
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "LIVE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(display, "PLAIN_INTERVAL_S", (0.0, 0.0))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_counts_of_a_change_are_shown_with_and_without_a_total(terminal: bool) -> None:
+    console = printed(terminal)
+    with counting(console) as on_count:
+        for done in (1200, 2400):
+            on_count("reading [/b]", done, None)
+            on_count("packing", done, 5000)
+            if done == 1200:
+                time.sleep(0.05)
+        wait_for(lambda: "2,400 of 5,000 samples" in said_by(console))
+    assert "reading [/b]" in said_by(console) and "2,400 samples" in said_by(console)
+    if not terminal:
+        assert "packing: 2,400 of 5,000 samples\n" in said_by(console)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_count_file_is_followed_from_its_beginning(tmp_path: Path, terminal: bool) -> None:
+    note, console = tmp_path / "validate.count.json", printed(terminal)
+    progress.report(note, done=77, total=99)  # of an earlier check
+    with following(console, "checking", note):
+        count = progress.counter(note)
+        count(1, 4)
+        time.sleep(0.05)
+        progress.report(note, done=3, total=4)
+        wait_for(lambda: "3 of 4 samples" in said_by(console))
+    assert "77" not in said_by(console)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_done_at_once_prints_no_line(terminal: bool) -> None:
+    console = printed(terminal)
+    with counting(console) as on_count:
+        on_count("packing", 3, 3)
+    assert terminal or said_by(console) == ""
