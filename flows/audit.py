@@ -17,7 +17,7 @@ from segmill.cluster.resources import even_share, whole_node
 from segmill.cluster.work import on_ray, wait
 from segmill.errors import InputError, near_miss
 from segmill.evaluation.audit_job import AuditJob, AuditResult, Source, audit_on_ray
-from segmill.evaluation.folds import deal_folds, train_groups, write_fold
+from segmill.evaluation.folds import assign_folds, train_groups, write_fold
 from segmill.files import replacing
 from segmill.params import Params
 from segmill.training.distributed import launch
@@ -75,7 +75,7 @@ def audit(
         InputError: train has too few groups.
     """
     folds, name, epochs = (training.folds, training.member, training.epochs) if training else (0, "", 0)
-    parts = deal_folds(train_groups(workspace.packed), folds) if folds else []
+    parts = assign_folds(train_groups(workspace.packed), folds) if folds else []
     steps = [f"{STEP}@fold-{number}" for number in range(1, folds + 1)]
     with showing(workspace, [*steps, STEP], console), connect(ray_address(params)):
         sources = [Source(workspace.ensemble, HELD_OUT)]

@@ -109,7 +109,7 @@ class Ensemble:
         return np.stack(maps) if isinstance(images, np.ndarray) else maps
 
     def predict_both(self, images: Image | Sequence[Image]) -> tuple[Any, Any]:
-        """Return what ``predict`` does and, beside it, the float32 probabilities it comes from.
+        """Return the class ids of ``predict`` together with the float32 probabilities.
 
         Returns:
             Ids and probabilities: B x H x W and B x K x H x W for an array, lists of H x W and of K x H x W
@@ -133,7 +133,7 @@ def read_ensemble(folder: Path) -> dict[str, Any]:
 
 
 def mix(named_probs: Iterable[tuple[str, Probs]], weights: Mapping[str, float]) -> Probs:
-    """Return the weighted sum of probs_BKHW; members of weight 0 are passed over."""
+    """Return the weighted sum of probs_BKHW; members of weight 0 are skipped."""
     parts = ((weights[name], probs) for name, probs in named_probs if weights[name] > 0)
     weight, probs = next(parts)
     total = np.multiply(probs, np.float32(weight))

@@ -20,7 +20,7 @@ from segmill.metrics.scores import miou
 
 # Probabilities kept to choose weights by: 2 bytes each, so 400 MB at most, however large the val split is.
 MAX_VALUES = 200_000_000
-# A move must win this much mIoU on val: less is fitting the noise of the split.
+# A change of the weights must gain this much mIoU on val: less would fit the noise of the split.
 LEAST_GAIN = 1e-4
 STEPS = (0.5, 0.25, 0.1, 0.05)
 
@@ -29,8 +29,8 @@ STEPS = (0.5, 0.25, 0.1, 0.05)
 class ValEvidence:
     """What the val split says about the members, as far as their weights can change it.
 
-    Where all members name the same class, so does every mean of them: such pixels only count. The others are
-    kept: truth_P with the members' probs_MKP, float16.
+    Where all members predict the same class, so does every mean of them: such pixels are only counted. The others
+    are kept: truth_P with the members' probs_MKP, float16.
     """
 
     agreed_KK: NDArray[np.int64]
@@ -58,16 +58,16 @@ class ValEvidence:
 def gather_evidence(
     members: Mapping[str, PredictsProbs], split: PackedSplit, *, num_classes: int, ignore_id: int, tta_hflip: bool
 ) -> ValEvidence:
-    """Ask every member about every image of a split, one batch in memory at a time.
+    """Predict every image of a split with every member, one batch in memory at a time.
 
     Where the split is too large to keep what is needed, an even, reproducible share of each image's labelled
-    pixels stands for it.
+    pixels is used instead.
 
     Raises:
         InputError: the split is empty or unlabelled, or a member knows other classes than the split.
     """
     if not len(split):
-        raise InputError("The val split is empty, so nothing can choose the weights; raise split.val.")
+        raise InputError("The val split is empty, so the weights can't be chosen; raise split.val.")
     pixels_per_image = max(1, MAX_VALUES // (len(members) * num_classes * len(split)))
     everyone = Ensemble(members, dict.fromkeys(members, 1.0), tta_hflip=tta_hflip, facts={})
     agreed_KK = np.zeros((num_classes, num_classes), np.int64)
@@ -92,7 +92,7 @@ def gather_evidence(
             probs.append(probs_MKP[:, :, split_P].astype(np.float16))
             index += 1
     if not agreed_KK.any() and not sum(map(len, truths)):
-        raise InputError("The val split has no labelled pixel, so nothing can choose the weights; label some.")
+        raise InputError("The val split has no labelled pixel, so the weights can't be chosen; label some.")
     return ValEvidence(agreed_KK, np.concatenate(truths), np.concatenate(probs, axis=2))
 
 
@@ -176,7 +176,7 @@ def _better(
 
 
 def _share(pixels: NDArray[np.intp], most: int, seed: int) -> NDArray[np.intp]:
-    """Return ``pixels``, or ``most`` of them in order; drawn, since an even stride can follow the columns."""
+    """Return ``pixels``, or ``most`` of them in order; drawn at random: a stride could follow the columns."""
     if len(pixels) <= most:
         return pixels
     return np.sort(np.random.default_rng(seed).choice(pixels, most, replace=False))

@@ -1,4 +1,4 @@
-"""Folds of the train split: groups dealt evenly, and a packed folder without one of them that copies no pixel."""
+"""Folds of the train split: groups assigned evenly, and a packed folder without one fold that copies no pixel."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from segmill.errors import InputError
 INDEX_FILE = "index.parquet"
 
 
-def deal_folds(groups: Iterable[str], folds: int) -> list[frozenset[str]]:
-    """Deal the groups of samples into ``folds`` parts of about as many samples each, the same ones every time.
+def assign_folds(groups: Iterable[str], folds: int) -> list[frozenset[str]]:
+    """Assign the groups of samples to ``folds`` parts of about equal size, the same ones every time.
 
     Args:
         groups: the group of each sample.
@@ -48,7 +48,7 @@ def train_groups(packed_dir: Path) -> list[str]:
 def write_fold(packed_dir: Path, fold_dir: Path, left_out: frozenset[str]) -> None:
     """Make ``fold_dir`` the packed splits with ``left_out`` taken out of train: links to the pixels, its own index.
 
-    Val is the same one, so that every fold's model is chosen by the same samples.
+    Val is the same for all folds, so that every fold's weights are selected by the same samples.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

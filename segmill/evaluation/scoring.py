@@ -51,7 +51,7 @@ def evaluate(
         packed_dir: packed splits.
         out_dir: exists or is made.
         split: train, val or test.
-        examples: how many predictions to keep for the report: the worst, middling and best images.
+        examples: how many predictions to keep for the report: the worst, the most typical and the best images.
         device: as for ``load_member``.
         progress: called with images done and images in all.
 
@@ -142,7 +142,8 @@ def read_counts(path: Path) -> Scored:
 
 
 def choose_examples(counts_NKK: Counts, count: int) -> list[int]:
-    """Return up to ``count`` image indices, worst mIoU first: the worst, the middling and the best third.
+    """Return up to ``count`` image indices, worst mIoU first: a third of them the worst, a third
+    the most typical (around the median), a third the best.
 
     Images without a labelled pixel have no mIoU and are never chosen. Ties go by index.
     """

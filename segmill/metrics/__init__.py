@@ -1,1 +1,1 @@
-"""Counts, scores and intervals: the ground floor that all judging stands on."""
+"""Counts, scores and confidence intervals, which every comparison of models uses."""

@@ -1,4 +1,4 @@
-"""Confusion counts: the currency of every metric, interval and gate."""
+"""Confusion counts, from which every metric, interval and gate decision is computed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def confusion_counts(truth_HW: NDArray[Any], prediction_HW: NDArray[Any], num_cl
 
     Args:
         truth_HW: integer class ids, any shape; pixels equal to ``ignore_id`` are not counted.
-        prediction_HW: integer class ids in ``0..num_classes-1``, the same shape. What it holds where the
-            truth is ignored does not matter.
+        prediction_HW: integer class ids in ``0..num_classes-1``, the same shape. Its values where the
+            truth is ignored do not matter.
         num_classes: K.
         ignore_id: the id in the truth that marks an unlabelled pixel.
 

@@ -1,4 +1,4 @@
-"""How sure a gain in mIoU is: a paired bootstrap over groups, honest where groups are few."""
+"""The confidence interval of a gain in mIoU: a paired bootstrap over groups, valid for few groups too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segmill.metrics.scores import nanmean, overlap, ratio
 
 FloatArray = NDArray[np.float64]
 RESAMPLES = 4000
-# Two groups can agree by chance too easily, and one says nothing of the spread.
+# Two groups agree by chance too easily, and one says nothing about the spread.
 LEAST_GROUPS = 3
 
 
@@ -45,10 +45,10 @@ def gain_interval(
     """Estimate mIoU(new) - mIoU(old) and its two-sided interval.
 
     Whole groups are drawn with replacement, the same ones for both models: images of one patient or one drive
-    are no independent witnesses, and what makes a group hard is hard for both. The interval is the estimate
+    are not independent, and a hard group is hard for both models. The interval is the estimate
     plus and minus the draws' standard deviation times Student's t for as many groups. In simulations of two
-    equal models that keeps the promised rate of false alarms from 3 groups on, where percentiles of the
-    draws, even expanded ones, take a chance win for a gain up to five times as often.
+    equal models that keeps the nominal rate of false positives from 3 groups on; percentiles of the
+    draws, even expanded ones, report a chance win as a gain up to five times as often.
 
     A class counts where both models' IoU is defined: one that only one model predicts and the truth does not
     hold is 0 for the one and NaN for the other, and would move the difference by 1/K for a single pixel.

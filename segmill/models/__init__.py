@@ -1,1 +1,1 @@
-"""Members: backbone plus decoder, their starting weights, their folder."""
+"""Members: a backbone with a decoder, their initial weights, their folder."""

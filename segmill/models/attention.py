@@ -1,4 +1,4 @@
-"""Attention on a feature map: which channels and which places count. A decoder's stages can end in it."""
+"""Attention over channels and places of a feature map, at the end of a decoder's stages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_attention(name: str, channels: int) -> nn.Module:
     """Return a module that weighs a feature_BCHW of ``channels`` channels and keeps its shape.
 
     Args:
-        name: ``none``; ``se``, squeeze and excitation of channels (Hu et al. 2018); ``scse``, that plus the same of
+        name: ``none``; ``se``, squeeze and excitation of channels (Hu et al. 2018); ``scse``, that plus the same for
             places (Roy et al. 2018); ``cbam``, channels, then places, each by mean and maximum (Woo et al. 2018).
 
     Raises:

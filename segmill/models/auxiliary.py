@@ -1,4 +1,4 @@
-"""Heads beside the segmentation: further tasks that teach the decoder's feature while it trains."""
+"""Auxiliary heads: additional tasks on the decoder's feature during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backbones by name: every convolutional or hierarchical encoder of timm, and those smp has besides."""
+"""Backbones by name: every convolutional or hierarchical encoder of timm, and smp's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from segmill.errors import InputError, near_miss
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
-# timm's modules of transformers whose features all have one scale, and of those that look through shifted windows.
+# timm's modules of transformers whose features all have one scale, and of those with shifted windows.
 PLAIN_VITS = ("vision_transformer", "deit", "eva")
 SHIFTED_WINDOWS = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
 
@@ -40,7 +40,7 @@ def encoder_name(backbone: str) -> str:
 
 
 def size_options(encoder: str) -> dict[str, bool]:
-    """Return what timm's transformers must be told to take images of any size; nothing for other encoders."""
+    """Return the options with which timm's transformers take images of any size; none for other encoders."""
     if _is_of(encoder, SHIFTED_WINDOWS):
         return {"strict_img_size": False}
     if is_plain_vit(encoder):

@@ -1,4 +1,4 @@
-"""Context: what lets each place of the deepest feature know of all others, without giving up its resolution."""
+"""Global context at the deepest feature: attention over all places, or recurrent sweeps of rows and columns."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 from segmill.errors import InputError, near_miss
 
-# All of them work on this many channels at most, whatever the backbone's, so that they stay light beside it.
+# All of them work on this many channels at most, whatever the backbone's, so that they stay small compared with it.
 WIDTH = 256
 HEAD_CHANNELS = 32
 
 
 class Context(nn.Module):
-    """feature_BCHW plus what ``look`` sees around each place, at the same shape.
+    """feature_BCHW plus the global context that ``look`` computes for each place, at the same shape.
 
-    A scale per channel begins at zero (as in Fu et al. 2019), so training sets out from the plain network.
+    A scale per channel starts at zero (as in Fu et al. 2019), so training starts from the plain network.
     """
 
     def __init__(self, channels: int, look: Callable[[int], nn.Module]):
@@ -37,7 +37,7 @@ class Context(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """The mean of all places, weighted by likeness (Wang et al. 2018, embedded Gaussian).
+    """The mean of all places, weighted by similarity (Wang et al. 2018, embedded Gaussian).
 
     Scaled as by Vaswani et al. (2017), which the fused kernels of torch compute without the matrix of all pairs.
     """
@@ -57,7 +57,7 @@ class NonLocal(nn.Module):
 class SelfAttention(nn.Module):
     """One layer of a transformer's encoder over all places (Vaswani et al. 2017): several heads, then a small MLP.
 
-    A depthwise convolution tells places where they are (Chu et al. 2021), at any size.
+    A depthwise convolution encodes the position (Chu et al. 2021), at any size.
     """
 
     def __init__(self, width: int):

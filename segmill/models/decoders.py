@@ -50,7 +50,7 @@ class FCNDecoder(nn.Module):
     """The features at 1/32, 1/16 and 1/8, each brought to ``width`` channels, upsampled and summed.
 
     The paper sums scores of classes. Here the layer from channels to classes follows the sum, which is the same
-    function, and leaves heads a feature to stand on.
+    function, and gives auxiliary heads a feature.
     """
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
@@ -82,7 +82,7 @@ class FCNSkip(nn.Module):
 class DPT(smp.DPT):  # type: ignore[misc]
     """smp's DPT (Ranftl et al. 2021), also for patches whose side is no power of two, such as DINOv2's 14 px.
 
-    The decoder takes these for the nearest power; its logits, larger than the image by that ratio, are resized.
+    The decoder treats these as the nearest power of two; its logits, larger than the image by that ratio, are resized.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -205,7 +205,7 @@ def stages(decoder: str, module: nn.Module) -> list[nn.Module]:
 def why_not(encoder: str, decoder: str, error: Exception) -> str:
     """Return why ``encoder`` (smp's name) and ``decoder`` don't go together, and what does, as half a sentence.
 
-    ``error`` is what building or using them raised; it speaks where nothing better is known.
+    ``error`` is what building or using them raised; its message is used where no better reason is known.
     """
     backbone = encoder.removeprefix("tu-")
     if is_plain_vit(encoder) and decoder not in ("dpt", "fcn"):

@@ -1,8 +1,8 @@
-"""Depthwise convolutions whose gradients are quick on a CPU too.
+"""Depthwise convolutions with fast gradients on a CPU.
 
-oneDNN, by which PyTorch convolves on CPUs, has no quick code for some of them: gradients of kernels wider than 3,
+oneDNN, which PyTorch uses on CPUs, has no fast code for some of them: gradients of kernels wider than 3,
 of dilated ones and, in bf16, of strided ones took 5 to 80 times what the convolution itself takes (torch 2.14). Each
-is the same sum as a convolution that is quick.
+is rewritten as the same sum in convolutions that are fast.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Pair = tuple[int, int]
 
 
 def quicken_depthwise(net: nn.Module) -> None:
-    """Give the depthwise convolutions inside ``net`` quicker gradients on a CPU.
+    """Give the depthwise convolutions inside ``net`` faster gradients on a CPU.
 
-    Names, parameters and what is computed stay; the convolution itself has the same bits, its gradients may differ
-    in the last one.
+    Names, parameters and the function stay the same. The forward result is equal bit for bit, gradients may differ in
+    the last bit.
     """
     for part in net.modules():
         quick = QUICK.get(type(part))

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: an encoder computed twice rather than remembered (Chen et al. 2016)."""
+"""Gradient checkpointing: the encoder is recomputed in the backward pass instead of stored (Chen et al. 2016)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def set_gradient_checkpointing(encoder: nn.Module, on: bool) -> None:
-    """Let each block of ``encoder`` keep its input only and compute the rest again for the gradients; or stop that.
+    """Switch on or off that each block of ``encoder`` stores its input only and recomputes the rest for the gradients.
 
-    Gradients, dropout and normalisation statistics are those without it, bit for bit: random numbers repeat, and
-    statistics move in the first pass alone. Without gradients nothing is computed twice. An encoder without
+    Gradients, dropout and normalisation statistics are the same, bit for bit: random numbers repeat, and statistics
+    are updated in the first forward pass only. Without gradients nothing is computed twice. An encoder without
     blocks (VGG) is one block. torch.compile leaves blocks uncompiled while it is on.
     """
     for block in blocks(encoder):
@@ -52,13 +52,13 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 def _forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return type(block).forward(block, *args, **kwargs)
-    # Lists are copied on the way in: whoever passes or takes one may change it before the second pass.
+    # Lists are copied first: the caller or the block may change them before the second forward pass.
     kept = tuple(list(arg) if isinstance(arg, list) else arg for arg in args)
     return checkpoint(
         partial(_run, block),
         *kept,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _statistics_stand_still(block)),
+        context_fn=lambda: (contextlib.nullcontext(), _frozen_statistics(block)),
         **kwargs,
     )
 
@@ -69,7 +69,7 @@ def _run(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _statistics_stand_still(block: nn.Module) -> Iterator[None]:
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
     """Let normalisation in ``block`` write its statistics to copies."""
     norms = [
         module

@@ -1,4 +1,4 @@
-"""A member: built from its spec, saved as a folder, rebuilt from that folder alone, asked for predictions."""
+"""A network member: built from its spec, saved as a folder, rebuilt from that folder alone; its predictions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PIXELS_AT_ONCE = 16 * 512 * 512
 
 @dataclass(frozen=True)
 class MemberSpec:
-    """All it takes to build a member's network and to ask it.
+    """Everything that is needed to build a member's network and to predict with it.
 
     ``mean`` and ``std``: per channel, of images in 0..1. ``grayscale`` and ``clahe``: what is done to every image it
     predicts, as it was to those it was trained on (``enhance``). ``decoder_width``, ``attention``, ``context``,
@@ -60,7 +60,7 @@ class MemberModule(nn.Module):
     """image_BHWC uint8, of any height and width and enhanced as it was for training, to logits_BKHW at its size.
 
     Normalises inside, pads to the multiple the network needs by repeating the last row and column, and crops what
-    comes out. The permuted input lies in channels-last order as it is.
+    comes out. The permuted input is in channels-last memory order already.
 
     Args:
         net: image_BCHW to logits_BKHW, or a Network with heads.
@@ -95,7 +95,7 @@ class MemberModule(nn.Module):
         return encoder
 
     def forward(self, image_BHWC: Tensor, heads: bool | None = None) -> dict[str, Tensor]:
-        """Return float ``logits`` BKHW, and what training needs beside them.
+        """Return float ``logits`` BKHW, and in training the auxiliary outputs.
 
         Args:
             image_BHWC: uint8.
@@ -131,7 +131,7 @@ class MemberModule(nn.Module):
         return image_BHWC
 
     def set_gradient_checkpointing(self, on: bool) -> None:
-        """Let training compute the encoder twice rather than keep its activations, with the same results; or not."""
+        """Switch gradient checkpointing of the encoder on or off; the results are the same."""
         set_gradient_checkpointing(self.encoder, on)
 
     def encoder_stages(self) -> list[list[nn.Parameter]]:
@@ -268,7 +268,7 @@ class Member:
         module.keep_heads = bool(spec.heads)
         own = module.state_dict()
         try:
-            # Members on plain vision transformers used to hold the classifier too, which nothing asked.
+            # Members on plain vision transformers used to hold the classifier too, which is not used.
             module.load_state_dict({name: state[name] for name in state if name in own or UNUSED not in name})
         except RuntimeError as reason:
             raise InputError(
@@ -298,7 +298,7 @@ class Member:
         return probs_BKHW
 
     def predict_heads(self, image_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return what the heads that were kept say of uint8 images of any H and W.
+        """Return the outputs of the auxiliary heads that were kept, for uint8 images of any H and W.
 
         Returns:
             ``presence`` BK and ``boundary`` B1HW probabilities, ``distance`` BKHW in -1..1: float32, those of
@@ -320,7 +320,7 @@ class Member:
             }
 
     def _outputs(self, image_BHWC: NDArray[np.uint8], *, heads: bool) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yield what the module says of a few images at a time, and the number of the first."""
+        """Yield the module's outputs for a few images at a time, and the index of the first image."""
         images, height, width = image_BHWC.shape[:3]
         at_once = max(1, PIXELS_AT_ONCE // (height * width))
         for start in range(0, images, at_once):

@@ -1,4 +1,4 @@
-"""A network: a backbone and a decoder put together, with the attention, context and heads that its member asks for."""
+"""A network: a backbone and a decoder put together, with the attention, context and auxiliary heads of its member."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Network(nn.Module):
 
     Takes image_BCHW float whose height and width are multiples of ``multiple_px`` and at least ``min_side_px``.
 
-    Additions never rename or wrap what is there, so that weights fit with and without them: ``context`` works on the
+    Additions never rename or wrap modules, so that weights fit with and without them: ``context`` works on the
     deepest feature, ``attention`` follows the decoder's stages by forward hooks, ``heads`` and ``deep`` only read.
     """
 
@@ -58,7 +58,7 @@ class Network(nn.Module):
         return self.outputs(image_BCHW, auxiliary=False)["logits"]
 
     def outputs(self, image_BCHW: Tensor, *, auxiliary: bool = True) -> dict[str, Tensor]:
-        """Return ``logits``, and with ``auxiliary`` what the heads say and ``deep1`` (the finest), ``deep2``, ..."""
+        """Return ``logits``, and with ``auxiliary`` the heads' outputs and ``deep1`` (the finest), ``deep2``, ..."""
         self._staged = {} if auxiliary and self.deep else None
         size_px = (image_BCHW.shape[2], image_BCHW.shape[3])
         encoded = self.encoder(image_BCHW)
@@ -109,7 +109,7 @@ def assemble(
     Args:
         encoder: smp's name for it (see backbones.encoder_name).
         decoder: one of DECODERS. decoder_width: of its channels (see decoders.channel_options).
-        attention, context, heads: see attention.make_attention, context.make_context, heads.HEADS.
+        attention, context, heads: see attention.make_attention, context.make_context, auxiliary.HEADS.
         deep_supervision: whether the decoder's coarser stages predict too (Lee et al. 2015).
 
     Raises:

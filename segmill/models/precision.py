@@ -1,4 +1,4 @@
-"""What a member computes in: bf16 where the processor is quick at it, fp16 on older GPUs, else fp32."""
+"""The number type a member computes in: bf16 where the processor is fast in it, fp16 on older GPUs, else fp32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an encoder's first weights come from, by which bytes, and how foreign files are matched to it."""
+"""The initial weights of an encoder: where they come from, their sha256, and how foreign files are matched to it."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def _from_hub(repository: str, file: str, revision: str | None = None) -> Path:
         return Path(cached)
     if constants.HF_HUB_OFFLINE:
         raise OSError(f"HF_HUB_OFFLINE is set and {repository} is not in the cache")
-    # The hub's own client repeats a failed look-up for 23 s; one quick knock tells whether anyone is in.
+    # The hub's own client repeats a failed request for 23 s; one quick connection tells whether it can be reached.
     _knock(hf_hub_url(repository, file, revision=revision))
     return Path(hf_hub_download(repository, file, revision=revision))
 

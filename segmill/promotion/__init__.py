@@ -1,1 +1,1 @@
-"""Gate, ledger and registry: whether a challenger is better, who decided what, and which version serves."""
+"""Gate, ledger and registry: whether a challenger is better, what was decided, and which version serves."""

@@ -1,8 +1,8 @@
-"""The champion's member of the same name, for a training that begins with it. Never a reason to train.
+"""Fetches the champion's member of the same name for a warm start. It is never a reason to train.
 
-No stage depends on the champion: it moves when a member's own result is promoted, and nothing would ever be fresh.
-A member is stale where its data, parameters or code changed; then it begins with whichever champion there is, and
-`member.json` says which. A result that is known for the same data, parameters and code is taken from the cache.
+No stage depends on the champion: it changes when a member's own result is promoted, and nothing would ever be up to
+date. A member is out of date where its data, parameters or code changed; then it starts from the champion of that time,
+and `member.json` records which. A result that is known for the same data, parameters and code is taken from the cache.
 """
 
 from __future__ import annotations

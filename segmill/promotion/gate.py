@@ -17,7 +17,7 @@ Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says: the decision, the sentences behind it, and the figures those sentences are made of.
+    """The gate's answer: the decision, its reasons as sentences, and the figures in those sentences.
 
     ``facts`` is JSON-able: challenger_miou, floor_miou, samples; and where there is a champion champion_miou,
     gain, gain_low, gain_high, min_gain, confidence, groups, classes_compared.
@@ -46,7 +46,7 @@ def decide(
 
     Args:
         challenger_counts_NKK: integer confusion tables, one per test image (rows truth).
-        champion_counts_NKK: the same images in the same order; None where nothing serves yet.
+        champion_counts_NKK: the same images in the same order; None where no version serves yet.
         groups: the N images' group names, the units that are drawn in the paired bootstrap.
         floor_miou: the least mIoU that may serve, in 0..1.
         min_gain: the gain in mIoU that must be exceeded, in 0..1; 0 asks for any provable gain.
@@ -91,13 +91,13 @@ def decide(
         same = "Challenger and champion have the same counts on every image, so there is no gain."
         return Verdict("FAIL", [floor, same], facts)
     if gain.groups < LEAST_GROUPS:
-        too_few = f"{interval}, but so few prove nothing: put at least {LEAST_GROUPS} groups into the test split."
+        too_few = f"{interval}, but so few prove nothing: assign at least {LEAST_GROUPS} groups into the test split."
         return Verdict("INCONCLUSIVE", [floor, too_few], facts)
     if gain.low > min_gain:
         return Verdict("PASS", [floor, f"{interval}, all of it above min_gain {min_gain:g}."], facts)
     if gain.high <= min_gain:
         return Verdict("FAIL", [floor, f"{interval}, none of it above min_gain {min_gain:g}."], facts)
-    undecided = f"{interval}, which holds min_gain {min_gain:g}: more test groups would tell."
+    undecided = f"{interval}, which holds min_gain {min_gain:g}: more test groups can decide."
     return Verdict("INCONCLUSIVE", [floor, undecided], facts)
 
 

@@ -55,7 +55,7 @@ class Entry:
         model: the registered model's name.
         version: the registry's version that was judged, or went back to.
         previous: the champion's version before; None where there was none.
-        decision: the gate's word, PASS, FAIL or INCONCLUSIVE; None where the gate was not asked.
+        decision: the gate's decision, PASS, FAIL or INCONCLUSIVE; None where the gate was not used.
         reasons: sentences.
         facts: JSON-able figures behind them.
         time: UTC, ISO 8601; given by ``append``.
@@ -76,7 +76,7 @@ class Entry:
 def append(url: str, entry: Entry, *, after: int) -> Entry:
     """Write an entry as number ``after`` + 1 of its model; return it with number and time.
 
-    Two who judged against the same champion cannot both write: ``after`` is the last number the caller saw
+    Two writers that compared with the same champion cannot both write: ``after`` is the last number the caller saw
     before it looked at the champion (0 for none), and each number exists once. So write here first, and move
     the registry's alias only then.
 

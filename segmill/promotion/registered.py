@@ -1,4 +1,4 @@
-"""A registered version at work in a process of its own: asked for predictions, scored on a packed split."""
+"""Runs a registered version in a process of its own: its predictions, and its counts on a packed split."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Images = NDArray[np.uint8]
 
 @contextmanager
 def loaded(uri: str, model_name: str, version: str) -> Iterator[Callable[[Images], Images]]:
-    """Load a version where nobody else is; yield a function from image_BHWC uint8, C = 3, to ids_BHW uint8.
+    """Load a version in a process of its own; yield a function from image_BHWC uint8, C = 3, to ids_BHW uint8.
 
-    It loads as whoever serves it loads it: its own code, its own weights. Versions never share a process, since
+    It loads as a server loads it: with its own code and weights. Versions never share a process, since
     MLflow gives the second the modules of the first.
 
     Raises:
@@ -48,7 +48,7 @@ def loaded(uri: str, model_name: str, version: str) -> Iterator[Callable[[Images
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
-            # A model from a folder on this machine is used where it lies, and nothing is to be written there.
+            # A model in a folder of this machine is used in place, and nothing is written there.
             env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"},
         )
         try:

@@ -135,7 +135,7 @@ def aliased(uri: str, model_name: str, alias: str) -> Version | None:
         try:
             found = client.get_model_version_by_alias(model_name, alias)
         except MlflowException as error:
-            # A missing alias is told as INVALID_PARAMETER_VALUE, a missing model as RESOURCE_DOES_NOT_EXIST.
+            # MLflow reports a missing alias as INVALID_PARAMETER_VALUE, a missing model as RESOURCE_DOES_NOT_EXIST.
             if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
                 return None
             raise

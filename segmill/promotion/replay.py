@@ -1,4 +1,4 @@
-"""Run as a file of its own: a registered model predicts the images that come in by pipe.
+"""A script for a process of its own: a registered model predicts images that arrive on a pipe.
 
     python -P replay.py TRACKING_URI MODEL_URI
 

@@ -1,7 +1,7 @@
 """The model as MLflow serves it: code that rebuilds the ensemble from its folder, so that nothing is pickled.
 
 MLflow copies this file into the model and runs it to load the model (models from code); the package it
-imports from travels beside it.
+imports from is stored in the model too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ServedEnsemble(PythonModel):  # type: ignore[misc]
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> Any:
-        """Return what is in each image.
+        """Return the class ids of each image.
 
         Args:
             context: MLflow's.

@@ -28,9 +28,9 @@ from segmill.tuning.trials import (
     write_table,
 )
 
-# Importance is judged where every trial came: before that none is stopped.
+# Importance is computed at this share of the training, which every trial reaches: none is stopped before.
 JUDGED_AT = 0.25
-LEAST_TRIALS = 4  # below this nothing can be said of importance
+LEAST_TRIALS = 4  # with fewer, importances mean nothing
 
 
 def write_evidence(job: EvidenceJob) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def write_evidence(job: EvidenceJob) -> dict[str, Any]:
     searched = [trial for trial in trials if trial.values and trial.seed == work.seed]
     winner = best_trial(searched)
     if winner is None:
-        raise InputError(f"no trial of {work.member} came to its end; run `segmill tune` with a larger budget")
+        raise InputError(f"no trial of {work.member} was completed; run `segmill tune` with a larger budget")
     seeds = range(work.seed, work.seed + job.repeats + 1)
     by_key = {(say(trial.values), trial.seed): trial for trial in trials if trial.state == "full"}
     stands = [by_key.get((say(present or {}), seed)) for seed in seeds]
@@ -115,8 +115,8 @@ def patch_text(
 def importances(trials: Sequence[Trial], space: Sequence[Dimension]) -> dict[str, float]:
     """Return how much of the trials' differences each key explains, summing to 1, largest first.
 
-    Judged by val mIoU when JUDGED_AT of the training was done, which every trial that did not fail reached. Empty where
-    fewer than LEAST_TRIALS did, or all are alike.
+    Computed from val mIoU when JUDGED_AT of the training was done, which every trial that did not fail reached. Empty
+    where fewer than LEAST_TRIALS did, or all are equal.
 
     Source: Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces",
     IJCAI 2023, as Optuna has it.

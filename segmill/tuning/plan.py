@@ -1,4 +1,4 @@
-"""What a training should look like for this data, machine and time: facts in, proposals out, nothing else."""
+"""Proposes settings for a data set, machine and time: facts in, proposals out, no side effects."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from typing import Any
 STRIDE_PX = 32
 SMALLEST_SIDE_PX = 128
 LARGEST_SIDE_PX = 1024
-# Passes over train that a pretrained and a random encoder want before more pixels are worth more than more passes. In
+# Epochs that a pretrained (True) and a random encoder need before more pixels are worth more than more epochs. In
 # 20 minutes on two cores CamVid's best member had 15 to 20 at 288 x 384 px (docs/log.md).
-PASSES = {True: 20, False: 40}
-LEAST_PASSES = 10
-# Of a sample's side is a random window's, where recipes move the scale anyway.
-WINDOW = 0.8
-KEEPS_SIZE = 0.9  # an image that would keep this share of its side is not resized: that would only blur it
-FORWARD_SHARE = 1 / 3  # of a training step's time: what a look at val costs per pixel
-LOOKS_SHARE, LEAST_LOOKS, MOST_LOOKS = 0.05, 5, 20  # of the time that may go to looks at val, and how many those are
+EPOCHS = {True: 20, False: 40}
+LEAST_EPOCHS = 10
+# Side of a random crop as a share of the sample's side, where recipes change the scale anyway.
+CROP = 0.8
+KEEPS_SIZE = 0.9  # an image that would keep this share of its side is not resized: it would only be blurred
+FORWARD_SHARE = 1 / 3  # of a training step's time per pixel: what a validation run takes
+VALIDATION_SHARE, LEAST_VALIDATIONS, MOST_VALIDATIONS = 0.05, 5, 20  # of the time; and how many validation runs
 TRAINING_SHARE = 0.85  # of the time; checks, packing, ensemble and evaluation take the rest
 LEAST_STEPS = 20  # per epoch: with fewer, a batch is too large for the set
-LARGEST_BATCH = 8  # on a CPU a larger one is no quicker
-EMA_BELOW = ((300, 0.9), (5_000, 0.99), (math.inf, 0.999))  # decay of the weights' average, by steps
+LARGEST_BATCH = 8  # on a CPU a larger one is no faster
+EMA_BELOW = (
+    (300, 0.9),
+    (5_000, 0.99),
+    (math.inf, 0.999),
+)  # decay of the moving average of the weights, by number of steps
 RARE, VERY_RARE = 0.02, 0.005  # shares of train's labelled pixels
 OUTDOORS = {"road", "car", "sky", "pedestrian", "person", "sidewalk", "pavement", "building", "tree", "vehicle", "pole"}
 TISSUES = {"tumor", "tumour", "lesion", "organ", "cortex", "grey matter", "white matter", "liver", "kidney", "cell"}
-TILE_BELOW = 0.35  # an image shrunk below this share of its side loses what is small
+TILE_BELOW = 0.35  # an image shrunk below this share of its side loses small objects
 ASPECTS_ALIKE = 1.1
 
 
@@ -52,11 +56,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of data and machine; of the data, train where nothing else is said.
+    """What is known about data and machine; about the data, the train split unless said otherwise.
 
-    ``sizes``: (height, width) in px to how many train samples have it. ``class_pixels``: of train, by class name, and
-    ``class_samples`` in how many train samples it occurs. ``grey``: all images have one channel. ``gpu``: its name,
-    None without one; ``quick_bf16``: whether half the bytes are also half the time.
+    ``sizes``: (height, width) in px to the number of train samples of that size. ``class_pixels``: pixels in train by
+    class name. ``class_samples``: in how many train samples a class occurs. ``grey``: all images have one channel.
+    ``gpu``: its name, None without one. ``quick_bf16``: whether bf16 is faster than fp32 here.
     """
 
     samples: int
@@ -90,24 +94,24 @@ def propose(facts: Facts, minutes: float) -> list[Proposal]:
     seconds = 60 * minutes * TRAINING_SHARE / len(members)
     pretrained = all(member.pretrained for member in members)
     augmentation = choose_augmentation(facts)
-    windows = any(one.value == "driving" for one in augmentation)
-    size, proposals = choose_size(facts, pace * seconds, PASSES[pretrained], windows=windows)
+    crops = any(one.value == "driving" for one in augmentation)
+    size, proposals = choose_size(facts, pace * seconds, EPOCHS[pretrained], crops=crops)
     judged_px = math.prod(proposals[0].value or max(facts.sizes, key=facts.sizes.__getitem__))
-    passes = pace * seconds / (size[0] * size[1] * facts.samples)
+    epochs = pace * seconds / (size[0] * size[1] * facts.samples)
     return [
         Proposal("members", _as_params(members), _why_members(members, facts, minutes)),
         *proposals,
-        *choose_steps(facts, size, judged_px, passes, minutes, members),
+        *choose_steps(facts, size, judged_px, epochs, minutes, members),
         *choose_loss(facts),
         *augmentation,
     ]
 
 
 def choose_members(facts: Facts, minutes: float) -> list[Candidate]:
-    """Return the members: pretrained before random, three where each has LEAST_PASSES at a quarter of the pixels."""
+    """Return the members: pretrained before random, three where each has LEAST_EPOCHS at a quarter of the pixels."""
     ranked = sorted(facts.candidates, key=lambda one: (not one.pretrained, -one.pixels_s))
     (height, width), _ = max(facts.sizes.items(), key=lambda item: item[1])
-    needed = LEAST_PASSES * facts.samples * min(height * width, LARGEST_SIDE_PX**2) / 4
+    needed = LEAST_EPOCHS * facts.samples * min(height * width, LARGEST_SIDE_PX**2) / 4
     for count in (3, 2):
         some = ranked[:count]
         seconds = 60 * minutes * TRAINING_SHARE / count
@@ -116,22 +120,22 @@ def choose_members(facts: Facts, minutes: float) -> list[Candidate]:
     return ranked[:1]
 
 
-def choose_size(facts: Facts, pixels: float, passes: int, *, windows: bool) -> tuple[tuple[int, int], list[Proposal]]:
-    """Return height and width that training sees, and the proposals that make it so, for ``pixels`` to go through.
+def choose_size(facts: Facts, pixels: float, epochs: int, *, crops: bool) -> tuple[tuple[int, int], list[Proposal]]:
+    """Return height and width of what training sees of a sample, and the proposals for it, within ``pixels`` in all.
 
-    With ``windows`` training sees a random window of each sample, WINDOW of its side: scenes whose objects come at any
-    size and place lose nothing by it, and val and test keep more of their pixels.
+    With ``crops`` training sees a random crop of each sample, CROP of its side. Scenes whose objects have any size and
+    place lose nothing by it, and val and test keep more of their pixels.
     """
     (height, width), count = max(facts.sizes.items(), key=lambda item: item[1])
-    affordable = pixels / (passes * facts.samples)
+    affordable = pixels / (epochs * facts.samples)
     seen = math.sqrt(affordable / (height * width))
-    scale = min(1.0, seen / WINDOW if windows else seen, LARGEST_SIDE_PX / max(height, width))
+    scale = min(1.0, seen / CROP if crops else seen, LARGEST_SIDE_PX / max(height, width))
     scale = max(scale, min(1.0, SMALLEST_SIDE_PX / min(height, width)))
     if scale >= KEEPS_SIZE and max(height, width) <= LARGEST_SIDE_PX:
         scale = 1.0
     share = 100 * count / facts.samples
     why = (
-        f"{share:.0f} % of the {facts.samples} train images have {height} x {width} px, and {passes} passes in this "
+        f"{share:.0f} % of the {facts.samples} train images have {height} x {width} px, and {epochs} epochs in this "
         f"time leave {affordable:,.0f} px for each, {affordable / (height * width):.2f} of them"
     )
     alike = len(facts.sizes) == 1
@@ -144,10 +148,10 @@ def choose_size(facts: Facts, pixels: float, passes: int, *, windows: bool) -> t
     else:
         resize, reason = _how_to_resize(facts, scale)
     proposals.append(Proposal("prepare.resize", resize, reason))
-    share_of_side = seen / scale if windows else 1.0
+    share_of_side = seen / scale if crops else 1.0
     if share_of_side < 1:
         size = (_whole_strides(height * scale * share_of_side), _whole_strides(width * scale * share_of_side))
-        why = f"{size[0] * size[1]:,} px are what the time leaves for each image, at the scale that val is judged at"
+        why = f"{size[0] * size[1]:,} px per image are what the time allows, at the scale of val"
         proposals.append(Proposal("train.crop_size", list(size), why))
     else:
         proposals.append(Proposal("train.crop_size", None, "training sees whole samples in this time"))
@@ -157,19 +161,24 @@ def choose_size(facts: Facts, pixels: float, passes: int, *, windows: bool) -> t
 def _how_to_resize(facts: Facts, scale: float) -> tuple[str, str]:
     aspects = [tall / wide for tall, wide in facts.sizes]
     if scale < TILE_BELOW:
-        return "tile", f"shrunk to {scale:.2f} of its side an image loses what is small, so pieces are cut"
+        return "tile", f"shrunk to {scale:.2f} of its side an image loses small objects, so it is cut into tiles"
     if max(aspects) / min(aspects) > ASPECTS_ALIKE:
-        reason = f"height by width goes from {min(aspects):.2f} to {max(aspects):.2f}; stretching would bend the shapes"
+        reason = f"height / width goes from {min(aspects):.2f} to {max(aspects):.2f}; stretching would distort shapes"
         return "fit", reason
-    return "stretch", "all images have about the same aspect, so nothing is bent"
+    return "stretch", "all images have about the same aspect ratio, so stretching distorts little"
 
 
 def choose_steps(
-    facts: Facts, size: tuple[int, int], judged_px: int, passes: float, minutes: float, members: Sequence[Candidate]
+    facts: Facts,
+    size: tuple[int, int],
+    judged_px: int,
+    epochs_in_time: float,
+    minutes: float,
+    members: Sequence[Candidate],
 ) -> list[Proposal]:
-    """Return the proposals for batch_size, max_minutes, epochs, looks at val and the average of the weights.
+    """Return the proposals for batch_size, max_minutes, epochs, validation runs and the average of the weights.
 
-    ``judged_px``: pixels of a val sample at the scale it is judged at.
+    ``judged_px``: pixels of a val sample at the scale of validation. ``epochs_in_time``: as measured on this machine.
     """
     if facts.gpu:
         batch: int | str = "auto"
@@ -179,15 +188,16 @@ def choose_steps(
         while batch > 2 and facts.samples // batch < LEAST_STEPS:
             batch //= 2
         why = (
-            f"{facts.samples} samples make {max(1, facts.samples // batch)} steps of {batch} an epoch, and on a CPU a "
-            "larger batch is no quicker"
+            f"{facts.samples} samples make {max(1, facts.samples // batch)} steps of {batch} per epoch, and on a CPU "
+            "a larger batch is no faster"
         )
     rooms = 1 if facts.gpu else max(1, min(len(members), 2 * facts.cores))
     each = minutes * TRAINING_SHARE / math.ceil(len(members) / rooms)
-    epochs = max(LEAST_PASSES, math.ceil(2 * passes))
-    steps = round(passes * facts.samples / (LARGEST_BATCH if batch == "auto" else int(batch)))
-    look = facts.val_samples * FORWARD_SHARE * judged_px / (facts.samples * size[0] * size[1])
-    val_every = max(1, min(max(math.ceil(look / LOOKS_SHARE), round(passes / MOST_LOOKS)), int(passes / LEAST_LOOKS)))
+    epochs = max(LEAST_EPOCHS, math.ceil(2 * epochs_in_time))
+    steps = round(epochs_in_time * facts.samples / (LARGEST_BATCH if batch == "auto" else int(batch)))
+    cost = facts.val_samples * FORWARD_SHARE * judged_px / (facts.samples * size[0] * size[1])
+    rarest = max(math.ceil(cost / VALIDATION_SHARE), round(epochs_in_time / MOST_VALIDATIONS))
+    val_every = max(1, min(rarest, int(epochs_in_time / LEAST_VALIDATIONS)))
     decay = next(decay for most, decay in EMA_BELOW if steps < most)
     where = "at the same time" if rooms > 1 else "after one another"
     return [
@@ -195,19 +205,20 @@ def choose_steps(
         Proposal(
             "train.max_minutes", round(each, 1),
             f"{100 * TRAINING_SHARE:.0f} % of {minutes:g} minutes is for training, {len(members)} members {where}; the "
-            "schedule fits itself to it",
+            "schedule adapts to it",
         ),
         Proposal(
             "train.epochs", epochs,
-            f"an upper bound only: at the measured pace the time holds {passes:.0f} passes of {size[0]} x {size[1]} px",
+            f"an upper bound: at the measured speed there are {epochs_in_time:.0f} epochs of {size[0]} x {size[1]} px",
         ),
         Proposal(
             "train.val_every", val_every,
-            f"a look at val costs {100 * look:.0f} % of a pass; {passes / val_every:.0f} looks choose the best weights",
+            f"a validation run takes {100 * cost:.0f} % of an epoch's time; {epochs_in_time / val_every:.0f} of them "
+            "select the best weights",
         ),
         Proposal(
             "train.ema_decay", decay,
-            f"about {steps:,} steps in the time; the average of the weights reaches back over {1 / (1 - decay):.0f}",
+            f"about {steps:,} steps in the time; the moving average covers about {1 / (1 - decay):.0f} of them",
         ),
     ]  # fmt: skip
 
@@ -219,10 +230,10 @@ def choose_loss(facts: Facts) -> list[Proposal]:
     share = facts.class_pixels[rarest] / max(total, 1)
     said = f"the rarest class, {rarest}, has {100 * share:.2g} % of train's pixels"
     weights = "sqrt_inverse" if share < RARE else "none"
-    weighs = "without weights it hardly moves the loss" if share < RARE else "that is enough without weights"
+    weighs = "without weights it hardly changes the loss" if share < RARE else "that is enough without weights"
     loss = {"ce": 1.0, "dice": 1.0}
     return [
-        Proposal("train.loss", loss, f"{said}; Dice counts every class alike, cross-entropy keeps the training steady"),
+        Proposal("train.loss", loss, f"{said}; Dice counts every class equally, cross-entropy keeps training stable"),
         Proposal("train.class_weights", weights, f"{said}; {weighs}"),
     ]
 
@@ -233,12 +244,12 @@ def choose_augmentation(facts: Facts) -> list[Proposal]:
     outdoors, tissues = sorted(names & OUTDOORS), sorted(names & TISSUES)
     found = []
     if len(outdoors) >= 2:
-        found.append(
-            Proposal("augment.recipe", "driving", f"the classes {', '.join(outdoors[:3])} are those of streets")
-        )
+        found.append(Proposal("augment.recipe", "driving", f"the classes {', '.join(outdoors[:3])} are street scenes"))
     elif tissues or facts.grey:
         why = (
-            f"the classes {', '.join(tissues[:3])} are of medicine" if tissues else "all images are grey, as scans are"
+            f"the classes {', '.join(tissues[:3])} are medical"
+            if tissues
+            else "all images are grey, like medical scans"
         )
         found.append(Proposal("augment.recipe", "medical", why))
     total = sum(facts.class_pixels.values())
@@ -247,15 +258,16 @@ def choose_augmentation(facts: Facts) -> list[Proposal]:
     if seldom:
         few = min(seldom, key=lambda name: facts.class_samples[name])
         why = (
-            f"{few} is in {facts.class_samples[few]} of {facts.samples} train samples with below {100 * VERY_RARE:g} % "
+            f"{few} is in {facts.class_samples[few]} of {facts.samples} train samples, with less than "
+            f"{100 * VERY_RARE:g} % "
         )
-        found.append(Proposal("augment.copy_paste", 0.25, f"{why}of the pixels; pasted objects show it more often"))
+        found.append(Proposal("augment.copy_paste", 0.25, f"{why}of the pixels; pasted objects make it more frequent"))
     else:
-        why = f"no class below {100 * VERY_RARE:g} % of the pixels is missing in three of four samples"
+        why = f"no class with less than {100 * VERY_RARE:g} % of the pixels is missing in three of four samples"
         found.append(Proposal("augment.copy_paste", 0.0, why))
     found.append(
         Proposal("augment.oversample", 0.25 if seldom else 0.0,
-                 f"{', '.join(seldom)} occur in few samples; these are drawn more often" if seldom else why)
+                 f"{', '.join(seldom)} occur in few samples; these are repeated" if seldom else why)
     )  # fmt: skip
     return found
 
@@ -279,10 +291,10 @@ def _why_members(members: Sequence[Candidate], facts: Facts, minutes: float) -> 
     how = f"on {facts.gpu}" if facts.gpu else f"on {facts.cores} cores{' in bf16' if facts.quick_bf16 else ''}"
     return (
         f"of {len(facts.candidates)} candidates {known} have weights that can be reached; million pixels/s measured "
-        f"{how}: {paces}; {minutes:g} minutes hold {len(members)} with {LEAST_PASSES} passes or more each"
+        f"{how}: {paces}; {minutes:g} minutes are enough for {len(members)} with {LEAST_EPOCHS} epochs or more each"
         if len(members) > 1
         else f"in {minutes:g} minutes one member learns more than several that share the time; million pixels/s "
-        f"{how}: {paces}"
+        f"measured {how}: {paces}"
     )
 
 

@@ -22,13 +22,13 @@ Values = dict[str, Any]  # of params.yaml, or of a trial: key -> value
 BLOCKS = ("prepare", "augment", "train", "members")
 UPSTREAM = ("prepare", "augment")
 JUDGE = ("data", "split")
-# Digits that are kept of a number: more says nothing of a network, and a patch can be read.
+# Significant digits of a number: more make no difference to a network, and a patch stays readable.
 DIGITS = 3
 FIXED = {
-    "seed": "the seed is what the spread of the result is measured with; --repeats trains with other ones",
-    "epochs": "all trials are as long, so that they can be compared; give --epochs",
-    "max_minutes": "all trials are as long, so that they can be compared; give --epochs",
-    "val_every": "all trials are looked at alike, so that they can be compared",
+    "seed": "the spread of the result is measured over seeds; --repeats trains with other ones",
+    "epochs": "all trials have the same length, so that they can be compared; give --epochs",
+    "max_minutes": "all trials have the same length, so that they can be compared; give --epochs",
+    "val_every": "all trials are validated in the same way, so that they can be compared",
     "warm_start": "the champion is no setting; set it in params.yaml before",
     "kind": "members of another kind have other keys",
 }
@@ -48,13 +48,13 @@ class Dimension:
 
     @property
     def tried(self) -> tuple[Any, ...]:
-        """The values whose validity says that of all: the ends of a range, every choice."""
+        """The values to check: if they are valid, all are. The ends of a range, or every choice."""
         if self.kind == "choice":
             return self.choices
         return (int(self.low), int(self.high)) if self.kind == "int" else (self.low, self.high)
 
     def holds(self, value: Any) -> bool:
-        """Tell whether the search can come upon ``value``."""
+        """Return whether ``value`` is in the search space."""
         if self.kind == "choice":
             return value in self.choices
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
@@ -72,14 +72,14 @@ class Dimension:
 
 
 def read_values(path: Path) -> Values:
-    """Return the params.yaml at ``path`` as plain values, once it has proved valid; InputError where it has not."""
+    """Return the params.yaml at ``path`` as plain values, once it is checked; InputError where it is not valid."""
     read_params(path)
     values: Values = YAML(typ="safe").load(path.read_text())
     return values
 
 
 def read_space(searches: Sequence[str], values: Values, member: str) -> list[Dimension]:
-    """Read what ``--search`` says and check every value that decides whether all are valid.
+    """Read what ``--search`` says and check the values that decide whether all are valid.
 
     Args:
         searches: ``KEY=SPEC`` each; SPEC is ``LOW..HIGH``, ``LOW..HIGH:log`` or ``VALUE,VALUE,...`` in YAML. A key
@@ -89,8 +89,8 @@ def read_space(searches: Sequence[str], values: Values, member: str) -> list[Dim
 
     Raises:
         InputError: one sentence: another grammar, an unknown key (with its near miss), a key that no member's training
-            depends on, that the judge depends on, or that the member's own settings override; a value that is not
-            allowed, alone or with the other keys' first values.
+            depends on, that decides what trials are compared on, or that the member's own settings override; a value
+            that is not allowed, alone or with the other keys' first values.
     """
     space = [_dimension(text, values, member) for text in searches]
     keys = [dimension.key for dimension in space]
@@ -206,7 +206,7 @@ def _dimension(text: str, values: Values, member: str) -> Dimension:
         return Dimension(key, "choice", choices=_choices(text, spec))
     if key.split(".")[0] in UPSTREAM:
         raise InputError(
-            f"--search {text}: the data are made anew for every value of {key}, so a range would never end; name the "
+            f"--search {text}: the data are built again for every value of {key}, so a range would never end; name the "
             f"values, as {key}={low},{rest.partition(':')[0]}"
         )
     high, colon, scale = rest.partition(":")
@@ -219,7 +219,7 @@ def _dimension(text: str, values: Values, member: str) -> Dimension:
     if not (math.isfinite(least) and math.isfinite(most) and least < most):
         raise InputError(f"--search {text}: the range must go from a number up to a larger one")
     if colon and least <= 0:
-        raise InputError(f"--search {text}: a range by factors (:log) begins above 0; raise {low} or leave :log out")
+        raise InputError(f"--search {text}: a logarithmic range (:log) starts above 0; raise {low} or leave :log out")
     whole = least.is_integer() and most.is_integer() and "." not in low + high and "e" not in (low + high).lower()
     kind: Literal["float", "int"] = "int" if whole and _only_whole(values, member, key, least) else "float"
     return Dimension(key, kind, least, most, bool(colon))
@@ -232,7 +232,7 @@ def _full_key(key: str, values: Values, member: str) -> str:
         parts = ["members", member, *parts]
     block = parts[0]
     if block in JUDGE:
-        raise InputError(f"--search {key}: {block} decides what judges, so its values can't be compared; leave it out")
+        raise InputError(f"--search {key}: {block} decides what the trials are compared on; leave it out")
     if block not in BLOCKS:
         raise InputError(f"--search {key}: no training depends on {block}; search keys of {', '.join(BLOCKS)}")
     if len(parts) < (3 if block == "members" else 2):
@@ -258,9 +258,9 @@ def _choices(text: str, spec: str) -> tuple[Any, ...]:
         raise InputError(f"--search {text}: the choices are not YAML; {HOW}") from None
     choices = tuple(_plain(choice) for choice in found)
     if len(choices) < 2:
-        raise InputError(f"--search {text}: one value is nothing to search; `segmill retrain --set {text}` sets it")
+        raise InputError(f"--search {text}: one value can't be searched; `segmill retrain --set {text}` sets it")
     if any(choices.count(choice) > 1 for choice in choices):
-        raise InputError(f"--search {text}: a value stands there twice; name each once")
+        raise InputError(f"--search {text}: a value is there twice; name each once")
     return choices
 
 

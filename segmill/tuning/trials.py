@@ -1,4 +1,4 @@
-"""The trials of a tuning as files: how each went, which is best, and whether it beats what stands. Light to import."""
+"""The trials of a tuning as files: how each went, which is best, and whether it beats the present settings."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ class Study:
 class Trial:
     """One training with some values.
 
-    ``values``: of the searched keys, or {} for params.yaml as it stands. ``seed``: of the training. ``rows``: one per
-    epoch with epoch, share (of the training, 0..1), loss, val_miou (None where it was not looked at), best (val mIoU
-    so far, None before the first look), lr, seconds. ``why``: what stopped or failed it.
+    ``values``: of the searched keys, or {} for params.yaml as it is. ``seed``: of the training. ``rows``: one per
+    epoch with epoch, share (of the training, 0..1), loss, val_miou (None where it was not measured), best (val
+    mIoU so far, None before the first validation run), lr, seconds. ``why``: what stopped or failed it.
     """
 
     key: str
@@ -103,7 +103,7 @@ class Trial:
 
     @property
     def best(self) -> float | None:
-        """The best val mIoU so far; None before the first look."""
+        """The best val mIoU so far; None before the first validation run."""
         return self.rows[-1]["best"] if self.rows else None
 
     @property
@@ -144,7 +144,7 @@ def read_trials(study: Study) -> list[Trial]:
 
 
 def decide(study: Study, key: str, state: State, why: str) -> None:
-    """Note that the trial ``key`` is not to go on."""
+    """Record that the trial ``key`` does not continue."""
     decided = progress.read(study.decisions) or {}
     progress.report(study.decisions, **{**decided, key: {"state": state, "why": why}})
 
@@ -190,10 +190,10 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The winner's val mIoU against that of params.yaml as it stands.
+    """The winner's val mIoU against that of params.yaml as it is.
 
     ``winner`` and ``present``: one figure per seed. The winner's seed of the search is not among them: it was chosen
-    for its figure, so that figure flatters. ``gain``: difference of the means; ``low``, ``high``: its interval, None
+    for its figure, so that figure is too high. ``gain``: difference of the means; ``low``, ``high``: its interval, None
     where there are too few figures for one. ``decision``: better, noise, worse or unchanged.
     """
 
@@ -209,23 +209,23 @@ class Comparison:
     def sentence(self) -> str:
         """Say in words what the figures are worth."""
         if self.decision == "unchanged":
-            return "no trial beat params.yaml as it stands: keep it"
+            return "no trial beat the present settings: keep params.yaml as it is"
         if self.gain is None:
             return (
                 "the winner was trained with one seed only, so nothing is known of the noise; run again with "
                 "--repeats 2 or more before you trust it"
             )
-        seeds = f"over {len(self.winner)} fresh seeds against {len(self.present)} of what stands"
+        seeds = f"over {len(self.winner)} new seeds against {len(self.present)} of the present settings"
         if self.low is None or self.high is None:
-            said = f"the winner gains {100 * self.gain:+.1f} points of val mIoU with one fresh seed"
+            said = f"the winner gains {100 * self.gain:+.1f} points of val mIoU with one new seed"
             return f"{said}; one figure says nothing of the noise: run again with --repeats 2 or more"
         interval = f"{100 * self.low:+.1f} to {100 * self.high:+.1f} at {100 * self.confidence:g} %"
         said = f"the winner gains {100 * self.gain:+.1f} points of val mIoU {seeds} ({interval})"
         if self.decision == "better":
             return f"{said}: more than the noise between seeds"
         if self.decision == "worse":
-            return f"{said}: what won the search was luck; keep params.yaml as it stands"
-        return f"{said}: within the noise of what stands; more seeds (--repeats) or more data would tell"
+            return f"{said}: the winner of the search was luck; keep params.yaml as it is"
+        return f"{said}: within the noise; more seeds (--repeats) or more data can decide"
 
 
 def compare(winner: Sequence[float], present: Sequence[float], confidence: float) -> Comparison:
@@ -252,7 +252,7 @@ def compare(winner: Sequence[float], present: Sequence[float], confidence: float
 
 
 def unchanged(present: Sequence[float], confidence: float) -> Comparison:
-    """Return the comparison where params.yaml as it stands won its own search."""
+    """Return the comparison where the present settings won the search."""
     return Comparison([], list(present), None, None, None, confidence, "unchanged")
 
 

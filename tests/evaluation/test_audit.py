@@ -35,7 +35,7 @@ from segmill.evaluation.audit import (
 )
 from segmill.evaluation.audit_job import AuditJob, Source
 from segmill.evaluation.audit_report import COLUMNS, audit_and_report, csv_text, page_of
-from segmill.evaluation.folds import deal_folds, train_groups, write_fold
+from segmill.evaluation.folds import assign_folds, train_groups, write_fold
 from segmill.reports.audit_page import write_audit_page
 
 IGNORE = 255
@@ -357,9 +357,9 @@ def test_a_class_the_model_does_not_know_is_named(
 
 def test_folds_keep_groups_together_and_are_about_even() -> None:
     groups = ["a"] * 5 + ["b"] * 4 + ["c"] * 2 + ["d"] * 3
-    assert deal_folds(groups, 2) == [frozenset({"a", "c"}), frozenset({"b", "d"})]
+    assert assign_folds(groups, 2) == [frozenset({"a", "c"}), frozenset({"b", "d"})]
     with pytest.raises(InputError, match="--folds is 5 and train has 4 groups; allowed is 2 to 4"):
-        deal_folds(groups, 5)
+        assign_folds(groups, 5)
 
 
 def test_a_fold_is_the_packed_split_without_its_groups(street: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_counts_that_are_not_there(tmp_path: Path) -> None:
         (2, 9, [0, 1]),
     ],
 )
-def test_worst_middling_and_best(images: int, count: int, expected: list[int]) -> None:
+def test_worst_typical_and_best(images: int, count: int, expected: list[int]) -> None:
     """Image i has i + 1 right pixels of 20, so the order by mIoU is the order by index."""
     tables = np.array([[[i + 1, 19 - i], [0, 0]] for i in range(images)])
     assert choose_examples(tables, count) == expected

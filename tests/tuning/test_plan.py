@@ -41,17 +41,17 @@ def proposed(facts: Facts, minutes: float) -> dict[str, Proposal]:
 def test_a_street_set_on_two_cores_in_an_hour() -> None:
     found = proposed(STREET, 60)
     assert list(found["members"].value) == ["quick", "slow", "random"], "reachable weights first, then by speed"
-    # The mean pace of the three, 633,333 px/s, for 1,020 s, is 646 million px; 40 passes over 367 images leave 44,005
-    # px each, 0.25 of 360 x 480: windows of 182 x 242 px of images of 227 x 303, in whole strides of 32.
+    # The mean pace of the three, 633,333 px/s, for 1,020 s, is 646 million px; 40 epochs over 367 images leave 44,005
+    # px each, 0.25 of 360 x 480: crops of 182 x 242 px of images of 227 x 303, in whole strides of 32.
     assert found["prepare.size_px"].value == [224, 288]
     assert "44,005 px for each" in found["prepare.size_px"].why
     assert found["prepare.resize"].value == "stretch"
     assert found["train.crop_size"].value == [192, 256]
-    assert found["train.ema_decay"].value == 0.99  # 36 passes of 45.9 steps
+    assert found["train.ema_decay"].value == 0.99  # 36 epochs of 45.9 steps
     assert found["train.batch_size"].value == 8  # 45 steps
-    # 101 x 224 x 288 px of val, forward alone, against 367 x 192 x 256 px: 0.12 of a pass, in three passes below 5 %
+    # 101 x 224 x 288 px of val, forward alone, against 367 x 192 x 256 px: 0.12 of an epoch, in three epochs below 5 %
     assert found["train.val_every"].value == 3
-    assert "a look at val costs 12 % of a pass" in found["train.val_every"].why
+    assert "a validation run takes 12 % of an epoch's time" in found["train.val_every"].why
     assert found["train.max_minutes"].value == 51.0  # 0.85 of 60: three members at the same time on two cores
     assert found["train.class_weights"].value == "sqrt_inverse"
     assert "the rarest class, pole, has 0.18 % of train's pixels" in found["train.class_weights"].why
@@ -71,7 +71,7 @@ def test_little_time_takes_one_member_and_fewer_pixels() -> None:
     found = proposed(STREET, 3)
     assert list(found["members"].value) == ["quick"]
     assert found["members"].value["quick"]["decoder_width"] == 0.5
-    assert found["train.val_every"].value == 4  # 0.15 of a pass each, and five looks are the fewest
+    assert found["train.val_every"].value == 4  # 0.15 of an epoch each, and five validation runs are the fewest
     height, width = found["prepare.size_px"].value
     assert height == 128, "not below what can still be seen"
     assert height * width < 224 * 288
@@ -85,14 +85,14 @@ def test_much_time_takes_the_images_as_they_are() -> None:
     assert mixed["prepare.size_px"].value == [352, 480]  # 360 px are 11.25 strides
 
 
-def test_whole_images_of_streets_are_seen_through_windows_first() -> None:
-    # 0.64 of 360 x 480 in 20 passes by one member alone: 90 % of what the time holds
+def test_whole_images_of_streets_are_cropped_first() -> None:
+    # 0.64 of 360 x 480 in 20 epochs by one member alone: 90 % of what the time holds
     found = proposed(replace(STREET, candidates=(replace(QUICK, pixels_s=800_000),)), 20)
     assert (found["prepare.size_px"].value, found["train.crop_size"].value) == (None, [288, 384])
 
 
 def test_an_image_that_would_hardly_shrink_keeps_its_size() -> None:
-    # 735,000 px/s for 1,020 s leave 102,139 px, 0.59: at windows of 0.8 of the side the images would keep 0.96 of it
+    # 735,000 px/s for 1,020 s leave 102,139 px, 0.59: at crops of 0.8 of the side the images would keep 0.96 of it
     candidates = tuple(replace(QUICK, name=name, pixels_s=735_000) for name in ("a", "b", "c"))
     found = proposed(replace(STREET, candidates=candidates), 60)
     assert (found["prepare.size_px"].value, found["train.crop_size"].value) == (None, [288, 384])
@@ -115,7 +115,7 @@ def test_a_gpu_trains_after_one_another_with_the_batch_that_fits() -> None:
     ],
 )
 def test_how_images_come_to_one_size(sizes: dict[tuple[int, int], int], pixels: float, resize: str) -> None:
-    _, proposals = choose_size(replace(STREET, samples=10, sizes=sizes), pixels, passes=30, windows=False)
+    _, proposals = choose_size(replace(STREET, samples=10, sizes=sizes), pixels, epochs=30, crops=False)
     assert proposals[1].value == resize
 
 

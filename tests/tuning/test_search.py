@@ -208,7 +208,7 @@ def test_the_gain_is_set_against_the_noise_between_seeds() -> None:
     found = compare([0.71, 0.73], [0.69, 0.71], 0.95)
     assert found.gain == pytest.approx(0.02)
     assert found.high == pytest.approx(0.02 + 4.3027 * 0.0002**0.5, rel=1e-4)
-    assert found.decision == "noise" and "within the noise of what stands" in found.sentence
+    assert found.decision == "noise" and "within the noise;" in found.sentence
     assert compare([0.80, 0.801], [0.70, 0.701], 0.95).decision == "better"
     assert compare([0.60, 0.61], [0.70, 0.71], 0.95).decision == "worse"
     single = compare([0.8], [0.7], 0.95)

@@ -20,7 +20,7 @@ Map = NDArray[np.float32]
 
 SIGMAS_PX = (1.0, 2.0, 4.0, 8.0)
 WINDOWS_PX = (5, 11, 23, 47)
-# Of a backbone: strides 2 to 16. What lies deeper knows the image, not the pixel.
+# Of a backbone: strides 2 to 16. Deeper features describe the image, not the pixel.
 CNN_DEPTH = 4
 CNN_STRIDE_PX = 32
 CNN_CHANNELS = 12  # kept of each of its stages
@@ -140,7 +140,7 @@ class FrozenBackbone(nn.Module):
             mean = first / count
             _, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
             kept = vectors.flip(1)[:, : projection.out_channels].T
-            # The sign of an eigenvector is the solver's whim.
+            # The sign of an eigenvector is arbitrary.
             kept = kept * kept.gather(1, kept.abs().argmax(1, keepdim=True)).sign()
             projection.weight.copy_(kept[:, :, None, None])  # type: ignore[operator]
             projection.bias.copy_(-kept @ mean)  # type: ignore[operator]
@@ -159,7 +159,7 @@ class FrozenBackbone(nn.Module):
 def pixel_features(
     image_HWC: NDArray[np.uint8], channels: dict[str, tuple[int, ...]], cnn: FrozenBackbone | None = None
 ) -> NDArray[np.float32]:
-    """Return what is known of each pixel of an image.
+    """Return the features of each pixel of an image.
 
     Args:
         image_HWC: uint8 RGB of any size.

@@ -26,7 +26,7 @@ from segmill.models.weights import Weights, resolve
 FORMAT = 1
 # Pixels that are compared to all landmarks at once: 2 MB at 500 of them, which a processor's cache holds.
 PIXELS_AT_ONCE = 1024
-# Standard deviations beyond which a feature is no stranger than at that distance.
+# Features are clipped at this many standard deviations.
 FARTHEST = 5.0
 # Variance of a lightness of 0..1 in a window from which on it counts as an edge that smoothing keeps.
 EDGE_VARIANCE = 1e-3
@@ -34,9 +34,9 @@ EDGE_VARIANCE = 1e-3
 
 @dataclass(frozen=True)
 class SvmSpec:
-    """All it takes to rebuild a classical member, besides its arrays.
+    """Everything that is needed to rebuild a classical member, except its arrays.
 
-    ``classes``: ids that it can name, ascending; it gives the others probability 0. ``channels``: family of features
+    ``classes``: ids that it can predict, ascending; the others get probability 0. ``channels``: family of features
     to the numbers of its channels in use. ``backbone``, ``mean`` and ``std``: of the family cnn. ``smooth_px``: of
     ``smoothed``. ``grayscale`` and ``clahe``: what is done to every image it predicts, as it was to those it learned
     from (``enhance``).
@@ -168,8 +168,8 @@ class SvmMember:
 def smoothed(probs_KHW: NDArray[np.float32], image_HWC: NDArray[np.uint8], smooth_px: int) -> NDArray[np.float32]:
     """Return the probabilities smoothed within ``smooth_px``, but not across edges of the image; 0 changes nothing.
 
-    A classifier of single pixels leaves thin noise; thin structures suffer, so it must earn its place on val. The
-    guide is the luma. The filter is linear and leaves a constant as it is, so that the sum over classes stays 1.
+    A classifier of single pixels leaves thin noise; thin structures suffer, so it is used only where it helps on
+    val. The guide is the luma. The filter is linear and keeps a constant, so that the sum over classes stays 1.
     Source: the guided filter, He, Sun & Tang 2010.
     """
     if not smooth_px:
@@ -235,7 +235,7 @@ def check_svm(features: Sequence[str], backbone: str | None, weights: str) -> We
         return resolve("none", "")
     if backbone is None or weights == "none":
         raise InputError(
-            f"the features cnn came with backbone {backbone} and weights {weights}; random ones know nothing: name "
+            f"the features cnn came with backbone {backbone} and weights {weights}; random ones are useless: name "
             "a backbone and its weights (timm, file:PATH, package:NAME), or leave cnn out"
         )
     start = resolve(weights, backbone)

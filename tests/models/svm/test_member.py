@@ -164,7 +164,7 @@ def test_what_can_not_be_fitted_is_said_beforehand(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'texture'"):
         check_svm(["textures"], None, "none")
     for backbone, weights in ((None, "timm"), ("resnet18", "none")):
-        with pytest.raises(InputError, match="random ones know nothing"):
+        with pytest.raises(InputError, match="random ones are useless"):
             check_svm(["cnn"], backbone, weights)
     save_file({"conv.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="don't fit the backbone"):
