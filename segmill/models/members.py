@@ -216,7 +216,8 @@ def save_member(
 
     ``weights`` is where the encoder started from; ``curves`` holds one row per epoch, all with the same keys.
     ``folder`` must be a temporary one that the caller renames when everything is in it. The predictions of coarser
-    stages are left out, and so are heads unless ``keep_heads``.
+    stages are left out, and so are heads unless ``keep_heads``. More than eight parameters: each is a part of the
+    folder or of member.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = replace(spec, heads=spec.heads if keep_heads else (), deep_supervision=False)

@@ -104,7 +104,8 @@ def assemble(
 ) -> Network:
     """Return a network of random weights, in training mode. Never goes online.
 
-    The plain part of the network has the same random weights with and without additions.
+    The plain part of the network has the same random weights with and without additions. More than eight parameters:
+    each is one choice of how the network is built, under its name in MemberSpec.
 
     Args:
         encoder: smp's name for it (see backbones.encoder_name).

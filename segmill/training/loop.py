@@ -66,6 +66,7 @@ def train_member(
 
     It ends after ``epochs``, after the step that uses up ``max_minutes``, or after ``early_stopping_patience``
     validation runs without a new best, whichever comes first, and always with a validation run.
+    More than eight parameters: what is trained and where, and four independent options of a run.
 
     Args:
         module: the same random or pretrained weights on every rank; moved to ``device``.

@@ -39,7 +39,8 @@ def segmentation_loss(
 ) -> Tensor:
     """Return the sum of the losses named in ``loss``, each times its number: a float32 scalar.
 
-    Sums over pixels and classes go over the whole batch. A batch without a labelled pixel costs 0.
+    Sums over pixels and classes go over the whole batch. A batch without a labelled pixel costs 0. More than eight
+    parameters: a pure function of the batch and of the settings of six losses.
 
     Args:
         logits_BKHW: any float type.

@@ -21,6 +21,7 @@ class Objective(nn.Module):
     With ``learned`` the tasks weigh by their uncertainty (Kendall et al. 2018): each costs
     exp(-s) x loss + s / 2, and its s, the log of a variance, is a parameter that starts where exp(-s) is the
     weight given; the segmentation itself starts at 1. The coarser stages belong to the segmentation.
+    More than eight parameters: the settings of the losses and those of the heads.
 
     Args:
         ignore_id: the id of unlabelled pixels.

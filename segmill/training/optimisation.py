@@ -41,6 +41,8 @@ def make_optimizer(
     encoder at ``lr * encoder_lr_factor`` and each stage above at ``layer_decay`` times the one below it (as BEiT, Bao
     et al. 2022, by layers). Biases and the scales of normalisation (tensors of one axis), and what is ``further`` to
     be learned, are not decayed. InputError for an unknown ``kind``.
+
+    More than eight parameters: the optimizers' own settings, by the names that their papers use.
     """
     check_names("optimizer", [kind], OPTIMIZERS)
     groups = parameter_groups(

@@ -42,7 +42,8 @@ class TrainBatches:
     smaller than one batch is gone through again, under other augmentation, until one batch is full.
 
     ``loader_workers``: processes that make batches; 0 makes them in one background thread. ``pin_memory``:
-    for faster copies to a GPU. ``distances``: makes an array of each mask, there too. InputError where ``batch_size``
+    for faster copies to a GPU. ``distances``: makes an array of each mask, there too. More than eight parameters:
+    these five are options of the loader, each apart from the others. InputError where ``batch_size``
     does not divide by ``world_size``, the split is empty, or the images differ in size and the augmenter does not
     make them one.
     """

@@ -71,7 +71,8 @@ def make_extras(
     """Write extra train samples as a packed split with origins.parquet; return how many there are of each kind.
 
     The outcome depends on the train split and the arguments alone, not on ``jobs``. Memory stays bounded. Nothing is
-    written where there is nothing to write: no share asked for, no rare class, or no place for any object.
+    written where there is nothing to write: no share asked for, no rare class, or no place for any object. More than
+    eight parameters: each but the folders, ``mirror``, ``jobs`` and ``progress`` is a key of params.yaml's augment.
 
     Args:
         packed_dir: packed splits, of which only train is opened.

@@ -204,6 +204,8 @@ def flop_of_convolution_backward(
 ) -> int:
     """Return the FLOP of a convolution's gradients, each as many as the convolution's own.
 
+    More than eight parameters: they are those of PyTorch's operator.
+
     PyTorch 2.14's own formula counts the weight's gradient of a grouped convolution as if it had one group.
     """
     images, _, *places = x if transposed else grad
