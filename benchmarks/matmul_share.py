@@ -28,7 +28,7 @@ def main() -> None:
         costs = measure_steps(
             build(MemberSpec(network, backbone, decoder, CLASSES)),
             Settings(member=network, epochs=1, lr=1e-3, num_classes=CLASSES, ignore_id=IGNORE_ID),
-            random_batches(options.batch_size, size_px, 3, CLASSES),
+            random_batches(options.batch_size, size_px, CLASSES),
             device=device,
             dtype=dtype,
             class_weights=None,

@@ -66,7 +66,7 @@ def _train(params: Params, options: argparse.Namespace) -> tuple[float, float, f
     )  # fmt: skip
     device = pick_device()
     size_px = (options.height, options.width)
-    rehearsal = Rehearsal(module, settings, size_px=size_px, channels=3, device=device)
+    rehearsal = Rehearsal(module, settings, size_px=size_px, device=device)
     on_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else peak_bytes()
     seconds = min(rehearsal.step(options.batch_size) for _ in range(STEPS))

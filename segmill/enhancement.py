@@ -33,12 +33,12 @@ def enhance(image_HWC: NDArray[np.uint8], *, grayscale: bool, clahe: float) -> N
     return enhanced_HWC
 
 
-def check_images(image_BHWC: NDArray[np.uint8], channels: int) -> None:
-    """Raise InputError where a batch is not uint8 of shape (images, height, width, ``channels``)."""
-    if image_BHWC.dtype != np.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[3] != channels:
+def check_images(image_BHWC: NDArray[np.uint8]) -> None:
+    """Raise InputError where a batch is not uint8 of shape (images, height, width, 3)."""
+    if image_BHWC.dtype != np.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[3] != 3:
         raise InputError(
             f"images came as {image_BHWC.dtype} of shape {image_BHWC.shape}; a batch is uint8 of shape "
-            f"(images, height, width, {channels})"
+            "(images, height, width, 3)"
         )
 
 

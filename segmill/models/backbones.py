@@ -62,21 +62,15 @@ def own_side_px(encoder: str) -> int | None:
     return int(config.input_size[-1]) if config else None
 
 
-def pretrained_normalisation(backbone: str, channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and std, per channel of images scaled to 0..1, that published weights expect.
-
-    They are published for RGB. One channel has their average; more than three repeat them, as weights.load_into
-    repeats what the stem does with each.
-    """
+def pretrained_normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std, per channel (RGB) of images scaled to 0..1, that published weights expect."""
     import timm
 
     config = timm.models.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
     if config:
-        rgb = tuple(config.mean), tuple(config.std)
-    else:  # segmentation-models-pytorch's own
-        rgb = (HALF, HALF) if backbone.startswith("inception") else (IMAGENET_MEAN, IMAGENET_STD)
-    mean, std = (values * -(-channels // 3) if channels > 1 else (sum(values) / 3,) for values in rgb)
-    return mean[:channels], std[:channels]
+        return tuple(config.mean), tuple(config.std)
+    # segmentation-models-pytorch's own
+    return (HALF, HALF) if backbone.startswith("inception") else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _is_of(encoder: str, modules: tuple[str, ...]) -> bool:

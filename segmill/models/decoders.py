@@ -30,7 +30,6 @@ class FCN(nn.Module):
         self,
         encoder_name: str,
         encoder_weights: None,
-        in_channels: int,
         classes: int,
         decoder_channels: int = 256,
         **options: Any,
@@ -38,9 +37,9 @@ class FCN(nn.Module):
         super().__init__()
         name = encoder_name.removeprefix("tu-")
         self.encoder: nn.Module = (
-            TimmViTEncoder(name, pretrained=False, in_channels=in_channels, depth=3, **options)
+            TimmViTEncoder(name, pretrained=False, depth=3, **options)
             if is_plain_vit(encoder_name)
-            else get_encoder(encoder_name, in_channels=in_channels, weights=encoder_weights, **options)
+            else get_encoder(encoder_name, weights=encoder_weights, **options)
         )
         self.decoder = FCNDecoder(self.encoder.out_channels[-3:], decoder_channels)
         self.segmentation_head = nn.Conv2d(decoder_channels, classes, 1)

@@ -178,19 +178,19 @@ def _parameters_behind(node: Any, seen: set[Any]) -> set[nn.Parameter]:
 def build(spec: MemberSpec) -> MemberModule:
     """Return the member's network with random weights, in training mode; seed torch before for the same ones.
 
-    Raises InputError for unknown names, for a backbone and a decoder that don't go together, and for a mean and std
-    of another number of channels.
+    Raises InputError for unknown names, for a backbone and a decoder that don't go together, and for another number
+    of channels than three.
     """
-    if not len(spec.mean) == len(spec.std) == spec.in_channels:
+    if not len(spec.mean) == len(spec.std) == spec.in_channels == 3:
         raise InputError(
             f"member {spec.name}: mean and std hold {len(spec.mean)} and {len(spec.std)} values for images of "
-            f"{spec.in_channels} channels; give one each per channel"
+            f"{spec.in_channels} channels",
+            "images have three channels; give one each per channel",
         )
     net = assemble(
         encoder_name(spec.backbone),
         spec.decoder,
         num_classes=spec.num_classes,
-        in_channels=spec.in_channels,
         decoder_width=spec.decoder_width,
         attention=spec.attention,
         context=spec.context,
@@ -290,7 +290,7 @@ class Member:
         Raises:
             InputError: another dtype, number of axes or channels.
         """
-        check_images(image_BHWC, self.spec.in_channels)
+        check_images(image_BHWC)
         probs_BKHW = np.empty((len(image_BHWC), self.spec.num_classes, *image_BHWC.shape[1:3]), np.float32)
         with torch.inference_mode():
             for start, outputs in self._outputs(image_BHWC, heads=False):
@@ -312,7 +312,7 @@ class Member:
             raise InputError(
                 f"member {self.spec.name} was saved without heads; train it with aux_heads and keep_heads: true"
             )
-        check_images(image_BHWC, self.spec.in_channels)
+        check_images(image_BHWC)
         with torch.inference_mode():
             parts = [outputs for _, outputs in self._outputs(image_BHWC, heads=True)]
             heads = {name: torch.cat([part[name] for part in parts]).float() for name in self.spec.heads}

@@ -95,7 +95,6 @@ def assemble(
     decoder: str,
     *,
     num_classes: int,
-    in_channels: int,
     decoder_width: float = 1.0,
     attention: str = "none",
     context: str = "none",
@@ -128,14 +127,13 @@ def assemble(
             whole: Any = DECODERS[decoder](
                 encoder_name=encoder,
                 encoder_weights=None,
-                in_channels=in_channels,
                 classes=num_classes,
                 **channels,
                 **size_options(encoder),
                 **({"num_classes": 0} if is_plain_vit(encoder) else {}),
             )
         network = Network(whole.encoder, whole.decoder, whole.segmentation_head).eval()
-        shapes = _fit(network, encoder, decoder, in_channels)
+        shapes = _fit(network, encoder, decoder)
     except MISFITS as reason:
         raise InputError(
             f"backbone {encoder.removeprefix('tu-')} and decoder {decoder} don't go together: "
@@ -157,7 +155,7 @@ def assemble(
     return network.train()
 
 
-def _fit(network: Network, encoder: str, decoder: str, in_channels: int) -> list[torch.Size]:
+def _fit(network: Network, encoder: str, decoder: str) -> list[torch.Size]:
     """Find the image sizes that ``network`` takes, and return the shapes of what flows through its decoder.
 
     Those are: the deepest feature, each stage's output, the decoder's output.
@@ -171,7 +169,7 @@ def _fit(network: Network, encoder: str, decoder: str, in_channels: int) -> list
     failures: list[Exception] = []
     for multiple_px, min_side_px, side_px in ways + ([(own, own, own)] if own else []):
         try:
-            shapes = _shapes(network, decoder, torch.zeros(1, in_channels, side_px, side_px + multiple_px))
+            shapes = _shapes(network, decoder, torch.zeros(1, 3, side_px, side_px + multiple_px))
         except MISFITS as failure:
             failures.append(failure)
             continue

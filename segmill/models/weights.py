@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 KINDS = ("none", "timm", "smp", "torchvision", "file", "package")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 TIMEOUT_S = 5.0
-RGB = 3  # channels that published weights were trained on
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,6 @@ def load_into(encoder: nn.Module, weights: Weights) -> None:
     shape and the last part of its name (weight, running_mean, ...); a classifier after the encoder's last
     tensor is left out.
 
-    A stem that was trained on RGB is adapted to an encoder of other channels (timm's adapt_input_conv): for one, its
-    three are summed, so that a grey image is answered as the same image in RGB; for more, they are repeated in turn
-    and scaled by 3 / channels, so that the responses keep their size.
-
     Raises InputError where neither way fits every tensor of the encoder.
     """
     if weights.path is None:
@@ -95,7 +90,7 @@ def load_into(encoder: nn.Module, weights: Weights) -> None:
             f"{tuple(own[first].shape)} has no counterpart among the file's {len(given)}; "
             "give the weights of this very backbone, or none to start from random weights"
         )
-    encoder.load_state_dict({name: _adapted(given[names[name]], tensor) for name, tensor in own.items()})
+    encoder.load_state_dict({name: given[names[name]] for name in own})
 
 
 def _plain(name: str) -> str:
@@ -106,7 +101,7 @@ def _plain(name: str) -> str:
 def _match_by_name(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> dict[str, str] | None:
     plain = {_plain(name): name for name in given}
     names = {name: plain.get(_plain(name), "") for name in own}
-    fits = all(theirs and _fits(given[theirs], own[name]) for name, theirs in names.items())
+    fits = all(theirs and given[theirs].shape == own[name].shape for name, theirs in names.items())
     return names if fits else None
 
 
@@ -115,25 +110,10 @@ def _match_by_order(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor]
         return None
     names = dict(zip(own, given, strict=False))
     fits = all(
-        _fits(given[theirs], own[name]) and name.rpartition(".")[2] == theirs.rpartition(".")[2]
+        given[theirs].shape == own[name].shape and name.rpartition(".")[2] == theirs.rpartition(".")[2]
         for name, theirs in names.items()
     )
     return names if fits else None
-
-
-def _fits(given: torch.Tensor, own: torch.Tensor) -> bool:
-    """Whether the shapes are the same, or those of a stem on RGB and on other channels."""
-    if given.shape == own.shape:
-        return True
-    is_stem = given.ndim == own.ndim == 4 and given.shape[1] == RGB
-    return is_stem and given.shape[:1] + given.shape[2:] == own.shape[:1] + own.shape[2:]
-
-
-def _adapted(given: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    from timm.models import adapt_input_conv
-
-    adapted: torch.Tensor = given if given.shape == own.shape else adapt_input_conv(own.shape[1], given)
-    return adapted
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -139,7 +139,7 @@ def first_module(
             return module, spec, begin_with(module, start.folder, start.source)
     source = weights.resolve(network.weights, network.backbone)
     known = source.path is not None
-    published = backbones.pretrained_normalisation(network.backbone, packed.channels)
+    published = backbones.pretrained_normalisation(network.backbone)
     spec = member_spec(name, network, packed, *(published if known else (packed.mean, packed.std)))
     module = build(spec)
     weights.load_into(module.encoder, source)

@@ -27,14 +27,6 @@ def test_normalisation_is_what_the_weights_were_trained_with() -> None:
     assert pretrained_normalisation("mit_b0")[0] == (0.485, 0.456, 0.406)
 
 
-def test_normalisation_of_other_channels_repeats_rgb_or_averages_it() -> None:
-    mean, std = pretrained_normalisation("mit_b0", 5)
-    assert mean == (0.485, 0.456, 0.406, 0.485, 0.456) and len(std) == 5
-    assert pretrained_normalisation("mit_b0", 2)[0] == (0.485, 0.456)
-    mean, std = pretrained_normalisation("mit_b0", 1)
-    assert mean == pytest.approx([0.449]) and std == pytest.approx([0.226])
-
-
 def test_the_xception_with_padding_is_taken() -> None:
     assert encoder_name("xception") == "xception"
     assert encoder_name("legacy_xception") == "tu-legacy_xception"

@@ -13,7 +13,7 @@ from segmill.models.networks import Network, assemble
 
 def network(backbone: str, decoder: str = "fpn") -> Network:
     torch.manual_seed(0)
-    return assemble(encoder_name(backbone), decoder, num_classes=2, in_channels=3)
+    return assemble(encoder_name(backbone), decoder, num_classes=2)
 
 
 def one_step(net: Network) -> Tensor:

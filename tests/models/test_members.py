@@ -258,7 +258,7 @@ def test_checkpointing_is_a_switch() -> None:
     assert not any("forward" in part.__dict__ for part in module.encoder.modules())
 
 
-def test_channels_without_normalisation_are_refused() -> None:
+def test_other_channels_than_three_are_refused() -> None:
     with pytest.raises(InputError, match="mean and std hold 3 and 3 values for images of 4 channels; give one each"):
         build(replace(SPEC, in_channels=4))
 

@@ -14,9 +14,9 @@ BACKBONE = "mobilenetv3_small_050"
 IMAGE_BCHW = torch.randn(2, 3, 128, 160, generator=torch.Generator().manual_seed(0))
 
 
-def network(decoder: str = "fpn", backbone: str = BACKBONE, in_channels: int = 3, **additions: object) -> Network:
+def network(decoder: str = "fpn", backbone: str = BACKBONE, **additions: object) -> Network:
     torch.manual_seed(0)
-    return assemble(encoder_name(backbone), decoder, num_classes=3, in_channels=in_channels, **additions)
+    return assemble(encoder_name(backbone), decoder, num_classes=3, **additions)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -94,13 +94,6 @@ def test_a_copy_attends_with_its_own_weights() -> None:
             torch.nn.init.zeros_(parameter)
         after = copied.outputs(IMAGE_BCHW)
     assert all(torch.equal(after[name], before[name]) for name in before)
-
-
-@pytest.mark.parametrize("in_channels", [1, 2, 4, 6])
-def test_any_number_of_channels(in_channels: int) -> None:
-    net = network(in_channels=in_channels).eval()
-    with torch.inference_mode():
-        assert net(torch.randn(1, in_channels, 64, 64)).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_package_is_found_and_hashed() -> None:
 
 
 def test_foreign_names_are_matched_in_order() -> None:
-    encoder = assemble("tu-tf_efficientnet_lite0", "fpn", num_classes=2, in_channels=3).encoder
+    encoder = assemble("tu-tf_efficientnet_lite0", "fpn", num_classes=2).encoder
     found = resolve(PACKAGE, "tf_efficientnet_lite0")
     load_into(encoder, found)
     given = torch.load(found.path, weights_only=True)
@@ -59,40 +59,6 @@ def test_names_are_matched_whatever_the_wrapper(tmp_path: Path) -> None:
     save_file(head_first, tmp_path / "w.safetensors")
     load_into(encoder, resolve(f"file:{tmp_path / 'w.safetensors'}", "any"))
     assert torch.equal(encoder.state_dict()["model.stages_0.running_mean"], given["stages.0.running_mean"])
-
-
-def of_channels(channels: int) -> nn.Module:
-    torch.manual_seed(1)
-    return assemble("tu-resnet10t", "fpn", num_classes=2, in_channels=channels).encoder.eval()
-
-
-@pytest.fixture(scope="module")
-def rgb(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Weights]:
-    encoder = of_channels(3)
-    path = tmp_path_factory.mktemp("rgb") / "w.safetensors"
-    save_file(encoder.state_dict(), path)
-    return encoder, resolve(f"file:{path}", "any")
-
-
-def test_a_stem_for_grey_answers_as_rgb_does_to_grey(rgb: tuple[nn.Module, Weights]) -> None:
-    grey = of_channels(1)
-    load_into(grey, rgb[1])
-    image_B1HW = torch.randn(1, 1, 64, 64)
-    with torch.inference_mode():
-        expected, features = rgb[0](image_B1HW.expand(1, 3, 64, 64)), grey(image_B1HW)
-    for one, other in zip(expected[1:], features[1:], strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_a_stem_for_more_channels_repeats_and_scales(rgb: tuple[nn.Module, Weights]) -> None:
-    wide = of_channels(6)
-    load_into(wide, rgb[1])
-    image_BCHW = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        expected, features = rgb[0](image_BCHW), wide(image_BCHW.repeat(1, 2, 1, 1))
-    torch.testing.assert_close(features[-1], expected[-1])
-    own, given = (encoder.state_dict()["model.conv1.0.weight"] for encoder in (wide, rgb[0]))
-    torch.testing.assert_close(own[:, 4], given[:, 1] / 2)
 
 
 def test_order_is_not_trusted_where_the_kinds_differ(tmp_path: Path) -> None:
@@ -142,11 +108,11 @@ def test_smps_own_encoders_have_weights_on_the_hub(tmp_path: Path, monkeypatch: 
     published = encoders["mit_b0"]["pretrained_settings"]["imagenet"]
     folder = tmp_path / f"models--{published['repo_id'].replace('/', '--')}" / "snapshots" / published["revision"]
     folder.mkdir(parents=True)
-    encoder = assemble("mit_b0", "segformer", num_classes=2, in_channels=3).encoder
+    encoder = assemble("mit_b0", "segformer", num_classes=2).encoder
     save_file(encoder.state_dict(), folder / "model.safetensors")
     found = resolve("smp:imagenet", "mit_b0")
     assert (found.source, found.path) == ("smp:imagenet", folder / "model.safetensors")
-    other = assemble("mit_b0", "segformer", num_classes=2, in_channels=3).encoder
+    other = assemble("mit_b0", "segformer", num_classes=2).encoder
     load_into(other, found)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(other.parameters(), encoder.parameters(), strict=True))
     with pytest.raises(InputError, match="has no weights imagenett for mit_b0; did you mean 'imagenet'"):

@@ -147,7 +147,7 @@ class SvmMember:
         Raises:
             InputError: another dtype, number of axes or channels.
         """
-        check_images(image_BHWC, self.spec.in_channels)
+        check_images(image_BHWC)
         return np.stack(
             [smoothed(self.raw_probs(image_HWC), image_HWC, self.spec.smooth_px) for image_HWC in image_BHWC]
         )

@@ -60,7 +60,7 @@ def _pixels_s(candidate: ProbeCandidate, num_classes: int, side_px: int) -> floa
     width = candidate.settings.get("decoder_width", 1.0)
     module = build(MemberSpec(candidate.name, candidate.backbone, candidate.decoder, num_classes, decoder_width=width))
     settings = Settings(member=candidate.name, epochs=1, lr=1e-4, num_classes=num_classes, ignore_id=255)
-    rehearsal = Rehearsal(module, settings, size_px=(side_px, side_px), channels=3, device=pick_device())
+    rehearsal = Rehearsal(module, settings, size_px=(side_px, side_px), device=pick_device())
     for _ in range(WARM_UP):
         rehearsal.step(BATCH)
     return BATCH * side_px * side_px / statistics.median(rehearsal.step(BATCH) for _ in range(STEPS))

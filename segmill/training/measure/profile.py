@@ -60,16 +60,16 @@ def profile_member(job: ProfileJob) -> ProfileResult:
     packed = job.made_up or read_pack(job.data.packed_dir)
     torch.manual_seed(job.train.seed)
     network = replace(job.network, weights="none")
-    module, spec, _ = first_module(job.name, network, packed, None)
+    module, _, _ = first_module(job.name, network, packed, None)
     settings = make_settings(job.name, network, job.train, packed, pretrained=False)
     size_px = settings.crop_size or packed.size or PackedSplit(job.data.packed_dir / "train").sizes()[0]
     batch_size = settings.batch_size
     if batch_size == "auto":
-        rehearsal = Rehearsal(module, settings, size_px=size_px, channels=spec.in_channels, device=device)
+        rehearsal = Rehearsal(module, settings, size_px=size_px, device=device)
         batch_size = largest_batch(rehearsal.step, device=device, share=job.share)
         settings = replace(settings, batch_size=batch_size)
     if job.made_up:
-        batches = random_batches(batch_size, size_px, spec.in_channels, packed.num_classes)
+        batches = random_batches(batch_size, size_px, packed.num_classes)
     else:
         loader = make_batches(job.data, packed, settings, rank=Rank(), device=device, loader_workers=job.loader_workers)
         batches = (batch for epoch in count() for batch in loader.epoch(epoch))
@@ -212,10 +212,10 @@ def flop_of_convolution_backward(
     return 2 * images * math.prod(places) * math.prod(weight) * sum(output_mask[:2])
 
 
-def random_batches(batch_size: int, size_px: tuple[int, int], channels: int, num_classes: int) -> Iterator[Batch]:
+def random_batches(batch_size: int, size_px: tuple[int, int], num_classes: int) -> Iterator[Batch]:
     """Yield the same batch of random pixels for ever, its distances 0."""
     height, width = size_px
-    image_BHWC = torch.randint(256, (batch_size, height, width, channels), dtype=torch.uint8)
+    image_BHWC = torch.randint(256, (batch_size, height, width, 3), dtype=torch.uint8)
     mask_BHW = torch.randint(num_classes, (batch_size, height, width), dtype=torch.uint8)
     batch = Batch(image_BHWC, mask_BHW, torch.zeros(batch_size, num_classes, height, width, dtype=torch.float16))
     while True:

@@ -23,7 +23,6 @@ class Rehearsal:
     Args:
         module: copied to ``device``.
         size_px: height and width of the images.
-        channels: of the images.
         compiled: whether torch.compile comes first, at the first step.
     """
 
@@ -33,11 +32,10 @@ class Rehearsal:
         settings: Settings,
         *,
         size_px: tuple[int, int],
-        channels: int,
         device: torch.device,
         compiled: bool = False,
     ) -> None:
-        self._settings, self._size_px, self._channels, self._device = settings, size_px, channels, device
+        self._settings, self._size_px, self._device = settings, size_px, device
         dtype = autocast_dtype(settings.precision, device)
         copied = copy.deepcopy(module).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         quicken_depthwise(copied)
@@ -55,7 +53,7 @@ class Rehearsal:
         """
         settings, training = self._settings, self._training
         height, width = self._size_px
-        image_BHWC = torch.randint(256, (batch_size, height, width, self._channels)).to(self._device, torch.uint8)
+        image_BHWC = torch.randint(256, (batch_size, height, width, 3)).to(self._device, torch.uint8)
         mask_BHW = torch.randint(settings.num_classes, (batch_size, height, width)).to(self._device, torch.uint8)
         distance_BKHW = None
         if training.objective.needs_distances:

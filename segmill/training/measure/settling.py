@@ -81,8 +81,7 @@ def _find(
     on_state: Callable[[str], None],
 ) -> dict[str, Any]:
     def make_rehearsal(compiled: bool) -> Rehearsal:
-        channels = spec.in_channels
-        return Rehearsal(module, settings, size_px=size_px, channels=channels, device=device, compiled=compiled)
+        return Rehearsal(module, settings, size_px=size_px, device=device, compiled=compiled)
 
     batch_size = settings.batch_size
     if batch_size == "auto":

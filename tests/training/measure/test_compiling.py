@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def rehearsal(compiled: bool = False) -> Rehearsal:
-    return Rehearsal(tiny_module(), SETTINGS, size_px=(SIDE_PX, SIDE_PX), channels=3, device=CPU, compiled=compiled)
+    return Rehearsal(tiny_module(), SETTINGS, size_px=(SIDE_PX, SIDE_PX), device=CPU, compiled=compiled)
 
 
 @pytest.mark.parametrize(("steps", "pays"), [(199, False), (200, False), (201, True), (10_000, True)])
@@ -79,7 +79,7 @@ def test_compiled_steps_learn_the_same() -> None:
     states = []
     for compiled in (False, True):
         one = Rehearsal(
-            tiny_module(plain=True), replace(SETTINGS, optimizer="sgd"), size_px=(SIDE_PX, SIDE_PX), channels=3,
+            tiny_module(plain=True), replace(SETTINGS, optimizer="sgd"), size_px=(SIDE_PX, SIDE_PX),
             device=CPU, compiled=compiled,
         )  # fmt: skip
         for seed in range(2):
@@ -94,7 +94,7 @@ def test_compiled_steps_learn_the_same() -> None:
 def test_a_rehearsal_leaves_the_network_as_it_was() -> None:
     module = tiny_module()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    tried = Rehearsal(module, SETTINGS, size_px=(SIDE_PX, SIDE_PX), channels=3, device=CPU)
+    tried = Rehearsal(module, SETTINGS, size_px=(SIDE_PX, SIDE_PX), device=CPU)
     assert tried.step(3) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert not all(parameter.grad is not None for parameter in module.parameters())

@@ -62,7 +62,7 @@ def test_a_convolution_costs_three_times_forward_to_train(groups: int) -> None:
 
 
 def test_a_member_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
-    batches = random_batches(4, (SIDE_PX, SIDE_PX), 3, 2)
+    batches = random_batches(4, (SIDE_PX, SIDE_PX), 2)
     costs = measure_steps(
         tiny_module(), SETTINGS, batches, device=CPU, dtype=None, class_weights=None, steps=2  # type: ignore[arg-type]
     )  # fmt: skip
