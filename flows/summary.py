@@ -6,8 +6,13 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from segmill.names import for_markdown, visible
 
 
 def run_scores(metrics: dict[str, Any], facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -39,16 +44,19 @@ def run_table(scores: list[dict[str, Any]], width: int) -> Table:
     Where they don't, the worst class stands for all.
     """
     classes = list(scores[0]["iou"])
-    names = max(len(row["name"]) for row in scores)
-    fits = names + 16 + sum(max(7, len(name) + 1) for name in classes) <= width
+    names = max(cell_len(row["name"]) for row in scores)
+    shown = {name: Text(visible(name)) for name in classes}
+    fits = names + 16 + sum(max(7, one.cell_len + 1) for one in shown.values()) <= width
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("on test", no_wrap=True)
-    for heading in ("mIoU", "mDice", *(classes if fits else ["worst IoU"])):
-        table.add_column(heading, justify="right" if heading != "worst IoU" else "left", no_wrap=True)
+    for heading in ("mIoU", "mDice", *(shown.values() if fits else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if not fits:
+        table.add_column("worst IoU", no_wrap=True)
     for row in scores:
-        iou = [_figure(row["iou"].get(name)) for name in classes] if fits else [_worst(row["iou"])]
+        iou = [_figure(row["iou"].get(name)) for name in classes] if fits else [Text(_worst(row["iou"]))]
         style = "bold" if row["name"] == "ensemble" else ""
-        table.add_row(row["name"], _figure(row["miou"]), _figure(row["mdice"]), *iou, style=style)
+        table.add_row(Text(visible(row["name"])), _figure(row["miou"]), _figure(row["mdice"]), *iou, style=style)
     return table
 
 
@@ -60,8 +68,8 @@ def dataset_table(manifest: Path) -> Table:
     classes = manifest_info(rows).class_names
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("split")
-    for heading in ("samples", "groups", *(f"{name} %" for name in classes)):
-        table.add_column(heading, justify="right")
+    for heading in ("samples", "groups", *(f"{visible(name)} %" for name in classes)):
+        table.add_column(Text(heading), justify="right")
     samples = rows.select(["split", "group", "class_pixels"]).to_pylist()
     for split in SPLITS:
         own = [row for row in samples if row["split"] == split]
@@ -75,10 +83,11 @@ def show_result(result: dict[str, Any], console: Console) -> None:
     """Print the end of a run: table, verdict with reasons, where the report lies."""
     console.print(run_table(result["scores"], console.width))
     style = {"PASS": "bold green", "FAIL": "bold red"}.get(result["verdict"]["decision"], "bold yellow")
-    console.print(f"[{style}]{result['verdict']['decision']}[/]  {result['outcome']}", highlight=False, soft_wrap=True)
+    outcome = escape(result["outcome"])
+    console.print(f"[{style}]{result['verdict']['decision']}[/]  {outcome}", highlight=False, soft_wrap=True)
     for reason in result["verdict"]["reasons"]:
-        console.print(f"  - {reason}", highlight=False, soft_wrap=True)
-    console.print(f"report  {result['report']}", highlight=False, soft_wrap=True)
+        console.print(f"  - {reason}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report  {result['report']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def publish(result: dict[str, Any], picture: Path) -> None:
@@ -103,12 +112,12 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         *(f"- {reason}" for reason in result["verdict"]["reasons"]),
         "",
-        "| model | mIoU | mean Dice | " + " | ".join(f"IoU {name}" for name in classes) + " |",
+        "| model | mIoU | mean Dice | " + " | ".join(f"IoU {for_markdown(name)}" for name in classes) + " |",
         "|---|" + "---:|" * (len(classes) + 2),
     ]
     for row in result["scores"]:
         figures = [row["miou"], row["mdice"], *(row["iou"].get(name) for name in classes)]
-        lines.append(f"| {row['name']} | " + " | ".join(map(_figure, figures)) + " |")
+        lines.append(f"| {for_markdown(row['name'])} | " + " | ".join(map(_figure, figures)) + " |")
     lines += [
         "",
         f"Data version `{result['data_version']}`, model `{result['model']}` version {result['version']}.",
@@ -121,7 +130,7 @@ def _worst(iou: dict[str, float | None]) -> str:
     if not known:
         return "-"
     name = min(known, key=lambda label: known[label])
-    return f"{known[name]:.4f} {name}"
+    return f"{known[name]:.4f} {visible(name)}"
 
 
 def _figure(value: float | None) -> str:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
+from segmill.names import mlflow_names
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -150,8 +151,9 @@ def log_curves(uri: str, run_id: str, rows: Sequence[Mapping[str, Any]], *, step
     from mlflow.entities import Metric
 
     now_ms = int(time.time() * 1000)
+    names = mlflow_names(dict.fromkeys(key for row in rows for key in row))
     metrics = [
-        Metric(metric_name(key), number, now_ms, int(float(row[step])))
+        Metric(names[key], number, now_ms, int(float(row[step])))
         for row in rows
         for key, value in row.items()
         if key != step and not math.isnan(number := _number(value))
@@ -165,7 +167,8 @@ def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
     """Log nested parameters under dotted names. A run's parameters cannot be changed later, only repeated."""
     from mlflow.entities import Param
 
-    flat = [Param(metric_name(key), str(value)) for key, value in _flatten(params)]
+    values = dict(_flatten(params))
+    flat = [Param(name, str(values[key])) for key, name in mlflow_names(values).items()]
     with reaching(uri) as client:
         for start in range(0, len(flat), PARAMS_PER_REQUEST):
             client.log_batch(run_id, params=flat[start : start + PARAMS_PER_REQUEST])
@@ -181,8 +184,8 @@ def log_artifacts(uri: str, run_id: str, path: Path, folder: str | None = None) 
 def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
     """Set facts to search by; an existing tag is replaced."""
     with reaching(uri) as client:
-        for key, value in tags.items():
-            client.set_tag(run_id, metric_name(key), value)
+        for key, name in mlflow_names(tags).items():
+            client.set_tag(run_id, name, tags[key])
 
 
 def describe(run: Run, markdown: str) -> None:
@@ -199,11 +202,6 @@ def finish(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"
 def _close(run: Run, status: Literal["FINISHED", "FAILED"]) -> None:
     for run_id in (*run.members.values(), run.id):
         finish(run.uri, run_id, status)
-
-
-def metric_name(name: str) -> str:
-    """Return ``name`` with every character that MLflow refuses in a name replaced by ``_``."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, say
 from segmill.evaluation.audit_job import AuditResult
+from segmill.names import visible
 from segmill.workspace import Workspace
 
 
@@ -56,7 +57,7 @@ def show(found: AuditResult, console: Console) -> None:
     if "train" not in found.samples:
         line("train was not examined, since the models learned its labels; --folds 3 trains models that did not", "dim")
     if found.unknown:
-        unknown = ", ".join(found.unknown)
+        unknown = ", ".join(map(visible, found.unknown))
         line(f"a model hardly knows {unknown}: objects of these classes that are missing are not found", "yellow")
     if found.first:
         console.print(_table(found.first))
@@ -75,5 +76,5 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             str(row["rank"]), row["sample"], row["split"], row["given"], row["suggested"], str(row["pixels"]),
             f"{row['confidence']:.2f}", str(row["regions"]), f"{row['sample_score']:.2f}",
         )  # fmt: skip
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     return table

@@ -17,6 +17,7 @@ from flows.commands import audit, doctor, plan, predict, profile, retrain, start
 from flows.commands.data import data_app
 from flows.environment import switch_telemetry_off
 from segmill.errors import GateRefused, SegmillError
+from segmill.names import visible_lines
 from segmill.workspace import free_bytes
 
 app = typer.Typer(
@@ -89,7 +90,7 @@ def _say(debug: bool, sentence: str, code: int) -> int:
     if debug:
         err.print_exception()
     label = "[bold yellow]gate[/]" if code == GateRefused.exit_code else "[bold red]error[/]"
-    err.print(f"{label} {escape(sentence)}", highlight=False, soft_wrap=True)
+    err.print(f"{label} {escape(visible_lines(sentence))}", highlight=False, soft_wrap=True)
     return code
 
 

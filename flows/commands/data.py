@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, out
 from flows.commands.options import say as _say
 from segmill.data.splitting.shares import SplitShares
+from segmill.names import visible
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part
 
@@ -233,10 +235,10 @@ def _log_table(entries: Sequence[LogEntry], head: str | None) -> Table:
             "*" if entry.version == head else "",
             _short(entry.version),
             datetime.fromisoformat(entry.when).astimezone().strftime("%Y-%m-%d %H:%M"),
-            escape(entry.who.partition(" <")[0]),
+            escape(visible(entry.who.partition(" <")[0])),
             f"{entry.samples:,}",
             _what_changed(entry),
-            escape(entry.message),
+            escape(visible(entry.message, None)),
         )
     return table
 
@@ -254,7 +256,7 @@ def _class_table(before: dict[str, int] | None, after: dict[str, int] | None) ->
     for name in dict.fromkeys([*old, *new]):
         change = new.get(name, 0) - old.get(name, 0)
         cells = (f"{counts[name]:,}" if name in counts else "-" for counts in (old, new))
-        table.add_row(escape(name), *cells, f"{change:+,}" if change else "")
+        table.add_row(Text(visible(name)), *cells, f"{change:+,}" if change else "")
     return table
 
 
@@ -272,7 +274,7 @@ def _say_ids(what: str, ids: Sequence[str]) -> None:
         return
     out.print(f"[bold]{what}[/] {len(ids):,}", highlight=False)
     for name in ids[:LISTED]:
-        out.print(f"  {name}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"  {visible(name, None)}", highlight=False, markup=False, soft_wrap=True)
     if len(ids) > LISTED:
         out.print(f"  and {len(ids) - LISTED:,} more", highlight=False)
 

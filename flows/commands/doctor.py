@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill.errors import InputError, SegmillError
@@ -73,10 +74,10 @@ def examine(folder: Path, console: Console) -> bool:
     well = True
     for name, check in checks:
         try:
-            console.print(f"[green]ok[/]    {name:10} {check()}", highlight=False, soft_wrap=True)
+            console.print(f"[green]ok[/]    {name:10} {escape(check())}", highlight=False, soft_wrap=True)
         except SegmillError as error:
             well = False
-            console.print(f"[bold red]mend[/]  {name:10} {error}", highlight=False, soft_wrap=True)
+            console.print(f"[bold red]mend[/]  {name:10} {escape(str(error))}", highlight=False, soft_wrap=True)
     return well
 
 

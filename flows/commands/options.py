@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from segmill.names import visible_lines
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, writing
 
@@ -43,5 +44,5 @@ def alone(
 
 
 def say(line: str) -> None:
-    """Print a line as it is: no markup, no colours, not broken."""
-    out.print(line, highlight=False, markup=False, soft_wrap=True)
+    """Print a line as it is: no markup, no colours, not broken; no character in it moves the cursor."""
+    out.print(visible_lines(line), highlight=False, markup=False, soft_wrap=True)

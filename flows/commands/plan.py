@@ -16,6 +16,7 @@ from rich.text import Text
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill import progress
 from segmill.errors import InputError
+from segmill.names import visible_lines
 from segmill.training.measure.probe_job import Machine, ProbeCandidate, ProbeJob, probe_on_ray
 from segmill.workspace import Workspace
 
@@ -145,7 +146,7 @@ def listed(proposals: list[Proposal], values: dict[str, Any]) -> Group:
         now = _at(values, one.key)
         change = Text.assemble((one.key, "bold"), "  ", _brief(now))
         change.append(" stays" if now == one.value else f" -> {_brief(one.value)}")
-        lines += [change, Padding(Text(one.why, style="dim"), (0, 0, 1, 4))]
+        lines += [change, Padding(Text(visible_lines(one.why), style="dim"), (0, 0, 1, 4))]
     return Group(*lines)
 
 

@@ -105,7 +105,7 @@ def show(facts: ProfileResult, console: Console) -> None:
         f"{facts.peak_memory_bytes / 2**30:.2f} GiB",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    console.print(facts.advice, highlight=False, soft_wrap=True)
+    console.print(facts.advice, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check(params: Params, name: str) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill import progress
@@ -147,14 +148,14 @@ def show(status: Status, console: Console) -> None:
     """Print the state for a person."""
     from flows.summary import run_table
 
-    console.print(f"[bold]workspace[/]     {status.workspace.root}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]workspace[/]     {escape(str(status.workspace.root))}", highlight=False, soft_wrap=True)
     version = status.data_version or "none yet"
     console.print(
-        f"[bold]data version[/]  {version}{f'  ({status.data_why})' if status.data_why else ''}",
+        f"[bold]data version[/]  {version}{escape(f'  ({status.data_why})') if status.data_why else ''}",
         highlight=False,
     )
     for alias, model in (("champion", status.champion), ("challenger", status.challenger)):
-        console.print(f"[bold]{alias:13}[/] {model_line(model)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{alias:13}[/] {escape(model_line(model))}", highlight=False, soft_wrap=True)
     if status.writer:
         console.print(f"[bold]now[/]           {escape(status.writer)}", highlight=False, soft_wrap=True)
     stages = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -162,15 +163,19 @@ def show(status: Status, console: Console) -> None:
     stages.add_column("state")
     stages.add_column("why")
     for stage in status.stages.values():
-        stages.add_row(stage.stage, stage.state, stage.why, style="yellow" if stage.state == "stale" else "dim")
+        stages.add_row(stage.stage, stage.state, Text(stage.why), style="yellow" if stage.state == "stale" else "dim")
     console.print()
     console.print(stages)
     console.print()
-    if status.last_run is None:
-        console.print("no run yet: `segmill retrain` makes the first")
-        return
     last = status.last_run
-    console.print(f"[bold]last run[/] {last['finished']}, {last['outcome']}", highlight=False, soft_wrap=True)
+    if last is None:
+        torn = status.workspace.last_run.exists()
+        damaged = f"what the last run left in {status.workspace.last_run} is damaged; the next run writes it anew"
+        console.print(
+            damaged if torn else "no run yet: `segmill retrain` makes the first", markup=False, soft_wrap=True
+        )
+        return
+    console.print(f"[bold]last run[/] {last['finished']}, {escape(last['outcome'])}", highlight=False, soft_wrap=True)
     if last.get("scores"):
         console.print(run_table(last["scores"], console.width))
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out
 from segmill import progress
+from segmill.names import for_spreadsheet, visible, visible_lines
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part
 
@@ -111,10 +112,12 @@ def issues_table(issues: Sequence[Issue], accept: Sequence[str]) -> Table:
     for issue in sorted(issues, key=lambda issue: order.index(_state(issue, accept))):
         state = _state(issue, accept)
         style = {"error": "red", "warning": "yellow", "accepted": "dim"}[state]
-        first = "\n".join(issue.files[:FIRST_FILES]) + ("\n..." if len(issue.files) > FIRST_FILES else "")
+        first = "\n".join(visible(name, None) for name in issue.files[:FIRST_FILES]) + (
+            "\n..." if len(issue.files) > FIRST_FILES else ""
+        )
         todo = f"{issue.fix} (--fix does)" if issue.repairable else issue.fix
         row = (issue.kind, state, str(len(issue.files)), first, issue.what, todo)
-        table.add_row(*(Text(cell) for cell in row), style=style)
+        table.add_row(*(Text(visible_lines(cell)) for cell in row), style=style)
     return table
 
 
@@ -136,9 +139,9 @@ def _check(workspace: Workspace, params: Params, console: Console) -> tuple[bool
             outcome = bring_up_to_date(workspace, "validate", params)
     except IssuesFound as error:
         lines = str(error).splitlines()
-        console.print(lines[0].removesuffix(":"), style="bold red", highlight=False, soft_wrap=True)
+        console.print(lines[0].removesuffix(":"), style="bold red", highlight=False, markup=False, soft_wrap=True)
         return False, error.issues
-    console.print(f"validate: {outcome.state} ({outcome.why})", highlight=False, soft_wrap=True)
+    console.print(f"validate: {outcome.state} ({outcome.why})", highlight=False, markup=False, soft_wrap=True)
     return True, read_issues(workspace.manifest)
 
 
@@ -147,4 +150,4 @@ def _list_files(path: Path, issues: Sequence[Issue]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("kind", "severity", "file"))
-        rows.writerows((issue.kind, issue.severity, name) for issue in issues for name in issue.files)
+        rows.writerows((one.kind, one.severity, for_spreadsheet(name)) for one in issues for name in one.files)

@@ -13,6 +13,7 @@ from segmill.data.schema.manifest import DatasetInfo
 from segmill.evaluation.audit import Audited, Evidence, Region, Suspect, audit
 from segmill.evaluation.audit_job import AuditJob, AuditResult
 from segmill.files import write_atomically
+from segmill.names import for_spreadsheet
 from segmill.reports.audit_page import AuditCard, AuditPage, ClassPair, NamedClass, SuggestedChange, write_audit_page
 from segmill.reports.pictures import palette
 
@@ -58,13 +59,16 @@ def audit_and_report(job: AuditJob, *, device: str = "auto") -> AuditResult:
 def csv_text(found: Audited) -> str:
     """Return the list: a row per region, samples by falling score and in each its regions likewise.
 
-    Boxes are in px of the original image, classes by name; ``rank`` counts samples from 1.
+    Boxes are in px of the original image, classes by name; ``rank`` counts samples from 1. A name that a spreadsheet
+    would run as a formula begins with an apostrophe.
     """
     text = StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for rank, suspect in enumerate(found.suspects, 1):
-        writer.writerows(_row(rank, suspect, region, found.info) for region in suspect.regions)
+        for region in suspect.regions:
+            row = _row(rank, suspect, region, found.info)
+            writer.writerow({key: for_spreadsheet(one) if isinstance(one, str) else one for key, one in row.items()})
     return text.getvalue()
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from segmill import progress
 from segmill.files import replacing
 from segmill.metrics.intervals import student_t_quantile
+from segmill.names import for_spreadsheet
 from segmill.training.job import TrainData, TrainJob
 from segmill.tuning.space import settings_of
 
@@ -267,11 +268,13 @@ def write_table(path: Path, trials: Sequence[Trial], keys: Sequence[str]) -> Non
             shown = [_cell(trial.values.get(key)) for key in keys]
             writer.writerow(
                 [number, trial.state, trial.seed, epochs, f"{trial.share:.3f}", best, f"{trial.seconds:.1f}", *shown,
-                 trial.why]
+                 for_spreadsheet(trial.why)]
             )  # fmt: skip
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return for_spreadsheet(value)
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
