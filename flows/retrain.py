@@ -117,7 +117,7 @@ def refuse_full_disk(workspace: Workspace, params: Params) -> None:
         )
 
 
-def _may_pass_off(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def _is_retryable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     try:
         state.result()
     except InfrastructureError:
@@ -129,7 +129,7 @@ def _may_pass_off(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
 
 # Only what talks to a server is tried again, and only where that did not answer.
 _step: Any = partial(task, persist_result=False, cache_policy=NO_CACHE)
-_talking_step: Any = partial(_step, retries=2, retry_delay_seconds=5, retry_condition_fn=_may_pass_off)
+_talking_step: Any = partial(_step, retries=2, retry_delay_seconds=5, retry_condition_fn=_is_retryable)
 
 stage_steps = {
     name: _step(partial(bring_up_to_date, name=name), name=name) for name in (*BEFORE_TRAINING, *AFTER_TRAINING)

@@ -1,4 +1,4 @@
-"""Stage ensemble: choose how much each member's vote weighs, on val, and write the ensemble folder."""
+"""Stage ensemble: choose the members' weights on val and write the ensemble folder."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def svm_job(workspace: Workspace, params: Params, name: str, out_dir: Path) -> S
 
 
 def begin_check(workspace: Workspace, params: Params) -> Running[None] | None:
-    """Start to build every network and reach for its weights on Ray, so that a wrong name stops all training.
+    """Start to build every network and load its weights on Ray, so that a wrong name stops all training.
 
     Returns None where the same members passed before: each worker looks again at its own before it trains.
     """
@@ -129,7 +129,7 @@ def end_check(workspace: Workspace, params: Params, begun: Running[None] | None)
 
 
 def drop_former_members(workspace: Workspace, params: Params) -> None:
-    """Take away member folders that params.yaml no longer names: the ensemble depends on the folder they lie in.
+    """Delete member folders that params.yaml no longer names: the ensemble depends on the folder they are in.
 
     Their bytes stay in DVC's cache, so a member that comes back is restored.
     """

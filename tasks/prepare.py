@@ -1,4 +1,4 @@
-"""Stage prepare: decode every sample once into memory-mapped splits; what an earlier version decoded is taken over."""
+"""Stage prepare: decode every sample once into memory-mapped splits; what an earlier version decoded is reused."""
 
 from __future__ import annotations
 

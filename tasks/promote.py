@@ -28,8 +28,8 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     """Score both models through the registry, each in a process of its own, and move `champion` if the gate passes.
 
     A version that was judged before against the same champion and under the same settings is not judged again. One
-    that serves already is judged against the version it took the place of; where it fails now, it goes on serving
-    until another one passes.
+    that serves already is judged against the version that it replaced; if it fails now, it serves until another one
+    passes.
 
     Raises:
         InputError: the champion knows other classes than the data.

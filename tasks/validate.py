@@ -1,4 +1,4 @@
-"""Stage validate: look at every file of the set, deal the groups to splits, write the manifest."""
+"""Stage validate: check every file of the set, assign the groups to splits, write the manifest."""
 
 from __future__ import annotations
 

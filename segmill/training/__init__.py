@@ -1,1 +1,1 @@
-"""Training: the losses, the straight loop, the Ray worker and the launch of members."""
+"""Training of networks: the loop, losses, optimizers and schedules."""

@@ -1,4 +1,4 @@
-"""What the further heads minimise: which classes are there, where borders run, how far away they are."""
+"""The losses of the auxiliary heads: presence of classes, borders, distances to borders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def presence_loss(logits_BK: Tensor, mask_BHW: Tensor, *, ignore_id: int) -> Ten
 def border_loss(logits_B1HW: Tensor, mask_BHW: Tensor, *, ignore_id: int) -> Tensor:
     """Return the class-balanced binary cross-entropy of border pixels (Xie & Tu 2015, HED), over labelled pixels.
 
-    Borders weigh by the share of what is none and the other way round, counted over the batch.
+    Border pixels weigh by the share of the others and vice versa, counted over the batch.
     """
     labelled_BHW = (mask_BHW != ignore_id).float()
     border_BHW = borders(mask_BHW, ignore_id=ignore_id).float()
@@ -34,7 +34,7 @@ def border_loss(logits_B1HW: Tensor, mask_BHW: Tensor, *, ignore_id: int) -> Ten
 def distance_loss(output_BKHW: Tensor, distance_BKHW: Tensor, mask_BHW: Tensor, *, ignore_id: int) -> Tensor:
     """Return the mean smooth L1 distance to the signed distance as a share of the largest (Xue et al. 2020).
 
-    The truth is -1 where a class is deepest inside and 1 where it is farthest, per image and class; classes
+    The target is -1 where a class is deepest inside and 1 where it is farthest, per image and class; classes
     without a border in an image, and unlabelled pixels, do not count. ``distance_BKHW``: targets.signed_distance.
     """
     distance_BKHW = distance_BKHW.float()

@@ -1,4 +1,4 @@
-"""A training between two epochs as one file: written whole or not at all, read without running pickle."""
+"""The state of a training between two epochs as one file: written atomically, read without running pickle."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from segmill.training.objective import Objective
 from segmill.training.optimisation import MovingAverage
 
 FILE = "state.pt"
-# What is saved as it stands; the rest has a state_dict of its own.
+# Saved as plain values; the rest has a state_dict of its own.
 PLAIN = ("epochs_done", "over", "seconds", "warmed_at", "best_epoch", "best_miou", "best_weights", "curves")
 
 
 @dataclass
 class Training:
-    """Everything that moves while a member trains; random numbers follow from (seed, epoch) alone.
+    """Everything that changes while a member trains; random numbers follow from (seed, epoch) alone.
 
     ``over``: nothing is left to train. ``seconds``: on its clock so far. ``warmed_at``: the share of the training
     that was done when the warm-up ended.
@@ -60,7 +60,7 @@ def save(training: Training, folder: Path) -> None:
 
 
 def load(training: Training, folder: Path) -> None:
-    """Bring ``training`` to the state saved in ``folder``; going on gives the same bits as never stopping.
+    """Bring ``training`` to the state saved in ``folder``; resuming gives the same bits as an uninterrupted training.
 
     Raises InputError where the file is damaged or belongs to another model.
     """
@@ -72,8 +72,8 @@ def load(training: Training, folder: Path) -> None:
         training.optimizer.load_state_dict(state["optimizer"])
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as reason:
         raise InputError(
-            f"checkpoint {path} can't be continued ({str(reason).splitlines()[0]}); "
-            "delete its run folder to start afresh"
+            f"checkpoint {path} can't be resumed ({str(reason).splitlines()[0]}); "
+            "delete its run folder to start from the beginning"
         ) from None
     training.scaler.load_state_dict(state["scaler"])
     if training.average:

@@ -1,4 +1,4 @@
-"""How far a training is, by batches or by its time budget, how fast it goes and how long it still takes."""
+"""The progress of a training, by batches or by its time budget, its speed and the time left."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Rank:
 
 
 class Clock:
-    """Counts batches and seconds of a member's training, all of its processes after one another.
+    """Counts batches and seconds of a member's training, over all of its processes.
 
     ``progress`` is the share that is done: of all batches or, with a budget, of its time, whichever is more. Where
-    ranks train together, all of them have rank 0's figure: it says how it goes every few seconds, and between
-    two sayings the share grows evenly. So nothing waits for the device at every step.
+    ranks train together, all of them have rank 0's figure: it is broadcast every few seconds, and in between
+    the share is extrapolated. So nothing waits for the device at every step.
 
     Args:
         total_steps: batches of all epochs.
@@ -52,7 +52,7 @@ class Clock:
         self._began = self._epoch_began = time.perf_counter()
         self._images = 0
         self._rise = 0.0
-        self._silent = 0  # steps until rank 0 says how far it is
+        self._silent = 0  # steps until the next broadcast of rank 0
         self.steps_done = steps_done
         self.progress = self._share()
 
@@ -63,7 +63,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the member has trained and been judged, starts of processes not counted."""
+        """Seconds that the member was trained and validated, starts of processes not counted."""
         return self._earlier_s + time.perf_counter() - self._began
 
     @property
@@ -97,17 +97,17 @@ class Clock:
             self._silent -= 1
             self.progress += self._rise
         else:
-            self._hear_rank_0()
+            self._receive_from_rank_0()
 
     def _share(self) -> float:
         by_steps = self.steps_done / self._total
         return by_steps if self._budget_s is None else max(by_steps, self.seconds / self._budget_s)
 
-    def _hear_rank_0(self) -> None:
+    def _receive_from_rank_0(self) -> None:
         pace_s = (time.perf_counter() - self._began) / max(self.steps_done - self._first, 1)
         share = self._share()
         rise = max(1 / self._total, pace_s / (self._budget_s or 1))
-        # Near the end it speaks at every step, so that no step is begun after it.
+        # Near the end it broadcasts at every step, so that no step starts after it.
         silent = min(AGREE_EVERY_STEPS, AGREE_EVERY_S / max(pace_s, 1e-9), max(0.0, (1 - share) / rise - 1))
         said = torch.tensor([share, rise, int(silent)], dtype=torch.float64, device=self._device)
         distributed.broadcast(said, 0)

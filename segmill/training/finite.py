@@ -1,4 +1,4 @@
-"""The losses of an epoch, looked at now and then: one that is not finite ends the training, its batch is kept."""
+"""Checks the losses of an epoch: one that is not finite ends the training, and its batch is saved."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from segmill.data.loading.batches import TrainBatches
 from segmill.errors import SegmillError
 from segmill.training.clock import Rank
 
-CHECK_EVERY = 50  # steps between two looks at the losses: each look waits for the device
+CHECK_EVERY = 50  # steps between two checks of the losses: each waits for the device
 
 
 class MemberFailed(SegmillError):
-    """A member's training went where no further step can save it."""
+    """A member's training failed in a way that more steps can't repair."""
 
 
 class LossWatch:
@@ -34,14 +34,14 @@ class LossWatch:
         self._rates: list[float] = []
 
     def note(self, loss: Tensor, lr: float) -> None:
-        """Take one more loss and the decoder's learning rate; every CHECK_EVERY of them are looked at."""
+        """Take one more loss and the decoder's learning rate; every CHECK_EVERY of them are checked."""
         self._losses.append(loss)
         self._rates.append(lr)
         if len(self._losses) % CHECK_EVERY == 0:
             self.check()
 
     def mean(self) -> float:
-        """Return the mean loss of the epoch, all of it looked at.
+        """Return the mean loss of the epoch, all of it checked.
 
         Raises MemberFailed as ``check`` does.
         """
@@ -65,7 +65,7 @@ class LossWatch:
             self._keep(step, self._keep_at)
         if self._rank.count > 1:
             distributed.barrier()
-        kept = f"; its batch lies in {self._keep_at}" if self._keep_at else ""
+        kept = f"; its batch is saved in {self._keep_at}" if self._keep_at else ""
         raise MemberFailed(
             f"member {self._member}: the loss is {said} at epoch {self._epoch + 1}, step {step + 1} "
             f"(learning rate {self._rates[step]:.3g}){kept}; lower members.{self._member}.lr, lengthen "

@@ -1,4 +1,4 @@
-"""An encoder that stands still at first and is then let go stage by stage, the deepest first."""
+"""Freezes an encoder at first and unfreezes it stage by stage, the deepest first."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.parameter import Parameter
 
 
-def free_stages(stages: int, epoch: int, *, freeze_epochs: int, unfreeze_epochs: int) -> int:
-    """Return how many of an encoder's ``stages``, counted from the deepest, learn in ``epoch`` (from 0).
+def unfrozen_stages(stages: int, epoch: int, *, freeze_epochs: int, unfreeze_epochs: int) -> int:
+    """Return how many of an encoder's ``stages``, counted from the deepest, are unfrozen in ``epoch`` (from 0).
 
-    None for ``freeze_epochs``; then one, and more evenly, until ``unfreeze_epochs`` later all do (gradual unfreezing,
+    None for ``freeze_epochs``; then one, and more evenly, until all are ``unfreeze_epochs`` later (gradual unfreezing,
     Howard & Ruder 2018).
     """
     since = epoch - freeze_epochs
@@ -20,15 +20,15 @@ def free_stages(stages: int, epoch: int, *, freeze_epochs: int, unfreeze_epochs:
     return stages if since >= unfreeze_epochs else 1 + since * (stages - 1) // unfreeze_epochs
 
 
-def freeze(encoder: nn.Module, stages: Sequence[Sequence[Parameter]], free: int) -> bool:
-    """Let the deepest ``free`` of an encoder's ``stages`` learn and no other; return whether that is a change.
+def freeze(encoder: nn.Module, stages: Sequence[Sequence[Parameter]], unfrozen: int) -> bool:
+    """Unfreeze the deepest ``unfrozen`` of an encoder's ``stages``, freeze the others; return whether that is a change.
 
-    Normalisation in what stands still keeps its statistics: it is set to evaluation mode, so call this after every
+    Normalisation in frozen stages keeps its statistics: it is set to evaluation mode, so call this after every
     ``train()``.
     """
     changed = False
     for depth, stage in enumerate(stages):
-        learns = depth >= len(stages) - free
+        learns = depth >= len(stages) - unfrozen
         for parameter in stage:
             changed |= parameter.requires_grad is not learns
             parameter.requires_grad_(learns)

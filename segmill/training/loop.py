@@ -22,7 +22,7 @@ from segmill.training import checkpoint
 from segmill.training.checkpoint import Training
 from segmill.training.clock import Clock, Rank
 from segmill.training.finite import LossWatch
-from segmill.training.freezing import free_stages, freeze
+from segmill.training.freezing import freeze, unfrozen_stages
 from segmill.training.objective import Learner, Objective
 from segmill.training.optimisation import MovingAverage, make_optimizer
 from segmill.training.prefetch import on_device
@@ -92,7 +92,7 @@ def train_member(
     if resume_from:
         checkpoint.load(training, resume_from)
     learner = Learner(module, training.objective, dtype)
-    if settings.compile == "on":  # not the module itself: looks at val stay uncompiled
+    if settings.compile == "on":  # not the module itself: validation stays uncompiled
         learner.compile(dynamic=False)
     steps = batches.steps_per_epoch
     warmup_steps = round(settings.warmup_epochs * steps)
@@ -111,11 +111,11 @@ def train_member(
             break
         seed_epoch(settings.seed, epoch, rank.index)
         module.train()
-        free = free_stages(
+        unfrozen = unfrozen_stages(
             len(stages), epoch, freeze_epochs=settings.freeze_epochs, unfreeze_epochs=settings.unfreeze_epochs
         )
-        if freeze(module.encoder, stages, free) or ranked is None:
-            ranked = None  # the former one lets go of the gradients before the next takes hold of them
+        if freeze(module.encoder, stages, unfrozen) or ranked is None:
+            ranked = None  # the former one frees the gradients before the next one uses them
             ranked = on_all_ranks(learner, rank, settings.grad_accum_steps)
         losses = LossWatch(settings.member, batches, epoch, rank, keep_failure_at)
         clock.start_epoch()
@@ -167,7 +167,7 @@ def train_member(
             }
         )
         patience = settings.early_stopping_patience
-        training.over |= bool(patience) and validations_without_a_best(training) >= patience
+        training.over |= bool(patience) and validations_since_best(training) >= patience
         training.seconds = clock.seconds
         on_epoch(training)
     return training
@@ -181,7 +181,7 @@ def begin(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> Training:
-    """Return a training of ``module``, which lies on ``device``, before its first step.
+    """Return a training of ``module``, which is on ``device``, before its first step.
 
     Raises InputError for an unknown optimizer, loss or head.
     """
@@ -195,7 +195,7 @@ def begin(
         layer_decay=settings.layer_decay,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
-        further=objective.parameters(),
+        others=objective.parameters(),
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     average = MovingAverage(module, settings.ema_decay) if settings.ema_decay else None
@@ -218,19 +218,19 @@ def make_objective(settings: Settings, class_weights: Tensor | None) -> Objectiv
 
 
 def on_all_ranks(learner: Learner, rank: Rank, grad_accum_steps: int) -> nn.Module:
-    """Return ``learner`` as it shares its gradients with the other ranks, if there are any, every so many passes."""
+    """Return ``learner`` so that it shares its gradients with the other ranks, if there are any."""
     if rank.count == 1:
         return learner
-    gc.collect()  # a former one is part of a circle
-    # A backbone may have stages that its decoder does not use. A static graph is the quicker way to allow that, but
-    # it fails where passes do not share (no_sync).
+    gc.collect()  # a former one is part of a reference cycle
+    # A backbone may have stages that its decoder does not use. A static graph is the faster way to allow that, but
+    # it fails where micro-batches do not share (no_sync).
     return DistributedDataParallel(
         learner, static_graph=grad_accum_steps == 1, find_unused_parameters=grad_accum_steps > 1
     )
 
 
-def validations_without_a_best(training: Training) -> int:
-    """Return how many looks at val there were since the best one."""
+def validations_since_best(training: Training) -> int:
+    """Return the number of validation runs since the best one."""
     return sum(row["val_miou"] is not None for row in training.curves if row["epoch"] > training.best_epoch)
 
 

@@ -1,4 +1,4 @@
-"""What training minimises over pixels: six losses and their sums; pixels to ignore are left out of all.
+"""The losses over pixels: six losses and their weighted sum; ignored pixels count in none.
 
 Everything is computed in float32, and nothing waits for the device: counts of pixels stay tensors.
 """
@@ -46,8 +46,8 @@ def segmentation_loss(
         logits_BKHW: any float type.
         mask_BHW: class ids of any integer type, or ``ignore_id``.
         ignore_id: the id of unlabelled pixels.
-        loss: names of LOSSES to what each weighs.
-        class_weights: K floats for ce and focal; None weighs all classes alike.
+        loss: names of LOSSES to their weights.
+        class_weights: K floats for ce and focal; None weighs all classes equally.
         focal_gamma, tversky_alpha: as for ``pixel_loss`` and ``overlap_loss``; dice is the Tversky loss of 0.5.
         ohem: the share of the labelled pixels, the hardest, that ce and focal count.
         distance_BKHW: targets.signed_distance of each mask; only ``boundary`` needs it.
@@ -90,7 +90,7 @@ def pixel_loss(
     gamma: float,
     share: float,
 ) -> Tensor:
-    """Return the mean of (1 - p)^gamma x -log p over pixels, p being the probability of the truth.
+    """Return the mean of (1 - p)^gamma x -log p over pixels, p being the probability of the target class.
 
     ``gamma`` 0 is cross-entropy, above it the focal loss (Lin et al. 2017). With ``class_weights`` it is the
     weighted mean. ``share`` below 1 counts the hardest pixels only (Shrivastava et al. 2016, for pixels).
@@ -117,9 +117,9 @@ def hardest(cost_BHW: Tensor, labelled_BHW: Tensor, share: float) -> Tensor:
 
 
 def overlap_loss(probs_BKHW: Tensor, labels_BHW: Tensor, labelled_BHW: Tensor, *, alpha: float) -> Tensor:
-    """Return 1 minus the Tversky index (Salehi et al. 2017), the mean over the classes that the truth holds.
+    """Return 1 minus the Tversky index (Salehi et al. 2017), the mean over the classes in the target.
 
-    The index of a class is the overlap over overlap + alpha x false positives + (1 - alpha) x misses, all of them
+    The index of a class is overlap / (overlap + alpha x false positives + (1 - alpha) x false negatives), all of them
     soft sums over the batch; ``alpha`` 0.5 makes it Dice (Milletari et al. 2016, without the squares).
     ``probs_BKHW`` is 0 where nothing is labelled.
     """
@@ -132,7 +132,7 @@ def overlap_loss(probs_BKHW: Tensor, labels_BHW: Tensor, labelled_BHW: Tensor, *
 
 
 def lovasz_loss(probs_BKHW: Tensor, truth_BKHW: Tensor) -> Tensor:
-    """Return the Lovász-Softmax loss (Berman et al. 2018), the mean over the classes that the batch's truth holds.
+    """Return the Lovász-Softmax loss (Berman et al. 2018), the mean over the classes in the batch's target.
 
     It is the convex extension of 1 - IoU: errors, sorted, each times what it adds to the Jaccard loss. Unlabelled
     pixels are errors of 0 in both arguments, come last and add nothing.
@@ -151,8 +151,8 @@ def lovasz_loss(probs_BKHW: Tensor, truth_BKHW: Tensor) -> Tensor:
 def boundary_loss(probs_BKHW: Tensor, distance_BKHW: Tensor, labelled_BHW: Tensor) -> Tensor:
     """Return the boundary loss (Kervadec et al. 2019): the mean of probability x signed distance.
 
-    In px, over labelled pixels and classes; below 0 where the prediction is inside. It says nothing of classes
-    without a border, so it goes with a loss of regions, and weighs little beside it (the paper: 0.01 to 1).
+    In px, over labelled pixels and classes; below 0 where the prediction is inside. It says nothing about
+    classes without a border, so combine it with a region loss, with a small weight (the paper: 0.01 to 1).
     ``probs_BKHW`` is 0 where nothing is labelled; ``distance_BKHW`` is targets.signed_distance.
     """
     pixels = labelled_BHW.sum() * probs_BKHW.shape[1]

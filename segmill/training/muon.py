@@ -1,4 +1,4 @@
-"""Muon: momentum whose every direction is made to count alike, for weights that are matrices; AdamW for the rest."""
+"""Muon: orthogonalised momentum for weights that are matrices; AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Muon(AdamW):
 
     A convolution's weights are a matrix, outputs x the rest, but for a depthwise one's, whose filters share no input.
     A step is the Nesterov momentum orthogonalised, times 0.2 x the root of its longer side, which gives it the size of
-    AdamW's steps (Liu et al. 2025), so that both go by one learning rate and one decay. torch's own Muon takes
+    AdamW's steps (Liu et al. 2025), so that both use one learning rate and one decay. torch's own Muon takes
     parameters of two axes only, and one at a time; here matrices of one shape go together.
 
     Args:
-        groups: parameter groups; each comes apart into its matrices and the others.
+        groups: parameter groups; each is divided into its matrices and the others.
         lr: where a group has none.
         momentum: of the matrices.
     """

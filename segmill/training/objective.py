@@ -1,4 +1,4 @@
-"""Everything a member's outputs are held against, as one number to make small."""
+"""The training objective: all losses of a member's outputs as one number to minimise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segmill.training.losses import LOSSES, check_names, segmentation_loss
 
 
 class Objective(nn.Module):
-    """The loss of the segmentation, of its coarser stages and of the further heads, summed by weight.
+    """The loss of the segmentation, of its coarser stages and of the auxiliary heads, summed by weight.
 
     With ``learned`` the tasks weigh by their uncertainty (Kendall et al. 2018): each costs
     exp(-s) x loss + s / 2, and its s, the log of a variance, is a parameter that starts where exp(-s) is the
@@ -26,9 +26,9 @@ class Objective(nn.Module):
     Args:
         ignore_id: the id of unlabelled pixels.
         loss, focal_gamma, tversky_alpha, ohem, class_weights: as for ``losses.segmentation_loss``.
-        aux_heads: names of HEADS to what each weighs.
-        learned: whether those are only where the weights start.
-        deep_supervision: what the mean over the coarser stages weighs (Lee et al. 2015).
+        aux_heads: names of HEADS to their weights.
+        learned: whether these are only the initial weights.
+        deep_supervision: weight of the mean over the coarser stages (Lee et al. 2015).
 
     Raises:
         InputError: an unknown loss or head, with the near miss.

@@ -1,4 +1,4 @@
-"""How weights move: the optimizers, each part of a network at its own pace, and a moving average."""
+"""Optimizers, learning rates for each part of a network, and a moving average of the weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_optimizer(
     layer_decay: float = 1.0,
     weight_decay: float,
     momentum: float = 0.9,
-    further: Iterable[Parameter] = (),
+    others: Iterable[Parameter] = (),
 ) -> Optimizer:
     """Return the optimizer of a member; each of its groups knows its peak learning rate as ``peak_lr``.
 
@@ -39,17 +39,22 @@ def make_optimizer(
     steps (Dozat 2016), ``sgd`` stochastic gradient descent with Nesterov's ``momentum`` (Sutskever et al. 2013),
     ``muon`` is muon.Muon, with ``momentum`` for its matrices. The decoder learns at ``lr``, the deepest stage of the
     encoder at ``lr * encoder_lr_factor`` and each stage above at ``layer_decay`` times the one below it (as BEiT, Bao
+<<<<<<< HEAD
     et al. 2022, by layers). Biases and the scales of normalisation (tensors of one axis), and what is ``further`` to
     be learned, are not decayed. InputError for an unknown ``kind``.
 
     More than eight parameters: the optimizers' own settings, by the names that their papers use.
+=======
+    et al. 2022, by layers). Biases and the scales of normalisation (tensors of one axis), and ``others`` are not
+    decayed. InputError for an unknown ``kind``.
+>>>>>>> 07f7b28 (Training and the steps speak in the field's words: unfreeze, target, auxiliary heads, validation runs, micro-batches, resume)
     """
     check_names("optimizer", [kind], OPTIMIZERS)
     groups = parameter_groups(
         module, stages, lr=lr, encoder_lr_factor=encoder_lr_factor, layer_decay=layer_decay, weight_decay=weight_decay
     )
-    if further := list(further):
-        groups.insert(0, {"params": further, "lr": lr, "weight_decay": 0.0})
+    if others := list(others):
+        groups.insert(0, {"params": others, "lr": lr, "weight_decay": 0.0})
     for group in groups:
         group["peak_lr"] = group["lr"]
     if kind == "sgd":

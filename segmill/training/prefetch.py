@@ -1,4 +1,4 @@
-"""Batches on the device before they are asked for."""
+"""Copies the next batch to the device while the present one is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning rate in closed form: a function of how far training is, so that a resumed run meets the same values."""
+"""The learning rate in closed form: a function of how far training is, so that a resumed run has the same values."""
 
 from __future__ import annotations
 

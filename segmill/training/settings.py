@@ -10,7 +10,7 @@ from segmill.train_settings import TrainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(TrainSettings):
-    """The training settings, with what the member's own block and the packed splits say besides.
+    """The training settings, and what the member's own block and the packed splits add.
 
     ``lr``, ``aux_heads``, ``head_weights``, ``deep_supervision``: the member's. ``num_classes``, ``ignore_id``,
     ``grayscale``, ``clahe``: of the packed splits.

@@ -1,4 +1,4 @@
-"""One training step: forward, backward and, after the last micro-batch of the step, the weights move."""
+"""One training step: forward, backward and, after its last micro-batch, the optimizer."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def train_step(
     """Train with one micro-batch and return its float32 loss, a scalar on the device, not scaled.
 
     Args:
-        training: its optimizer, scaler and average move with the last micro-batch of a step.
+        training: its optimizer, scaler and average are updated with the last micro-batch of a step.
         learner: objective.Learner of ``training``, images to loss, or its DistributedDataParallel.
         batch: on the device.
-        max_grad_norm: a larger gradient is scaled down to it; 0 leaves it as it is.
+        max_grad_norm: a larger gradient is scaled down to it; 0 is off.
         micro_batches: how many make the step: each adds its share of the gradient.
         last: whether this is the last of them. Only then do ranks share gradients.
         after: called with ``backward``, ``optimizer`` and ``average`` when each is done.

@@ -1,4 +1,4 @@
-"""What borders, distances and the further heads are held against, made from masks alone."""
+"""Targets of the boundary loss and the auxiliary heads, computed from the masks alone."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from segmill.training.warm_start import adopt, begin_with
 
 # What torch's batch normalisation says of one image whose feature was pooled to one value.
 TOO_FEW_TO_NORMALISE = "Expected more than 1 value per channel when training"
-# Columns that differ from run to run: watched while it trains, kept out of the member, whose bytes repeat.
+# Columns that differ from run to run: shown while it trains, not saved with the member, whose bytes repeat.
 TIMINGS = ("images_s", "seconds", "seconds_left")
 
 
@@ -64,7 +64,7 @@ def train(
         resume_from: folder of a checkpoint that an earlier on_epoch wrote, or None.
 
     Raises:
-        InputError: what the job asks for does not go; the message names the member.
+        InputError: what the job asks for is not possible; the message names the member.
         MemberFailed: the loss is not finite.
     """
     packed = read_pack(job.data.packed_dir)

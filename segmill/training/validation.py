@@ -1,4 +1,4 @@
-"""A network's counts on a split while it trains, the same on one rank or many."""
+"""Validation during training: a network's counts on a split, the same on one rank or many."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def validate(
 ) -> NDArray[np.int64]:
     """Return the K x K counts (row truth) of all ranks together: each val image once, at original size.
 
-    The images lie there as they came, so they are enhanced here, as ``Member.predict_probs`` does.
+    The images are packed as they came, so they are enhanced here, as ``Member.predict_probs`` does.
     """
     module.eval()
     classes = settings.num_classes
@@ -49,7 +49,7 @@ def validate(
 
 
 def share_statistics(module: MemberModule, rank: Rank) -> None:
-    """Average normalisation's running statistics over the ranks, so that all judge and keep one model."""
+    """Average normalisation's running statistics over the ranks, so that all validate and save the same model."""
     if rank.count > 1:
         for name, buffer in module.named_buffers():
             if name.endswith(("running_mean", "running_var")):

@@ -1,4 +1,4 @@
-"""A member that begins where the champion's member of the same name ended."""
+"""Warm start: a member begins with the weights of the champion's member of the same name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segmill.models.members import MemberModule, MemberSpec
 from segmill.models.weights import Weights
 
 ONLY_IN_TRAINING = ("net.heads.", "net.deep.")
-# Another network, or other classes or channels: nothing to begin with.
+# Another network, or other classes or channels: no warm start.
 MUST_BE_THE_SAME = ("backbone", "decoder", "num_classes", "in_channels", "decoder_width", "attention", "context")
 DEFAULTS = {field.name: field.default for field in fields(MemberSpec)}  # of keys that older members lack
 
@@ -32,7 +32,7 @@ def adopt(spec: MemberSpec, folder: Path) -> MemberSpec | None:
 def begin_with(module: MemberModule, folder: Path, source: str) -> Weights:
     """Copy the weights of the member in ``folder`` into ``module`` and return what they are, as ``source``.
 
-    What only training needs (further heads, coarser stages) may be missing there and stays random. Raises InputError
+    What only training needs (auxiliary heads, coarser stages) may be missing there and stays random. Raises InputError
     where anything else does.
     """
     path = folder / "weights.safetensors"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segmill.training.freezing import free_stages, freeze
+from segmill.training.freezing import freeze, unfrozen_stages
 from tests.training.conftest import tiny_module
 
 
@@ -13,7 +13,7 @@ from tests.training.conftest import tiny_module
 )
 def test_stages_by_hand(freeze_epochs: int, unfreeze_epochs: int, by_hand: list[int]) -> None:
     how = {"freeze_epochs": freeze_epochs, "unfreeze_epochs": unfreeze_epochs}
-    assert [free_stages(5, epoch, **how) for epoch in range(len(by_hand))] == by_hand
+    assert [unfrozen_stages(5, epoch, **how) for epoch in range(len(by_hand))] == by_hand
 
 
 def test_what_stands_still_keeps_its_statistics() -> None:

@@ -142,7 +142,7 @@ def test_a_finished_run_resumed_trains_no_more(split: PackedSplit, tmp_path: Pat
 
 def test_a_damaged_checkpoint_is_one_sentence(split: PackedSplit, tmp_path: Path) -> None:
     (tmp_path / checkpoint.FILE).write_bytes(b"half")
-    with pytest.raises(InputError, match=r"can't be continued .*delete its run folder"):
+    with pytest.raises(InputError, match=r"can't be resumed .*delete its run folder"):
         train(split, resume_from=tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_groups_by_encoder_and_decay() -> None:
 def test_each_stage_at_its_own_pace_and_what_is_further_learned_undecayed() -> None:
     further = [torch.nn.Parameter(torch.zeros(3))]
     optimizer = make(
-        tiny_module(), "sgd", lr=0.1, encoder_lr_factor=0.5, layer_decay=0.8, weight_decay=0.01, further=further
+        tiny_module(), "sgd", lr=0.1, encoder_lr_factor=0.5, layer_decay=0.8, weight_decay=0.01, others=further
     )
     assert sorted(groups_of(optimizer)) == [
         (pytest.approx(0.04), 0.0, [(4,), (4,), (4,)]),

@@ -17,7 +17,7 @@ from segmill.errors import InputError
 LARGEST = 64
 # Normalisation over a single pixel of a single image (DeepLabV3's pooled branch) is refused by PyTorch.
 SMALLEST = 2
-# What batches made ahead, validation and a fragmented heap need beside a step.
+# What prefetched batches, validation and a fragmented heap need in addition to a step.
 MARGIN = 0.25
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

@@ -1,4 +1,4 @@
-"""Whether torch.compile pays: measured at a member's first start on a machine, remembered for the next ones."""
+"""Whether torch.compile is faster: measured at a member's first start on a machine, remembered for the next ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def measure(make_rehearsal: Callable[[bool], Rehearsal], batch_size: int) -> Spe
 def remembered(facts: dict[str, Any], measure: Callable[[], Speeds], folder: Path | None = None) -> Speeds:
     """Return the speeds of a step that ``facts`` describe, measured only where this machine has none yet.
 
-    They lie in ``folder``, the user's cache where left out, under a hash of the facts, the machine and PyTorch's
+    They are stored in ``folder``, the user's cache where left out, under a hash of the facts, the machine and PyTorch's
     version; a file that can't be read is measured again.
     """
     known = json.dumps({**facts, **machine()}, sort_keys=True, default=str)

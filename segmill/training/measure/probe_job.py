@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeCandidate:
-    """A member to measure: ``settings`` are further keys of it, ``starts`` weights specs, the preferred one first."""
+    """A member to measure: ``settings`` are more keys of it, ``starts`` weights specs, the preferred one first."""
 
     name: str
     backbone: str

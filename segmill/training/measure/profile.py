@@ -200,7 +200,7 @@ def flop_of_convolution_backward(
     output_padding: Any,
     groups: int,
     output_mask: Sequence[bool],
-    **further: Any,
+    **options: Any,
 ) -> int:
     """Return the FLOP of a convolution's gradients, each as many as the convolution's own.
 
@@ -241,7 +241,7 @@ def kind_of(name: str, shapes: Sequence[Sequence[int]]) -> str:
 
 
 def matmul_peak(dtype: torch.dtype | None, device: torch.device) -> float:
-    """Return the FLOP per second of the quickest square matrix product of this process."""
+    """Return the FLOP per second of the fastest square matrix product of this process."""
     best = 0.0
     for side in MATRIX[device.type]:
         left, right = (torch.randn(side, side, device=device).to(dtype or torch.float32) for _ in range(2))
@@ -264,7 +264,7 @@ def advice(facts: ProfileResult) -> str:
         return f"{of_step['data']:.0%} of a step waits for data: set ray.loader_workers, or a lighter augment.recipe"
     if of_step["optimizer"] + of_step["average"] > 0.15:
         return (
-            f"{of_step['optimizer'] + of_step['average']:.0%} of a step moves weights, whatever the batch: a larger "
+            f"{of_step['optimizer'] + of_step['average']:.0%} of a step updates weights, whatever the batch: a larger "
             "train.batch_size or train.grad_accum_steps spreads that over more images"
         )
     if of_step["loss"] > 0.2:

@@ -43,7 +43,7 @@ def settle(
 ) -> tuple[TrainJob, Settings]:
     """Return ``job`` and ``settings`` with a number for batch_size auto, and on or off for compile.
 
-    A run that goes on takes what its first start found: FILE in its run folder. All ranks get the same.
+    A resumed run takes what its first start found: FILE in its run folder. All ranks get the same.
 
     Args:
         packed: what its training images are.

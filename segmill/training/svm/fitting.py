@@ -1,4 +1,4 @@
-"""Fitting a classical member: pixels drawn from train, families of features chosen, an SVM, its calibration."""
+"""Fits a classical member: sampled pixels of train, selected families of features, an SVM, its calibration."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from segmill.training.svm.pixels import (
     with_only,
 )
 
-# What families and c are chosen with: enough to tell them apart, little enough to fit a dozen times.
+# For selecting families and c: large enough to compare them, small enough to fit a dozen times.
 TRIAL_PIXELS = 30_000
 TRIAL_COMPONENTS = 200
 TRIAL_C = (0.1, 1.0, 10.0)
-# A family stays where leaving it out costs more mIoU than this: less is noise of the pixels drawn.
+# A family stays where leaving it out costs more mIoU than this: less is noise of the sampled pixels.
 LEAST_GAIN = 0.002
 PROJECTION_IMAGES = 32
 SMOOTH_PX = (0, 2, 4)
@@ -231,7 +231,7 @@ def _fit_svm(job: SvmJob, on_progress: OnProgress) -> dict[str, Any]:
     began = time.monotonic()
     own = job.settings
     seconds = 60 * own.max_minutes if own.max_minutes else float("inf")
-    on_progress("looking at the labels")
+    on_progress("reading the labels")
     info = read_pack(job.packed_dir)
     train, val = (PackedSplit(job.packed_dir / split) for split in ("train", "val"))
     draws = [
@@ -340,6 +340,6 @@ def _fit_svm(job: SvmJob, on_progress: OnProgress) -> dict[str, Any]:
 
 def _check_labels(train: Draw, val: Draw) -> None:
     if np.count_nonzero(train.class_pixels) < 2:
-        raise InputError("train's labels name fewer than two classes, so there is nothing to tell apart; label more")
+        raise InputError("train's labels name fewer than two classes, so nothing can be learned; label more")
     if not val.class_pixels.any():
-        raise InputError("the val split holds no label, so nothing can choose its features; raise split.val")
+        raise InputError("the val split holds no label, so its features can't be selected; raise split.val")

@@ -1,4 +1,4 @@
-"""Pixels drawn from a packed split for the classical member: few of many images, each with its features."""
+"""Pixels sampled from a packed split for the classical member: few of many images, each with its features."""
 
 from __future__ import annotations
 

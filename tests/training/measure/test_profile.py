@@ -94,7 +94,7 @@ def facts(**own: Any) -> ProfileResult:
     ("own", "said"),
     [
         ({"phases": {"data": 0.2, "backward": 0.4}}, "20% of a step waits for data: set ray.loader_workers"),
-        ({"phases": {"optimizer": 0.1, "average": 0.1}}, "20% of a step moves weights"),
+        ({"phases": {"optimizer": 0.1, "average": 0.1}}, "20% of a step updates weights"),
         ({"phases": {"loss": 0.3}}, "30% of a step is the loss at full size"),
         ({"share_of_peak": 0.6}, "it reaches 60% of what matrix products reach here"),
         ({}, "dense convolutions take 40% of the operators' time, at 30% of the peak"),
