@@ -39,15 +39,10 @@ def make_optimizer(
     steps (Dozat 2016), ``sgd`` stochastic gradient descent with Nesterov's ``momentum`` (Sutskever et al. 2013),
     ``muon`` is muon.Muon, with ``momentum`` for its matrices. The decoder learns at ``lr``, the deepest stage of the
     encoder at ``lr * encoder_lr_factor`` and each stage above at ``layer_decay`` times the one below it (as BEiT, Bao
-<<<<<<< HEAD
-    et al. 2022, by layers). Biases and the scales of normalisation (tensors of one axis), and what is ``further`` to
-    be learned, are not decayed. InputError for an unknown ``kind``.
-
-    More than eight parameters: the optimizers' own settings, by the names that their papers use.
-=======
     et al. 2022, by layers). Biases and the scales of normalisation (tensors of one axis), and ``others`` are not
     decayed. InputError for an unknown ``kind``.
->>>>>>> 07f7b28 (Training and the steps speak in the field's words: unfreeze, target, auxiliary heads, validation runs, micro-batches, resume)
+
+    More than eight parameters: the optimizers' own settings, by the names that their papers use.
     """
     check_names("optimizer", [kind], OPTIMIZERS)
     groups = parameter_groups(
