@@ -42,6 +42,7 @@ KINDS = {
     "ray::SynchronizationActor": "Ray Train's synchronisation",
     "ray::DatasetManager": "Ray Train's dataset managers",
     "ray::PlacementGroupCleaner": "Ray Train's placement group cleaners",
+    "ray::_AutoscalingCoordinator": "Ray Train's coordinator",
     "ray::": "Ray's other workers",
     "default_worker.py": "Ray's other workers",
     "gcs_server": "Ray's own processes",
@@ -78,22 +79,22 @@ class Project:
         return time.monotonic() - began
 
 
-def make(root: Path, folder: Path, data: Path) -> Project:
-    """Return a checkout with its workspaces: all stages before the training up to date, and one trained to its end."""
-    project = Project(root.resolve(), folder / "three", folder / "done")
-    if project.done.exists():
-        return project
-    for workspace in (project.workspace, project.done):
-        project.seconds("init", str(workspace), "--data", str(data))
+def make_three(project: Project, data: Path) -> None:
+    """Make the workspace of three members, with all stages before the training up to date."""
+    project.seconds("init", str(project.workspace), "--data", str(data))
     first_steps(project, seed=1)
+
+
+def make_done(project: Project, data: Path) -> None:
+    """Make the workspace in which nothing is to do: one tiny member is trained."""
+    project.seconds("init", str(project.done), "--data", str(data))
     text = (project.done / "params.yaml").read_text()
     head, _, rest = text.partition("\nmembers:")
     tail = rest[rest.index("\nensemble:") :]
     member = "\n  one: {backbone: mobilenetv3_small_050, decoder: fpn, weights: none, lr: 0.001, epochs: 1}\n"
     (project.done / "params.yaml").write_text(f"{head}\nmembers:{member}{tail}")
     if (code := project.start("retrain", "--workspace", str(project.done)).wait()) not in (0, 3):  # 3: the gate said no
-        raise SystemExit(f"{root}: the run to the end ended with exit code {code}")
-    return project
+        raise SystemExit(f"{project.root}: the run to the end ended with exit code {code}")
 
 
 def make_data(folder: Path) -> None:
@@ -201,7 +202,13 @@ def compare(folder: Path, roots: list[Path], runs: int, only: str | None) -> Non
     """Measure each checkout ``runs`` times, in turn, and print medians."""
     if not (folder / "data").exists():
         make_data(folder / "data")
-    projects = [make(root, folder / root.resolve().name, folder / "data") for root in roots]
+    projects = []
+    for root in map(Path.resolve, roots):
+        projects.append(Project(root, folder / root.name / "three", folder / root.name / "done"))
+        if only != "unchanged" and not projects[-1].workspace.exists():
+            make_three(projects[-1], folder / "data")
+        if only != "first-step" and not projects[-1].done.exists():
+            make_done(projects[-1], folder / "data")
     found: list[list[dict[str, float]]] = [[] for _ in projects]
     for run in range(runs):
         turn = list(enumerate(projects))
