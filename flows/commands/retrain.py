@@ -76,13 +76,16 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
 
 def _nothing_to_do(workspace: Workspace, params: Params) -> bool:
     """Look at data, stages and verdict; say so where all are those of the last run."""
-    from flows.commands.status import look
+    from flows.commands.status import look, registry_asked
     from tasks.stage import bring_up_to_date, survey
 
-    bring_up_to_date(workspace, "fingerprint", params)
-    stages = survey(workspace, params)
-    if any(outcome.state != "fresh" for outcome in stages.values()) or not look(workspace, params, stages).up_to_date:
-        return False
+    with registry_asked(workspace, params) as registry:
+        bring_up_to_date(workspace, "fingerprint", params)
+        stages = survey(workspace, params)
+        if any(outcome.state != "fresh" for outcome in stages.values()):
+            return False
+        if not look(workspace, params, stages, registry()).up_to_date:
+            return False
     for outcome in stages.values():
         out.print(f"{outcome.stage}: fresh (unchanged)", highlight=False, style="dim")
     out.print("nothing to do: data, params and code are those of the last run; no new version was made", soft_wrap=True)

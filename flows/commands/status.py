@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,7 @@ from rich.text import Text
 
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill import progress
+from segmill.alongside import answered_alongside
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, writer
 
@@ -32,7 +35,8 @@ def status_command(
     from tasks.stage import survey
 
     space, params = open_workspace(workspace)
-    found = look(space, params, survey(space, params))
+    with registry_asked(space, params) as registry:
+        found = look(space, params, survey(space, params), registry())
     if as_json:
         print(found.as_json())
     else:
@@ -81,12 +85,11 @@ class Status:
         )
 
 
-def look(workspace: Workspace, params: Params, stages: dict[str, Outcome]) -> Status:
+def look(workspace: Workspace, params: Params, stages: dict[str, Outcome], standing: Standing) -> Status:
     """Look at the rest of the workspace besides its stages. Starts no server and imports no torch."""
     from segmill.data.versioning.versions import data_changed, recorded_version
 
     recorded = recorded_version(workspace.root, params.data.path)
-    standing = _standing(workspace, params) if recorded else _Standing(None, None, False)
     return Status(
         workspace=workspace,
         data_version=recorded.md5 if recorded else None,
@@ -101,25 +104,44 @@ def look(workspace: Workspace, params: Params, stages: dict[str, Outcome]) -> St
 
 
 @dataclass(frozen=True)
-class _Standing:
+class Standing:
+    """What the registry holds: champion, challenger, and whether today's ensemble was judged already."""
+
     champion: dict[str, Any] | None
     challenger: dict[str, Any] | None
     judged: bool
 
 
-def _standing(workspace: Workspace, params: Params) -> _Standing:
-    """Ask the registry which versions serve and challenge, and whether today's ensemble was judged already."""
+@contextmanager
+def registry_asked(workspace: Workspace, params: Params) -> Iterator[Callable[[], Standing]]:
+    """Ask the registry while the block looks at the stages; the block calls what it is given for the answer.
+
+    In a process of its own: MLflow takes 3 s of a core to import and to open its database.
+    """
     from flows.environment import tracking_uri
+    from segmill.data.versioning.versions import recorded_version
 
     uri = tracking_uri(workspace, params)
     database = uri.removeprefix("sqlite:///")
-    if not (workspace.root / params.data.path).is_dir() or (database != uri and not Path(database).is_file()):
-        return _Standing(None, None, False)
+    empty = database != uri and not Path(database).is_file()
+    if (
+        empty
+        or not (workspace.root / params.data.path).is_dir()
+        or not recorded_version(workspace.root, params.data.path)
+    ):
+        yield lambda: Standing(None, None, False)
+        return
+    with answered_alongside(_standing, workspace, params) as answer:
+        yield answer
+
+
+def _standing(workspace: Workspace, params: Params) -> Standing:
+    from flows.environment import tracking_uri
     from segmill.promotion import ledger, registry
     from tasks.promote import earlier_judgement, ledger_url
     from tasks.register import Registered, model_name
 
-    name = model_name(workspace, params)
+    uri, name = tracking_uri(workspace, params), model_name(workspace, params)
     champion, challenger = (registry.aliased(uri, name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
     decisions = {entry.version: entry.decision for entry in reversed(ledger.entries(ledger_url(workspace), name))}
     judged = False
@@ -128,7 +150,7 @@ def _standing(workspace: Workspace, params: Params) -> _Standing:
         serving = champion.version if champion else None
         if version is not None:
             judged = earlier_judgement(workspace, Registered(name, version), serving, params.promotion) is not None
-    return _Standing(_facts(name, champion, decisions), _facts(name, challenger, decisions), judged)
+    return Standing(_facts(name, champion, decisions), _facts(name, challenger, decisions), judged)
 
 
 def _facts(name: str, version: Version | None, decisions: dict[str, str | None]) -> dict[str, Any] | None:

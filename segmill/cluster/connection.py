@@ -67,7 +67,7 @@ def _init(address: str, num_cpus: int | None) -> bool:
     """Connect this process to Ray; False where it is connected already."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A member takes five small processes; with few cores Ray warns of them on the terminal.
+    # A member of several ranks takes five small processes more; with few cores Ray warns of them on the terminal.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     import ray
 
