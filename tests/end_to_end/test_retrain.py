@@ -286,7 +286,37 @@ def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
     assert list(workspace.checkpoints.rglob("checkpoint_*")), "the next run goes on from here"
 
 
-def test_the_pages_answer_on_any_port_and_end_with_the_command(first: tuple[Workspace, str]) -> None:
+SCHEDULED = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+from prefect import flow
+
+@flow
+def tick(path: str) -> None:
+    Path(path).touch()
+
+if __name__ == "__main__":
+    tick.serve(name="ticks", interval=timedelta(seconds=3), parameters={"path": sys.argv[1]})
+"""
+
+
+def a_schedule_fires(api: str, folder: Path) -> None:
+    """Serve a flow with a schedule: with some sets of libraries Prefect's server takes one and never starts a run."""
+    (folder / "scheduled.py").write_text(SCHEDULED)
+    environment = {**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(folder / "prefect")}
+    command = [sys.executable, str(folder / "scheduled.py"), str(folder / "ticked")]
+    with (folder / "runner").open("w") as out:
+        runner = psutil.Popen(command, stdout=out, stderr=out, env=environment)
+    until = time.monotonic() + 120
+    while not (folder / "ticked").exists():
+        assert runner.poll() is None and time.monotonic() < until, (folder / "runner").read_text()
+        time.sleep(0.1)
+    runner.terminate()
+    runner.wait(timeout=60)
+
+
+def test_the_pages_answer_on_any_port_and_end_with_the_command(first: tuple[Workspace, str], tmp_path: Path) -> None:
     workspace, _ = first
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0)), other.bind(("127.0.0.1", 0))
@@ -298,6 +328,7 @@ def test_the_pages_answer_on_any_port_and_end_with_the_command(first: tuple[Work
     settings = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/ui-settings"))
     assert settings["api_url"] == f"http://127.0.0.1:{ports[0]}/api", "where the page in the browser asks"
     assert "<title>MLflow</title>" in urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}").read().decode()
+    a_schedule_fires(f"http://127.0.0.1:{ports[0]}/api", tmp_path)
     started = process.children(recursive=True)
     process.terminate()
     assert psutil.wait_procs([process, *started], timeout=30)[1] == []
