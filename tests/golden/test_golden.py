@@ -12,7 +12,8 @@ from tests.golden.recipes import RECIPES, START
 from tests.golden.runs import RECORDED, fit_classical, make_street, stage_hashes, train_recipe
 
 # Relative, of the losses of steps 1 to 6. Processors sum in other orders, and each step makes larger what that does to
-# the first loss, since Adam takes a whole step for the smallest gradient. With SSE4.1 instead of AVX-512 the largest differences were 8e-7, 3e-4, 4e-3 and 3e-2; val mIoU moved by 0.009.
+# the first loss, since Adam takes a whole step for the smallest gradient. With SSE4.1 instead of AVX-512 the largest
+# differences were 8e-7, 3e-4, 4e-3 and 3e-2; val mIoU moved by 0.009.
 LOSS_TOLERANCES = (1e-4, 1e-3, 1e-2, 5e-2, 5e-2, 5e-2)
 MIOU_TOLERANCE = 0.02
 
