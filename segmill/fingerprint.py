@@ -97,8 +97,8 @@ def _parsed(source: bytes) -> _Parsed:
     texts = frozenset(value for value in constants if isinstance(value, str) and len(value) < 100)
     loggers = _loggers(tree)
     for node in ast.walk(tree):
-        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
+        if isinstance(node, _DOCUMENTED):
+            node.body = [statement for statement in node.body if not _is_text(statement)]
         elif isinstance(node, ast.Raise):
             node.exc, node.cause = _without_texts(node.exc), _without_texts(node.cause)
         elif isinstance(node, ast.Call) and _logs(node.func, loggers):
@@ -145,6 +145,11 @@ def _logs(function: ast.expr, loggers: set[str]) -> bool:
     if function.attr == "warn":
         return owner == "warnings"
     return function.attr in _LOG_METHODS and (owner == "logging" or owner in loggers or _is_get_logger(function.value))
+
+
+def _is_text(node: ast.stmt) -> bool:
+    """Tell whether a statement is a docstring, or a text below a field, which documents it likewise."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _is_future(node: ast.stmt) -> bool:

@@ -17,6 +17,11 @@ import warnings
 _log = logging.getLogger(__name__)
 
 
+class Options:
+    share = 0.5
+    """The share that counts."""
+
+
 def dice(x):
     """Say what it is."""
     if x > 1:
@@ -97,6 +102,7 @@ def test_a_fix_counts_for_those_who_reach_it(changed: Callable[[str, str], set[s
 
 def test_comments_docstrings_and_layout_do_not_count(changed: Callable[[str, str], set[str]]) -> None:
     reworded = LOSS.replace("# the overlap", "# other words").replace("Say what it is.", "Say more.")
+    reworded = reworded.replace("The share that counts.", "How much counts.")
     assert changed("mill/loss.py", reworded.replace("1 - x", "(1\n      - x)")) == set()
 
 
