@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from segmill.errors import InputError
 
+# Python has a class for it, and CUDA (torch.OutOfMemoryError, told by its text, so that torch need not be imported).
+# The others raise a bare RuntimeError, or in Ray's case the error of any death.
 OUT_OF_MEMORY_SIGNS = (
-    "out of memory",
-    "not enough memory",
+    "out of memory",  # CUDA
+    "not enough memory",  # torch's CPU allocator, by platform
     "can't allocate memory",
     "cannot allocate memory",
-    "killed by signal: killed",
-    "low on memory",
+    "killed by signal: killed",  # DataLoader, of a worker that the kernel killed
+    "low on memory",  # Ray's monitor, of a rank that it stopped
 )
 
 
