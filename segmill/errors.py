@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class SegmillError(Exception):
-    """An error a user reads without a traceback. Exit code 1: yours to mend."""
+    """An error a user reads without a traceback. Exit code 1: yours to correct."""
 
     exit_code = 1
 

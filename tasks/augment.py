@@ -36,7 +36,7 @@ def augment(workspace: Workspace, params: Params) -> None:
             rare_below=block.rare_below,
             seed=block.seed,
             mirror=policy.mirrors,
-            progress=progress.counter(workspace.count("augment")),
+            on_progress=progress.counter(workspace.count("augment")),
         )
         replace(policy, extra=made).write(draft / "recipe.json")
 

@@ -37,7 +37,7 @@ def validate(workspace: Workspace, params: Params) -> None:
             shares=SplitShares(split.val, split.test, split.seed),
             accept=params.data.accept,
             on_issues=write_page,
-            told=progress.counter(workspace.count("validate")),
+            on_progress=progress.counter(workspace.count("validate")),
         )
 
 

@@ -64,7 +64,7 @@ def _add(space: Workspace, params: Params, path: Path, message: str, layout: str
     split = params.split
     with explained(space.root, params.data.path, message), counting(out) as on_count:
         change = change_set(
-            raw, found.samples, remove=ids, shares=SplitShares(split.val, split.test, split.seed), told=on_count
+            raw, found.samples, remove=ids, shares=SplitShares(split.val, split.test, split.seed), on_progress=on_count
         )  # fmt: skip
     for note in change.notes:
         _say(note)
@@ -173,7 +173,7 @@ def export(
         files.view(entry.version) as folder,
         counting(out) as on_count,
     ):
-        count = unpack_set(folder, to, told=on_count)
+        count = unpack_set(folder, to, on_progress=on_count)
     _say(f"{count:,} samples of version {_short(entry.version)} written to {to}")
 
 

@@ -124,7 +124,8 @@ def create(
         with counting(out) as on_count:
             write_set(
                 raw, found.info, found.samples, shares=SplitShares(split.val, split.test, split.seed),
-                packed=found.count > SHARDS_ABOVE, facts=data if found.layout == "segmill" else None, told=on_count,
+                packed=found.count > SHARDS_ABOVE, facts=data if found.layout == "segmill" else None,
+                on_progress=on_count,
             )  # fmt: skip
         size = _usual_size(raw)
         set_params(folder / "params.yaml", [f"prepare.size_px={size}"])

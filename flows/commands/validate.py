@@ -43,7 +43,7 @@ def validate_command(
 def validate(workspace: Workspace, params: Params, console: Console, *, fix: bool) -> bool:
     """Check the set, or look up what the last check of the same set found, and print it; True where nothing stops.
 
-    With ``fix``, first record the set as it is, then put a repaired mask in place of each that can be mended, and
+    With ``fix``, first record the set as it is, then put a repaired mask in place of each that can be repaired, and
     record that as another version.
     """
     from flows.summary import dataset_table
@@ -59,14 +59,14 @@ def validate(workspace: Workspace, params: Params, console: Console, *, fix: boo
         said = f"with pictures: {page}; all files: {page.with_name('faults.csv')}"
         console.print(said, highlight=False, soft_wrap=True, style="dim")
     if not sound and not fix and any(issue.repairable for issue in issues):
-        console.print("`segmill validate --fix` mends what says so, as a new version of the data", highlight=False)
+        console.print("`segmill validate --fix` repairs what says so, as a new version of the data", highlight=False)
     if sound:
         console.print(dataset_table(workspace.manifest))
     return sound
 
 
 def repair(workspace: Workspace, params: Params, console: Console) -> None:
-    """Record the set as it is, mend what can be mended, record that: the masks as they were stay in their version."""
+    """Record the set as it is, repair what can be repaired, record that: the earlier masks stay in their version."""
     from flows.display import following
     from segmill.data.ingest.intake import change_set
     from segmill.data.ingest.repair import repaired_samples
@@ -79,25 +79,27 @@ def repair(workspace: Workspace, params: Params, console: Console) -> None:
     refuse_special_files(raw_dir)
     note = workspace.count("validate")
     with following(console, "checking", note):
-        found = examine(raw_dir, told=progress.counter(note))
-    mendable = [issue for issue in found.issues if issue.repairable]
-    if not mendable:
-        console.print("nothing can be mended automatically", highlight=False)
+        found = examine(raw_dir, on_progress=progress.counter(note))
+    repairable = [issue for issue in found.issues if issue.repairable]
+    if not repairable:
+        console.print("nothing can be repaired automatically", highlight=False)
         return
     before = bring_data(workspace.root, params.data.path, params.data.remote)
-    mended: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
 
     def samples() -> Iterator[NewSample]:
         for sample, kinds in repaired_samples(raw_dir, found):
-            mended.update(kinds)
+            repaired.update(kinds)
             yield sample
 
-    message = f"repaired {', '.join(f'{issue.kind} ({len(issue.files)})' for issue in mendable)}"
+    message = f"repaired {', '.join(f'{issue.kind} ({len(issue.files)})' for issue in repairable)}"
     with explained(workspace.root, params.data.path, message):
         change = change_set(raw_dir, samples(), shares=SplitShares(split.val, split.test, split.seed))
     after = bring_data(workspace.root, params.data.path, params.data.remote)
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(mended.items())) or "nothing"
-    said = f"mended {counts}: {change.replaced} new masks, version {after.md5[:8]}; the one before is {before.md5[:8]}"
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(repaired.items())) or "nothing"
+    said = (
+        f"repaired {counts}: {change.replaced} new masks, version {after.md5[:8]}; the one before is {before.md5[:8]}"
+    )
     console.print(said, highlight=False, soft_wrap=True)
 
 

@@ -136,7 +136,7 @@ def write_street(
 ) -> int:
     """Draw ``count`` street scenes of ``size`` (height, width in px), RGB, from number ``first`` on; return how many.
 
-    Sequences of FRAMES frames form groups ``street_sNNNN``, dealt train, val, test, train, train in turn. A
+    Sequences of FRAMES frames form groups ``street_sNNNN``, assigned train, val, test, train, train in turn. A
     frame depends only on (seed, its number, size); the car's own bonnet at the bottom is ignored. InputError
     for a size below 32 px or a count below 1.
     """

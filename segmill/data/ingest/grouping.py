@@ -34,10 +34,10 @@ def keep_together(
     """Return the group of each sample that came with one (``groups``: id -> group), and what to know of it.
 
     An official split that cuts a group names its parts GROUP@SPLIT. What comes of such a group later would be a new
-    group, and could be dealt to another split than the frames beside it. So where the set at ``raw_dir`` has the group
-    already, whole or in parts:
+    group, and could be assigned to another split than the frames beside it. So where the set at ``raw_dir`` has the
+    group already, whole or in parts:
 
-    - a sample that stands (``standing``: ids) keeps its group, where that is the one it came with or a part of it;
+    - a sample of the set (``standing``: ids) keeps its group, where that is the one it came with or a part of it;
     - a new sample joins the part that is in train. Train has seen that group, and val and test stay as they were
       frozen, so nothing leaks that did not before. With no part in train it joins val's, then test's: a split that
       has not seen the group does not come to see it. What the source says of its split counts no more.
@@ -86,7 +86,7 @@ def settle_groups(
 ) -> DatasetInfo:
     """Write the groups that came into samples.csv, take out what is gone; return the set's info as it will be.
 
-    Where each sample was its own group, those that stand already stay so. A group rule on ids decides over groups
+    Where each sample was its own group, those of the set stay so. A group rule on ids decides over groups
     that came.
     """
     path = draft / SAMPLES_FILE

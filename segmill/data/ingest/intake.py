@@ -46,7 +46,8 @@ FACTS = (INFO_FILE, SAMPLES_FILE, FROZEN_FILE)
 LONGEST_NAME = 240  # bytes of a folder or stem; file systems take 255 with the suffix
 _TELL_EVERY = 50
 
-Told = Callable[[str, int, int | None], None]  # what is being done, how many are done, of how many where that is known
+# What is being done, how many are done, and of how many where that is known.
+OnProgress = Callable[[str, int, int | None], None]
 _Rows = Callable[[], "pyarrow.Table"]
 
 
@@ -85,7 +86,7 @@ class SetChange:
         return not (self.added or self.replaced or self.removed)
 
 
-def tell_nobody(what: str, done: int, of: int | None) -> None:
+def no_progress(what: str, done: int, of: int | None) -> None:
     """Take the news of a change and do nothing with it."""
 
 
@@ -97,7 +98,7 @@ def write_set(
     shares: SplitShares,
     packed: bool | None = None,
     facts: Path | None = None,
-    told: Told = tell_nobody,
+    on_progress: OnProgress = no_progress,
 ) -> None:
     """Write a new set to ``raw_dir`` (absent or empty) and freeze its splits by ``shares``.
 
@@ -120,18 +121,18 @@ def write_set(
             (draft / FROZEN_FILE).unlink(missing_ok=True)
         if not (draft / FROZEN_FILE).is_file():
             write_frozen(draft, {})
-        taken = _take(draft, samples, LooseSamples({}, raw_dir), packed=bool(packed), told=told)
+        taken = _take(draft, samples, LooseSamples({}, raw_dir), packed=bool(packed), on_progress=on_progress)
         info = settle_groups(draft, info, taken.groups, added=taken.added, standing=(), gone=set())
         _refuse(raw_dir, [*taken.issues, *without_group(info, taken.came)])
         if not taken.added:
             raise InputError(f"no sample came for {raw_dir}", "check the folder that was named, and --layout")
         if packed:
-            rows = _with_counts(draft, taken.rows, told)
+            rows = _with_counts(draft, taken.rows, on_progress)
             write_index(draft, rows)
         else:
             entries = [(draft, entry) for entry in list_samples(draft)[0]]
             too_many = packed is None and len(entries) > SHARDS_ABOVE
-            rows = _write_shards(draft, entries, told) if too_many else _counted(entries, told)
+            rows = _write_shards(draft, entries, on_progress) if too_many else _counted(entries, on_progress)
         settle_splits(draft, info, taken.came, taken.splits, lambda: rows, shares=shares)
         journal.commit(raw_dir, remove=(), last=INFO_FILE)
 
@@ -142,7 +143,7 @@ def change_set(
     *,
     remove: Sequence[str] = (),
     shares: SplitShares,
-    told: Told = tell_nobody,
+    on_progress: OnProgress = no_progress,
 ) -> SetChange:
     """Add samples, put corrected ones in place of those of the same id, take out the ids of ``remove``.
 
@@ -162,11 +163,11 @@ def change_set(
             ShardedSamples(raw_dir) if is_sharded(raw_dir) else LooseSamples.of(raw_dir)
         )
         gone = _known_ids(raw_dir, remove, known.ids)
-        taken = _take(draft, samples, known, packed=isinstance(known, ShardedSamples), told=told)
+        taken = _take(draft, samples, known, packed=isinstance(known, ShardedSamples), on_progress=on_progress)
         both = sorted(gone.intersection(taken.came))
         if both:
             raise InputError(f"'{both[0]}' is to be removed and comes at the same time", "say one of the two")
-        if not (draft / FROZEN_FILE).is_file():  # dealt by hash so far, and stays so
+        if not (draft / FROZEN_FILE).is_file():  # assigned by hash so far, and stays so
             hashed = {group for sample_id in known.ids if (group := info.group_of(sample_id)) is not None}
             unseen = np.zeros(info.num_classes, np.int64)
             freeze(draft, info, dict.fromkeys(hashed, unseen), shares=shares)
@@ -181,15 +182,15 @@ def change_set(
             raise InputError(f"no sample would be left in {raw_dir}", "leave some, or make a new workspace")
         leaving = gone.union(taken.came)
         if isinstance(known, ShardedSamples):
-            rows, dead = _grow_sharded(draft, known, taken, leaving, told)
+            rows, dead = _grow_sharded(draft, known, taken, leaving, on_progress)
         else:
-            rows, dead = _grow_loose(draft, known, leaving, told)
+            rows, dead = _grow_loose(draft, known, leaving, on_progress)
         settle_splits(draft, info, taken.came, taken.splits, rows, shares=shares)
         journal.commit(raw_dir, remove=dead, last=INDEX_FILE)
         return change
 
 
-def unpack_set(raw_dir: Path, to: Path, *, told: Told = tell_nobody) -> int:
+def unpack_set(raw_dir: Path, to: Path, *, on_progress: OnProgress = no_progress) -> int:
     """Write the set at ``raw_dir`` to the new folder ``to`` as loose files; return how many samples.
 
     InputError where ``to`` holds something already. ``to`` appears when it is complete.
@@ -203,7 +204,7 @@ def unpack_set(raw_dir: Path, to: Path, *, told: Told = tell_nobody) -> int:
         entries, _ = list_samples(raw_dir)
         for done, entry in enumerate(entries, start=1):
             sink.add(entry.id, [(part.name, part.read(raw_dir)) for part in (entry.image, entry.mask)])
-            told("writing", done, len(entries))
+            on_progress("writing", done, len(entries))
     return len(entries)
 
 
@@ -221,16 +222,21 @@ class _Taken:
 
 
 def _take(
-    draft: Path, samples: Iterable[NewSample | Issue], known: LooseSamples | ShardedSamples, *, packed: bool, told: Told
+    draft: Path,
+    samples: Iterable[NewSample | Issue],
+    known: LooseSamples | ShardedSamples,
+    *,
+    packed: bool,
+    on_progress: OnProgress,
 ) -> _Taken:
-    """Write what comes and is not there yet below ``draft``; with something wrong, only go on to list it all."""
+    """Write what comes and is not there yet below ``draft``; with something wrong, only list it all."""
     taken = _Taken()
     shards = TarShardWriter(draft) if packed else None
     writer: SampleWriter = shards or LooseWriter(draft)
     seen: set[str] = set()
     for done, sample in enumerate(samples, start=1):
         if done % _TELL_EVERY == 0:
-            told("reading", done, None)
+            on_progress("reading", done, None)
         issue = sample if isinstance(sample, Issue) else _why_unusable(sample, seen)
         if issue or not isinstance(sample, NewSample):
             taken.issues += [issue] if issue else []
@@ -290,29 +296,31 @@ def _known_ids(raw_dir: Path, remove: Sequence[str], ids: Mapping[str, object]) 
 
 
 def _grow_sharded(
-    draft: Path, known: ShardedSamples, taken: _Taken, leaving: set[str], told: Told
+    draft: Path, known: ShardedSamples, taken: _Taken, leaving: set[str], on_progress: OnProgress
 ) -> tuple[_Rows, list[str]]:
     """Write the new index; return its rows, and the shards that hold no sample any more."""
     import pyarrow as pa
 
     stays = np.ones(len(known.rows), bool)
     stays[[known.ids[sample_id] for sample_id in leaving if sample_id in known.ids]] = False
-    came = _with_counts(draft, taken.rows, told).select(known.rows.column_names)
+    came = _with_counts(draft, taken.rows, on_progress).select(known.rows.column_names)
     rows = pa.concat_tables([known.rows.filter(pa.array(stays)), came])
     write_index(draft, rows)
     before, after = (set(table["pack"].unique().to_pylist()) for table in (known.rows, rows))
     return lambda: rows, sorted(before - after)
 
 
-def _grow_loose(draft: Path, known: LooseSamples, leaving: set[str], told: Told) -> tuple[_Rows, list[str]]:
+def _grow_loose(
+    draft: Path, known: LooseSamples, leaving: set[str], on_progress: OnProgress
+) -> tuple[_Rows, list[str]]:
     """Return the rows of all samples as they will be, and the files to take out; a large set goes into shards."""
     kept = [(known.raw_dir, entry) for sample_id, entry in known.ids.items() if sample_id not in leaving]
     came = [(draft, entry) for entry in list_samples(draft)[0]] if (draft / "images").is_dir() else []
     old = {part.name for sample_id in leaving & known.ids.keys() for part in _parts(known.ids[sample_id])}
     if len(kept) + len(came) <= SHARDS_ABOVE:
         stay = {part.name for _, entry in came for part in _parts(entry)}
-        return lambda: _counted(kept + came, told), sorted(old - stay)
-    rows = _write_shards(draft, sorted(kept + came, key=lambda pair: pair[1].id), told)
+        return lambda: _counted(kept + came, on_progress), sorted(old - stay)
+    rows = _write_shards(draft, sorted(kept + came, key=lambda pair: pair[1].id), on_progress)
     return lambda: rows, sorted(part.name for entry in known.ids.values() for part in _parts(entry))
 
 
@@ -320,40 +328,40 @@ def _parts(entry: RawSample) -> tuple[StoredFile, StoredFile]:
     return entry.image, entry.mask
 
 
-def _write_shards(draft: Path, entries: Sequence[tuple[Path, RawSample]], told: Told) -> pyarrow.Table:
+def _write_shards(draft: Path, entries: Sequence[tuple[Path, RawSample]], on_progress: OnProgress) -> pyarrow.Table:
     """Write loose samples as shards and index below ``draft``, where no loose file stays; return their rows."""
     shards = TarShardWriter(draft)
     for done, (root, entry) in enumerate(entries, start=1):
         shards.add(entry.id, [(part.name, part.read(root)) for part in _parts(entry)])
-        told("packing", done, len(entries))
+        on_progress("packing", done, len(entries))
     for kind in ("images", "masks"):
         shutil.rmtree(draft / kind, ignore_errors=True)
-    rows = _with_counts(draft, shards.close(), told)
+    rows = _with_counts(draft, shards.close(), on_progress)
     write_index(draft, rows)
     return rows
 
 
-def _with_counts(draft: Path, rows: pyarrow.Table | None, told: Told) -> pyarrow.Table:
+def _with_counts(draft: Path, rows: pyarrow.Table | None, on_progress: OnProgress) -> pyarrow.Table:
     """Return the rows of packed samples with what their masks hold."""
     assert rows is not None, "a set in shards takes samples into shards"
     places = zip(*(rows[name].to_pylist() for name in ("mask_name", "pack", "mask_offset", "mask_bytes")), strict=True)
-    return append_counts(rows, _told_counts([(draft, StoredFile(*place)) for place in places], told))
+    return append_counts(rows, _told_counts([(draft, StoredFile(*place)) for place in places], on_progress))
 
 
-def _counted(entries: Sequence[tuple[Path, RawSample]], told: Told) -> pyarrow.Table:
+def _counted(entries: Sequence[tuple[Path, RawSample]], on_progress: OnProgress) -> pyarrow.Table:
     """Return id and what the mask holds of each sample."""
     import pyarrow as pa
 
     rows = pa.table({"id": pa.array([entry.id for _, entry in entries], pa.string())})
-    return append_counts(rows, _told_counts([(root, entry.mask) for root, entry in entries], told))
+    return append_counts(rows, _told_counts([(root, entry.mask) for root, entry in entries], on_progress))
 
 
-def _told_counts(masks: Sequence[tuple[Path, StoredFile]], told: Told) -> list[Count]:
+def _told_counts(masks: Sequence[tuple[Path, StoredFile]], on_progress: OnProgress) -> list[Count]:
     counts = []
     for done, count in enumerate(count_masks(masks), start=1):
         counts.append(count)
         if done % _TELL_EVERY == 0 or done == len(masks):
-            told("counting pixels", done, len(masks))
+            on_progress("counting pixels", done, len(masks))
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Repaired samples: the same image, and the mask without those of its issues that the mask doctor can mend."""
+"""Repaired samples: the same image, and the mask without those of its issues that can be repaired by --fix."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from segmill.errors import InputError
 
 
 class Repaired(NamedTuple):
-    """A sample with its mended mask, and the kinds of issues that it had."""
+    """A sample with its repaired mask, and the kinds of issues that it had."""
 
     sample: NewSample
     kinds: tuple[str, ...]
 
 
 def repaired_samples(raw_dir: Path, found: Examination) -> Iterator[Repaired]:
-    """Yield every sample of ``raw_dir`` that can be mended; one whose repair does not work out is left as it is.
+    """Yield every sample of ``raw_dir`` that can be repaired; one whose repair does not work out is left as it is.
 
     Args:
         raw_dir: the set as ``examine`` saw it. Nothing is written here.

@@ -79,7 +79,7 @@ TRIAL_IDS = (10, 200)
 
 @dataclass(frozen=True)
 class Policy:
-    """A settled recipe, as recipe.json keeps it.
+    """A checked recipe, as recipe.json keeps it.
 
     ``name`` is a preset's, or ``own`` with ``version`` None. ``sha256`` is of ``transforms`` as JSON with sorted keys.
     ``extra``: how many extra samples of each kind were made to go with it.
@@ -186,19 +186,18 @@ class Augmenter:
         InputError where the recipe fails, or makes something else of them than a uint8 image and mask of one
         size.
         """
-        # albumentations' own seeding gives every transform the same stream, so that all their dice fall
-        # alike, and repeats itself between workers and epochs; here one stream is shared by all and starts
-        # anew with each sample.
+        # albumentations' own seeding gives every transform the same random numbers, and the same ones again in other
+        # workers and epochs. Here all transforms share one generator, seeded by (seed, epoch, sample).
         key = hashlib.sha256(f"{self.seed}/{epoch}/{sample}".encode()).digest()
         generator = np.random.default_rng(int.from_bytes(key[:8], "big"))
         size = self.size or (mask_HW.shape[0], mask_HW.shape[1])
         if not self.recipe:
             return _fit(image_HWC, mask_HW, size, self.ignore_id, generator)
-        dice = random.Random(int.from_bytes(key[8:16], "big"))
+        rng = random.Random(int.from_bytes(key[8:16], "big"))
         moving, last_scale, changing = self._pipeline
         for transform in (*moving, last_scale, *changing):
             if transform is not None:
-                transform.set_random_state(generator, dice)
+                transform.set_random_state(generator, rng)
         data: dict[str, Any] = {"image": image_HWC, "mask": mask_HW}
         try:
             for transform in moving:
@@ -214,7 +213,7 @@ class Augmenter:
                 data = transform(**data)
         except _recipe_errors() as error:
             height, width = mask_HW.shape
-            raise InputError(f"the recipe fails on {sample}, {height} x {width} px ({error})", "mend it") from error
+            raise InputError(f"the recipe fails on {sample}, {height} x {width} px ({error})", "correct it") from error
         image = data["image"]
         _check_pixels(image, mask, image_HWC)
         return image, mask
@@ -223,7 +222,7 @@ class Augmenter:
     def _pipeline(self) -> tuple[list[Any], Any, list[Any]]:
         """Return what may move pixels, a RandomScale that ends it (or None), and what only changes values.
 
-        In between lies the cut to ``size``, so that no time goes into pixels that are cut off.
+        In between comes the cut to ``size``, so that no time goes into pixels that are cut off.
         """
         built = _build_all(self.recipe, self.ignore_id)
         start = next((at + 1 for at in reversed(range(len(built))) if not _only_changes_values(built[at])), 0)
@@ -319,7 +318,7 @@ def _build(entry: Any, ignore_id: int) -> Any:
         return known[name](**values)
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"recipe: {name} refuses {dict(params)} ({' '.join(str(error).split())})", "mend it"
+            f"recipe: {name} refuses {dict(params)} ({' '.join(str(error).split())})", "correct it"
         ) from error
 
 
@@ -341,7 +340,7 @@ def _only_changes_values(built: Any) -> bool:
 
 
 def _made_up(shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return an image of coloured blocks and a mask whose two ids lie far apart: whatever mixes them shows."""
+    """Return an image of coloured blocks and a mask whose two ids are far apart: whatever mixes them shows."""
     rng = np.random.default_rng(0)
     block = 8
     rows, columns = (-(-side // block) for side in shape)
@@ -371,7 +370,7 @@ def _try(entry: dict[str, Any], image: NDArray[np.uint8], mask: NDArray[np.uint8
             height, width = mask.shape
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"recipe: {name} fails on an image of {height} x {width} px ({reason})", "mend it"
+                f"recipe: {name} fails on an image of {height} x {width} px ({reason})", "correct it"
             ) from None
     first, again = made
     _check_pixels(first["image"], first["mask"], image, of=name)

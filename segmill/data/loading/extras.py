@@ -66,13 +66,13 @@ def make_extras(
     seed: int,
     mirror: bool,
     jobs: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:
     """Write extra train samples as a packed split with origins.parquet; return how many there are of each kind.
 
     The outcome depends on the train split and the arguments alone, not on ``jobs``. Memory stays bounded. Nothing is
     written where there is nothing to write: no share asked for, no rare class, or no place for any object. More than
-    eight parameters: each but the folders, ``mirror``, ``jobs`` and ``progress`` is a key of params.yaml's augment.
+    eight parameters: each but the folders, ``mirror``, ``jobs`` and ``on_progress`` is a key of params.yaml's augment.
 
     Args:
         packed_dir: packed splits, of which only train is opened.
@@ -83,7 +83,7 @@ def make_extras(
         seed: decides everything that is drawn.
         mirror: pasted objects may be mirrored.
         jobs: processes; 0 takes all CPUs for a big set.
-        progress: called with samples done and samples in all.
+        on_progress: called with samples done and samples in all.
     """
     info = read_pack(packed_dir)
     train = PackedSplit(packed_dir / "train")
@@ -109,7 +109,7 @@ def make_extras(
                     writer.add(sample)
                     origins.add(origin)
                     made[origin.kind] += 1
-                progress(done, len(numbers))
+                on_progress(done, len(numbers))
     _open.cache_clear()
     _bench.cache_clear()
     if not sum(made.values()):
@@ -144,7 +144,7 @@ def _survey_chunk(
 
 @functools.lru_cache(maxsize=1)
 def _open(train_dir: str, scratch: str) -> PackedSplit:
-    """Open the split once per process and per ``scratch``: another run's split may lie in the same place."""
+    """Open the split once per process and per ``scratch``: another run's split may be in the same place."""
     return PackedSplit(Path(train_dir))
 
 

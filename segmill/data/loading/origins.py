@@ -11,7 +11,7 @@ class Origin(NamedTuple):
     """Where an extra sample comes from: a row of origins.parquet.
 
     ``kind`` is copy_paste or balance; ``target`` the train sample it is made from; ``source`` the train sample of each
-    pasted object, ``classes`` its class id and ``boxes`` where it lies now: top, left, height, width in px.
+    pasted object, ``classes`` its class id and ``boxes`` where it is now: top, left, height, width in px.
     A repeated sample (balance) has the rare classes it holds as ``classes`` and neither sources nor boxes.
     """
 

@@ -1,4 +1,4 @@
-"""Objects cut out of one scene and pasted into another: what counts as one, where it may stand, how its edge blends."""
+"""Objects cut out of one scene and pasted into another: what counts as one, where it may go, how its edge blends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_OBJECT_SHARE = 0.15  # of its image
 # Where it may go.
 FOOT_JITTER = 0.03  # of the image's height, up or down
 PLACES = 8  # looked at for each object
-MIN_GROUND = 0.5  # share of what it stands on that must be alike before and after
+MIN_GROUND = 0.5  # share of the ground under it that must be alike before and after
 MAX_COVERED = 0.1  # of its pixels that may fall on ignored ones, or on another rare class
 
 
@@ -98,8 +98,8 @@ def find_place(
 ) -> tuple[int, int] | None:
     """Return top and left of the best of PLACES random ones for the patch, or None where none is good enough.
 
-    Its foot stays near row ``foot``, for objects of one size stand at one height of the image; what lies around its
-    lower half must be like what lay there before (a vehicle stands on the road); and it must hide next to nothing
+    Its foot stays near row ``foot``, for objects of one size are at one height of the image; what is around its
+    lower half must be like what was there before (a vehicle is on the road); and it must hide next to nothing
     ``untouchable``: ignored pixels and what is rare itself.
     """
     height, width = patch.region.shape

@@ -1,8 +1,8 @@
 """Packed splits, read: flat memory-mapped pixels and an index, so that training never decodes.
 
 A split is ``index.parquet``, a row per sample in order of id, and shards ``KEY.bin`` with image HWC uint8 RGB, then
-mask HW uint8, sample after sample. The index says in which shard and at which byte a sample begins; how samples are
-dealt to shards is no one's concern.
+mask HW uint8, sample after sample. The index says in which shard and at which byte a sample begins;
+readers need not know how samples are assigned to shards.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PackInfo:
 
 
 class PackedSplit:
-    """The samples of one packed split in order of id, and of further folders after it (the augment stage's extras).
+    """The samples of one packed split in order of id, and of more folders after it (the augment stage's extras).
 
     Pixels are views of read-only memory maps, opened on first use in each process; an instance pickles as its folders.
     InputError where a folder holds no index or a shard is cut short.

@@ -2,7 +2,7 @@
 
 Where a shard ends depends on its samples alone, never on what was packed before, so that two ways to one data version
 give the same bytes, and a few new samples a few new shards. A shard holds, sample after sample, the image HWC uint8
-and the mask HW uint8. Finished ones lie in a store, each with its ``ShardFacts``.
+and the mask HW uint8. Finished ones are kept in a store, each with its ``ShardFacts``.
 """
 
 from __future__ import annotations

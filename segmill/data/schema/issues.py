@@ -91,7 +91,7 @@ KINDS: Mapping[str, Kind] = {
     "same_stem": Kind("error", "another file has the same name but for its suffix", "rename or remove one"),
     "missing_mask": Kind("error", "it has no mask", "add the mask or remove the image"),
     "missing_image": Kind("error", "this mask has no image", "add the image or remove the mask"),
-    "group_rule": Kind("error", "the group rule of dataset.yaml gives it no group", "rename it or mend the rule"),
+    "group_rule": Kind("error", "the group rule of dataset.yaml gives it no group", "rename it or correct the rule"),
     "colour_mask": Kind(
         "error",
         "its classes are colours, not ids",
@@ -102,7 +102,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "binary_0_255": Kind("error", "it marks the thing with 255, which is no class", "store 0 and 1 instead", True),
     "shifted_ids": Kind("error", "all masks store each id with the same offset", "take the offset off", True),
-    "id_gap": Kind("error", "ids lie beyond a gap in those that are declared", "number the classes 0, 1, 2, ..."),
+    "id_gap": Kind("error", "ids are beyond a gap in those that are declared", "number the classes 0, 1, 2, ..."),
     "unknown_ids": Kind(
         "error", "it holds ids that are not declared", "correct the mask or add the classes to dataset.yaml"
     ),
@@ -111,7 +111,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "soft_edges": Kind(
         "error",
-        "values between two ids lie along their border, as smoothing or resizing a mask makes them",
+        "values between two ids are along their border, as smoothing or resizing a mask makes them",
         "resize masks with nearest neighbour",
         True,
     ),
@@ -137,8 +137,8 @@ KINDS: Mapping[str, Kind] = {
     "class_missing_in_split": Kind(
         "warning", "it has no pixel in one split", "spread the groups that show it, under splits in dataset.yaml"
     ),
-    "exact_duplicate": Kind("error", "the same image stands in two samples", "keep one of them"),
-    "near_duplicate": Kind("error", "nearly the same image stands in two samples", "keep one, or make them one group"),
+    "exact_duplicate": Kind("error", "the same image is in two samples", "keep one of them"),
+    "near_duplicate": Kind("error", "nearly the same image is in two samples", "keep one, or make them one group"),
     "group_leak": Kind("error", "a group has samples in several splits", "keep it in one"),
 }
 UNACCEPTABLE = ("not_a_file", "link_outside")  # DVC would hang on them, or follow them

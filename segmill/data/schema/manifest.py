@@ -102,9 +102,7 @@ class DatasetInfo:
         if isinstance(self.group, dict) and "column" in self.group:
             return f"{SAMPLES_FILE} has no row with a {self.group['column']} for its id '{sample_id}'"
         if isinstance(self.group, dict):
-            return (
-                f"its id '{sample_id}' lies in fewer folders than group.folder of {INFO_FILE} ({self.group['folder']})"
-            )
+            return f"its id '{sample_id}' is in fewer folders than group.folder of {INFO_FILE} ({self.group['folder']})"
         return f"the group rule '{self.group}' of {INFO_FILE} does not match its id '{sample_id}'"
 
 
@@ -122,7 +120,7 @@ def read_dataset_info(raw_dir: Path) -> DatasetInfo:
     try:
         content = YAML(typ="safe").load(path)
     except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})", "mend it") from error
+        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})", "correct it") from error
     info = _parse_info(content, str(path))
     if not (isinstance(info.group, dict) and "column" in info.group):
         return info
@@ -159,8 +157,8 @@ def read_samples(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 line = rows.line_num
                 if len(cells) != len(header):
                     raise InputError(
-                        f"{path}: line {line} has {len(cells)} cells, line 1 has {len(header)}; mend it (a cell with a "
-                        "comma stands in quotes)"
+                        f"{path}: line {line} has {len(cells)} cells, line 1 has {len(header)}",
+                        "correct it (a cell with a comma goes in quotes)",
                     )
                 if not cells[place] or cells[place] in seen:
                     what = f"names id '{cells[place]}' again" if cells[place] else "has no id"
@@ -228,14 +226,14 @@ def manifest_schema(info: DatasetInfo) -> pyarrow.Schema:
 
 
 def part_columns(kind: str, part: StoredFile) -> dict[str, Any]:
-    """Return the manifest's columns that say where the ``image`` or ``mask`` of a sample lies."""
+    """Return the manifest's columns that say where the ``image`` or ``mask`` of a sample is."""
     return {
         kind: part.name, f"{kind}_file": part.file, f"{kind}_offset": part.offset, f"{kind}_bytes": part.length
     }  # fmt: skip
 
 
 def row_part(row: Mapping[str, Any], kind: str) -> StoredFile:
-    """Return where the ``image`` or ``mask`` of a manifest's row lies."""
+    """Return where the ``image`` or ``mask`` of a manifest's row is."""
     return StoredFile(row[kind], row[f"{kind}_file"], row[f"{kind}_offset"], row[f"{kind}_bytes"])
 
 
@@ -350,7 +348,7 @@ def _parse_group(rule: object, where: str) -> GroupRule:
     try:
         pattern = re.compile(rule)
     except re.error as error:
-        raise InputError(f"{where}: group '{rule}' is no regular expression ({error})", "mend it") from error
+        raise InputError(f"{where}: group '{rule}' is no regular expression ({error})", "correct it") from error
     if "group" not in pattern.groupindex:
         raise InputError(f"{where}: group '{rule}' has no part (?P<group>...)", "mark the part that names the group")
     return rule

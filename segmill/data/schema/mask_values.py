@@ -16,7 +16,7 @@ from segmill.errors import InputError
 
 MAX_CLASSES = 254
 MAX_COLOURS = 4_096  # distinct ones; a set with more is smoothed or no mask, and counting stops
-LOSSY_SHARE = 0.98  # of a blurred mask's pixels must lie near black or white
+LOSSY_SHARE = 0.98  # of a blurred mask's pixels must be near black or white
 _BLOCK = 2**20  # px looked up at a time, so that a large mask takes little memory
 _GREY = 0x010101
 
@@ -264,7 +264,7 @@ class Census:
             f"the masks hold the {len(values)} values {', '.join(map(str, values[:10]))}{', ...' * (len(values) > 10)}"
         )
         scheme = Scheme("value", tuple(values), tuple(range(len(values))), classes)
-        return scheme, f"{said}: ids were dealt in this order; name the classes in {INFO_FILE}"
+        return scheme, f"{said}: ids were assigned in this order; name the classes in {INFO_FILE}"
 
 
 def ids_by_info(raw: RawMask, info: DatasetInfo) -> NDArray[np.uint8]:

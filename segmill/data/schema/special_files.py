@@ -1,4 +1,4 @@
-"""What stands in a set without being a file of it: to be known before anyone, DVC too, opens it and waits for ever."""
+"""Pipes, devices, links and folders that are no files of a set, found before anyone opens them and waits for ever."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which split a group goes to: the official assignment, the frozen one, a hash; new groups are dealt by their classes.
+"""Which split a group goes to: the official assignment, the frozen one, or a hash; new groups go by their classes.
 
-A group is settled once and stays: dataset.yaml's ``splits`` come first, then ``splits.csv`` (``group,split``), which
+A group is assigned once and stays: dataset.yaml's ``splits`` come first, then ``splits.csv`` (``group,split``), which
 is written whenever data come in, then a hash of the group's name for sets that have no such file.
 """
 
@@ -25,7 +25,7 @@ FROZEN_FILE = "splits.csv"
 # Who gets a class that fewer groups show than there are splits: without it in train it can't be learnt, without it in
 # test nobody knows whether it was; val only chooses.
 FIRST = ("train", "test", "val")
-# So many ways to deal are all tried; so many groups are all tried in pairs for a swap that spreads the classes better.
+# Up to so many ways to assign are all tried; up to so many groups in pairs, for a swap that spreads classes better.
 TRIED_UP_TO = 20_000
 SWAPPED_UP_TO = 300
 
@@ -84,12 +84,12 @@ def read_frozen(raw_dir: Path) -> dict[str, str]:
                         f"{frozen[group]}; keep one of the two"
                     )
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a UTF-8 table of comma-separated values ({error})", "mend it") from error
+        raise InputError(f"{path} is not a UTF-8 table of comma-separated values ({error})", "correct it") from error
     return frozen
 
 
 def settled_splits(raw_dir: Path, info: DatasetInfo) -> dict[str, str]:
-    """Return group -> split of all groups that are settled: splits.csv's, and dataset.yaml's above them."""
+    """Return group -> split of all groups that are assigned: splits.csv's, and dataset.yaml's above them."""
     return read_frozen(raw_dir) | _by_group(info.splits)
 
 
@@ -121,9 +121,9 @@ def freeze(
 ) -> dict[str, str]:
     """Settle every group of ``class_pixels`` (group -> K pixel counts), write splits.csv and return what it holds.
 
-    What is settled stays: splits.csv, with dataset.yaml's ``splits`` above it. A set without that file was dealt by
+    What is assigned stays: splits.csv, with dataset.yaml's ``splits`` above it. A set without that file was assigned by
     hash so far, and keeps that: so call this before a change for the groups from before it, and again after it.
-    A set being made writes an empty splits.csv first (``write_frozen(raw_dir, {})``): then all is dealt by classes.
+    A set being made writes an empty splits.csv first (``write_frozen(raw_dir, {})``): then all is assigned by classes.
     Groups that are gone keep their row: whoever comes back comes back to the same split.
     """
     official = _by_group(info.splits)
@@ -132,12 +132,12 @@ def freeze(
     else:
         settled = {group: _by_hash(group, shares) for group in class_pixels}
     settled |= {group: split for group, split in official.items() if group in settled or group in class_pixels}
-    settled |= deal_new(settled, class_pixels, shares=shares)
+    settled |= assign_new(settled, class_pixels, shares=shares)
     write_frozen(raw_dir, settled)
     return settled
 
 
-def deal_new(
+def assign_new(
     settled: Mapping[str, str],
     class_pixels: Mapping[str, NDArray[np.int64]],
     *,
@@ -145,12 +145,12 @@ def deal_new(
 ) -> dict[str, str]:
     """Return the split of each group of ``class_pixels`` that ``settled`` does not name.
 
-    ``class_pixels`` (group -> K pixel counts) holds all groups, also the settled ones: what those have already is
+    ``class_pixels`` (group -> K pixel counts) holds all groups, also the assigned ones: what those have already is
     counted. First the shares: val and test get their part of all groups, rounded, at least one each where there are
     three groups. Then the classes: every class into every split where enough groups show it, and its groups in the
-    splits' proportion. Few groups are dealt in the best of all ways, more by iterative stratification (Sechidis et al.
-    2011, ECML PKDD; rarest class first) with room held exactly, and swaps after it. ``seed`` decides between equals,
-    and the order of the mapping never matters.
+    splits' proportion. Few groups are assigned in the best of all ways, more by iterative stratification (Sechidis et
+    al. 2011, ECML PKDD; rarest class first) with room held exactly, and swaps after it. ``seed`` decides between
+    equals, and the order of the mapping never matters.
     """
     new = sorted(class_pixels.keys() - settled.keys(), key=lambda group: _digest(shares.seed, group))
     if not new:
@@ -191,7 +191,7 @@ def _by_hash(group: str, shares: SplitShares) -> str:
 
 
 def _wanted(count: int, shares_S: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Deal ``count`` things to the splits by shares, in whole numbers: largest remainders, but none left without one
+    """Assign ``count`` things to the splits by shares, in whole numbers: largest remainders, but none left without one
     where there are enough; in the order of FIRST where there are not."""
     wanted_S: NDArray[np.int64] = np.floor(shares_S * count + 1e-9).astype(np.int64)
     order = [SPLITS.index(split) for split in FIRST]
@@ -224,7 +224,7 @@ def _ways(room_S: NDArray[np.int64]) -> int:
 def _best(
     present_NK: NDArray[np.bool_], have_SK: NDArray[np.int64], wanted_SK: NDArray[np.int64], room_S: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Try every way to deal and return the cheapest; of equals the first, by the order the groups come in."""
+    """Try every way to assign and return the cheapest; of equals the first, by the order the groups come in."""
     count, (_, val, test) = len(present_NK), room_S.tolist()
     deals_DN = np.zeros((_ways(room_S), count), np.int64)
     held_out = itertools.combinations(range(count), val + test)
@@ -243,8 +243,8 @@ def _best(
 def _deal(
     present_NK: NDArray[np.bool_], have_SK: NDArray[np.int64], wanted_SK: NDArray[np.int64], room_S: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Iterative stratification: the class with fewest groups left is dealt first, each of its groups to the split that
-    lacks the largest part of what it wants of that class; between equals, of the group's other classes.
+    """Iterative stratification: the class with fewest groups left is assigned first, each of its groups to the split
+    that lacks the largest part of what it wants of that class; between equals, of the group's other classes.
 
     ``have_SK``: groups of each class that a split has; ``room_S``: groups it takes.
     """

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from segmill.errors import InputError
 
 MAX_PIXELS = 2**26  # 8192 x 8192; a header that claims more is refused before anything is decoded
-WINDOW_PERCENT = (0.1, 99.9)  # pixels of more than 8 bits: what lies between these percentiles gets 0..255
+WINDOW_PERCENT = (0.1, 99.9)  # pixels of more than 8 bits: what is between these percentiles gets 0..255
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # whatever the file is called; no other decoder is let loose on it
 _SUFFIX_OF = {"BMP": ".bmp", "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}
 _GREY_MODES = ("1", "L", "LA")

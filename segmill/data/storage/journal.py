@@ -1,7 +1,7 @@
 """A folder changed by plan: prepared in a hidden folder beside it, put in place wholly, whatever interrupts.
 
 Killed before the plan is written, nothing has happened; killed after it, ``finish`` carries it to its end. So too where
-the power fails: what a plan speaks of lies on the disk before the plan does, and what it did before it goes.
+the power fails: what a plan names is on the disk before the plan does, and what it did before it goes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Examines a set, deals its groups and looks for leaks: says all that is wrong at once, or writes the manifest."""
+"""Checks a set, assigns its groups to splits and looks for leaks: reports all issues, or writes the manifest."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ def validate_dataset(
     accept: Sequence[str] = (),
     jobs: int = 0,
     on_issues: OnIssues = lambda info, samples, issues, pairs: None,
-    told: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Summary:
-    """Check every sample under ``raw_dir``, deal the groups to splits and write the manifest to ``out_path``.
+    """Check every sample under ``raw_dir``, assign the groups to splits and write the manifest to ``out_path``.
 
     Args:
         raw_dir: the labelled set.
         out_path: a Parquet file; ``issues.read_issues`` finds the warnings in it.
-        shares: deal the groups that neither dataset.yaml nor splits.csv assigns.
+        shares: assign the groups that neither dataset.yaml nor splits.csv assigns.
         accept: kinds of issues that do not stop; samples that can't be used for such an error are left out.
         jobs: processes, 0: by the size of the set.
         on_issues: hears all issues and the pairs of leaks once, also when the set is refused.
-        told: hears how many samples are done, of how many.
+        on_progress: hears how many samples are done, of how many.
 
     Raises:
         IssuesFound: an error that is not accepted. Nothing is written then.
         InputError: of dataset.yaml, a missing folder, an empty set or an empty split, an unknown kind in ``accept``.
     """
     check_accepted(accept)
-    found = examine(raw_dir, jobs=jobs, told=told)
+    found = examine(raw_dir, jobs=jobs, on_progress=on_progress)
     info, issues = found.info, list(found.issues)
     pairs: list[Pair] = []
     samples = len(found.table)

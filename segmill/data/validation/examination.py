@@ -77,7 +77,9 @@ class Checked(NamedTuple):
     colours: tuple[str, ...] = ()
 
 
-def examine(raw_dir: Path, *, jobs: int = 0, told: Callable[[int, int], None] = lambda done, of: None) -> Examination:
+def examine(
+    raw_dir: Path, *, jobs: int = 0, on_progress: Callable[[int, int], None] = lambda done, of: None
+) -> Examination:
     """Look at every sample under ``raw_dir``, in other processes: what crashes one of them is an issue of its file.
 
     InputError for what concerns the whole set: dataset.yaml, a missing folder.
@@ -109,7 +111,7 @@ def examine(raw_dir: Path, *, jobs: int = 0, told: Callable[[int, int], None] = 
             rows.add({**checked.row, "group": group})
             hashes.append(checked.image_hash)
         if done % _AT_ONCE == 0 or done == len(entries):
-            told(done, len(entries))
+            on_progress(done, len(entries))
     together = read_together(info, Counter(values for values in seen if values is not None), pixels)
     if together.binary or together.shift:  # then neither 0 nor 255 means what it seems to
         issues = [issue for issue in issues if issue.kind not in ("empty_mask", "ignored_mask")]
@@ -194,13 +196,13 @@ def _of_mask(
     """Yield what is wrong with a mask, and with its image beside it."""
     mask = entry.mask.name
     for kind in look.kinds:
-        mendable = look.two_level and info.num_classes == 2 if kind == "jpeg_mask" else None
+        repairable = look.two_level and info.num_classes == 2 if kind == "jpeg_mask" else None
         if kind == "colour_mask" and look.by_colour is not None:
             yield issue_of(
                 kind, mask, detail="they are those of dataset.yaml", fix="turn them into ids", repairable=True
             )
         else:
-            yield issue_of(kind, mask, fix="cut it at 128" if mendable else None, repairable=mendable)
+            yield issue_of(kind, mask, fix="cut it at 128" if repairable else None, repairable=repairable)
     if image is None:
         return
     size = image.shape[:2]
@@ -284,8 +286,8 @@ def _of_all_masks(
             sign = "+" if together.shift > 0 else "-"
             yield issue_of("shifted_ids", name, detail=f"{sign}1: they use {_listed(ids)}")
         elif is_binary_mask(values, together):
-            mendable = info.num_classes == 2 and values <= {0, 255, info.ignore_id}
-            yield issue_of("binary_0_255", name, repairable=mendable)
+            repairable = info.num_classes == 2 and values <= {0, 255, info.ignore_id}
+            yield issue_of("binary_0_255", name, repairable=repairable)
         elif strange and together.renumber:
             moves = ", ".join(f"{before} -> {after}" for before, after in together.renumber.items())
             yield issue_of("id_gap", name, detail=f"these numbers would close it: {moves}")

@@ -1,4 +1,4 @@
-"""Leaks: images that stand in two splits, exactly or nearly, and groups that are torn between splits.
+"""Leaks: images that are in two splits, exactly or nearly, and groups that are torn between splits.
 
 A near duplicate is found in two steps. A 64-bit hash of the image's coarse shape (its lowest DCT coefficients, after
 Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", but made so that a mirrored image
@@ -6,7 +6,7 @@ has the same hash) proposes pairs, found by multi-index hashing (Norouzi, Punjan
 of a pair are read, laid over one another (ECC: Evangelidis & Psarakis 2008, PAMI) and their fine structure is compared:
 the correlation of what is left once the coarse shape is taken away. Coarse shape alone takes any two streets for one.
 
-Where LIKENESS lies was measured. Altered copies of driving, brain and drawn street images (JPEG quality 60, half size,
+LIKENESS was measured. Altered copies of driving, brain and drawn street images (JPEG quality 60, half size,
 brighter, gamma 1.3, cropped by 4 or 9 %, mirrored) have 0.87 and more. Brain slices 4 mm apart, which `brain` keeps in
 blocks of different splits, have at most 0.78; the nearest images of different drives 0.2. Frames of a moving camera
 (CamVid, 30 Hz) have 0.92 in the middle when they are 2 frames apart, 0.86 at 4, 0.75 at 8, below 0.5 a second apart
@@ -81,12 +81,12 @@ class Leaks(NamedTuple):
 
 _SAID: Mapping[tuple[str, Severity], tuple[str, str]] = {
     ("exact_duplicate", "error"): (
-        "the same image stands in two splits",
+        "the same image is in two splits",
         "remove one of the two, or keep both in one group and so in one split",
     ),
-    ("exact_duplicate", "warning"): ("the same image stands in two samples of a split", "keep one: it counts double"),
+    ("exact_duplicate", "warning"): ("the same image is in two samples of a split", "keep one: it counts double"),
     ("near_duplicate", "error"): (
-        "nearly the same image stands in another split",
+        "nearly the same image is in another split",
         "put both into one group (frames of a recording belong together), or remove one",
     ),
     ("group_leak", "error"): (
@@ -94,7 +94,7 @@ _SAID: Mapping[tuple[str, Severity], tuple[str, str]] = {
         "keep it in one: correct splits.csv, the official lists or the group rule",
     ),
     ("group_leak", "warning"): (
-        "an official split cuts a group: its parts GROUP@SPLIT stand in several splits",
+        "an official split cuts a group: its parts GROUP@SPLIT are in several splits",
         "give the parts one group and one split, or keep that to compare with published figures, knowing it flatters",
     ),
 }
@@ -231,7 +231,9 @@ def _near(
         return found, []
     files = tuple(sorted(rows.files[row] for row in left))
     what = f"these look like images of another split by their hash, but after {COMPARED} comparisons no more were made"
-    return found, [Issue("near_duplicate", "warning", files, what, "mend the pairs that were found and validate again")]
+    return found, [
+        Issue("near_duplicate", "warning", files, what, "correct the pairs that were found and validate again")
+    ]
 
 
 def _pair(rows: _Rows, kind: str, first: int, second: int, like: float | None, mirrored: bool = False) -> Pair:
@@ -381,7 +383,7 @@ def _agreement(first: Image, second: Image) -> float:
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
     try:
         warp = cv2.findTransformECC(one, two, warp, cv2.MOTION_AFFINE, stop, None, 5)[1]
-    except cv2.error:  # no overlap that could be improved: they are compared as they lie
+    except cv2.error:  # no overlap that could be improved: they are compared as they are
         warp = np.eye(2, 3, dtype=np.float32)
     if np.abs(warp - np.eye(2, 3)).max(axis=0) @ (1, 1, 1 / _SEEN_PX) > 0.5:
         return 0.0  # turned or scaled beyond what a small crop does

@@ -1,6 +1,6 @@
-"""The mask doctor: what the pixels of masks give away about how they were made wrongly, and how that is mended.
+"""What the pixels of masks give away about how they were made wrongly, and how that is repaired.
 
-Each mask is looked at for itself (``look_at_mask``), then all are read together (``read_together``): that 255 stands
+Each mask is looked at for itself (``look_at_mask``), then all are read together (``read_together``): that 255 means
 for 1, or that every id is one too high, only the whole set can tell. A diagnosis is named where nothing harmless
 explains it; where two things do, both are said and nothing is repaired.
 """
@@ -25,16 +25,16 @@ IMAGE_FLAT = 2  # largest spread of a channel in an image "all one colour": what
 OFF_BY_PX = 2  # sizes this close come from rounding in a resize or crop; larger differences may be another picture
 ALIGNED = 1.25  # times as much contrast of the image along the mask's borders: then the mask fits this way, not that
 
-# A strange value (no class, not ignored, not 255) is the stain of a border where its pixels lie thinly along it; a real
+# A strange value (no class, not ignored, not 255) is the stain of a border where its pixels are thinly along it; a real
 # region has pixels whose 3 x 3 neighbours are all the same. Measured on 30 street scenes and 30 0/255 masks each
 # (benchmarks/mask_doctor.py), smoothed in six ways and through JPEG of quality 60 to 95.
 FLAT_SHARE = 0.1  # of a strange value's pixels are inside regions: then it is an id of its own, drawn on purpose
 FAR = 24  # from every id: a value that near may be an id blurred by JPEG ...
 FAR_SHARE = 0.2  # ... of strange pixels are farther: 0.00 to 0.07 after JPEG, 0.32 and more after smoothing
 SOFT_PX = 6  # no usual smoothing reaches farther from a border
-BETWEEN_SHARE = 0.7  # of smoothed pixels lie between a lower and a higher id; a line drawn in another id does not
+BETWEEN_SHARE = 0.7  # of smoothed pixels are between a lower and a higher id; a line drawn in another id does not
 HALO_PX = 8  # JPEG stains its block of 8 x 8 px, no farther
-HALO_SHARE = 0.9  # of strange pixels lie that near to a border
+HALO_SHARE = 0.9  # of strange pixels are that near to a border
 HALO_VALUES = 5  # different strange values: JPEG leaves 7 to 70, a few wrong ids are wrong ids
 HALO_FLAT = 0.15  # of them may look like a region, for JPEG's blocks are flat; 0.41 of an undeclared class's are
 
@@ -245,7 +245,7 @@ def read_together(info: DatasetInfo, seen: Mapping[frozenset[int], int], pixels:
 
 
 def _is_binary(info: DatasetInfo, seen: Mapping[frozenset[int], int], union: frozenset[int]) -> bool:
-    """Tell whether 255 stands for the thing: it does where no mask holds anything else but 0, and, with two classes,
+    """Tell whether 255 means for the thing: it does where no mask holds anything else but 0, and, with two classes,
     where it never stands in one mask with 1. Void regions stand beside both."""
     if 255 not in union:
         return False

@@ -1,4 +1,4 @@
-"""The log of a set's versions (who, when, why, what changed), and what lies between any two of them."""
+"""The log of a set's versions (who, when, why, what changed), and what changed between any two of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class VersionContents:
 
 @dataclass(frozen=True)
 class Difference:
-    """What lies between two versions: ids in order, and pixels by raw mask value (256), where ``pixels`` is after
+    """What changed between two versions: ids in order, and pixels by raw mask value (256), where ``pixels`` is after
     minus before."""
 
     added: tuple[str, ...]
@@ -86,7 +86,7 @@ class Difference:
 
 
 def log_path(raw_dir: Path) -> Path:
-    """Return where the log of the set at ``raw_dir`` lies: beside it, in git."""
+    """Return where the log of the set at ``raw_dir`` is: beside it, in git."""
     return raw_dir.with_name(LOG_FILE)
 
 
@@ -101,7 +101,9 @@ def read_log(path: Path) -> list[LogEntry]:
         try:
             entries.append(LogEntry(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: line {number} is no entry of the log ({error})", "mend or remove it") from error
+            raise InputError(
+                f"{path}: line {number} is no entry of the log ({error})", "correct or remove it"
+            ) from error
     return sorted(entries, key=lambda entry: entry.when)
 
 
@@ -120,7 +122,7 @@ def append_log(path: Path, entry: LogEntry) -> None:
 def resolve(log: Sequence[LogEntry], head: str | None, text: str) -> LogEntry:
     """Return the entry that ``text`` names: first hex digits of a version, HEAD, or HEAD~N, N versions back.
 
-    ``head`` is the version that the workspace stands on. InputError where nothing or several fit.
+    ``head`` is the version that the workspace is at. InputError where nothing or several fit.
     """
     newest = {entry.version: entry for entry in log}
     steps = re.fullmatch(r"HEAD(?:~(\d*))?", text)
@@ -144,7 +146,7 @@ def resolve(log: Sequence[LogEntry], head: str | None, text: str) -> LogEntry:
 def read_contents(files: Files, version: str) -> VersionContents:
     """Return what ``version`` holds, without touching an image or a mask.
 
-    InfrastructureError where its listing or index lies in neither cache nor remote.
+    InfrastructureError where its listing or index is in neither cache nor remote.
     """
     listing = files.listing(version)
     with files.view(version, {INFO_FILE, SAMPLES_FILE, INDEX_FILE} & listing.keys()) as folder:
@@ -169,7 +171,7 @@ def read_contents(files: Files, version: str) -> VersionContents:
 
 
 def compare(files: Files, before: VersionContents, after: VersionContents) -> Difference:
-    """Return what lies between two versions; of loose sets it reads the masks that changed, and nothing else."""
+    """Return what changed between two versions; of loose sets it reads the masks that changed, and nothing else."""
     old, new = before.samples, after.samples
     both = sorted(old.keys() & new.keys())
     relabelled = tuple(name for name in both if old[name][1] != new[name][1])

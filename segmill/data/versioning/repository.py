@@ -29,7 +29,7 @@ def commit_files(root: Path, message: str) -> None:
 
 
 def git_commit(root: Path) -> str:
-    """Return the commit that ``root`` stands on, with ``-dirty`` where files differ, or "none" outside git."""
+    """Return the commit that ``root`` is at, with ``-dirty`` where files differ, or "none" outside git."""
     try:
         commit = _git(root, "rev-parse", "HEAD")
         dirty = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".")

@@ -86,7 +86,7 @@ def bring_data(root: Path, path: str, remote: str | None) -> DataVersion:
             except remote_faults() as error:
                 raise InfrastructureError(
                     f"the new data version is safe in the local cache but could not be pushed to {remote}: {error}; "
-                    "mend the remote (data.remote in params.yaml) and run again"
+                    "correct the remote (data.remote in params.yaml) and run again"
                 ) from error
     return version
 
@@ -167,7 +167,7 @@ def checkout_data(root: Path, path: str, remote: str | None, version: DataVersio
             f"`dvc add {path}`, then check out again"
         )
     if changed != MISSING:
-        record_data(root, path, remote)  # what stands now stays in the log, also where plain `dvc add` made it
+        record_data(root, path, remote)  # what is there now stays in the log, also where plain `dvc add` made it
     with store(root, remote) as files:
         files.bring(files.listing(version.md5).values())
     note = journal.make_hidden_folder(root / path) / CHECKOUT_FILE
@@ -176,7 +176,7 @@ def checkout_data(root: Path, path: str, remote: str | None, version: DataVersio
 
 
 class Store:
-    """Files of any version by md5: they lie in DVC's cache, or are brought into it from the remote."""
+    """Files of any version by md5: they are in DVC's cache, or are brought into it from the remote."""
 
     def __init__(self, repo: DvcRepository, remote: str | None) -> None:
         self._repo, self._remote = repo, remote

@@ -308,7 +308,9 @@ def test_export_and_intake_give_the_same_set_again(raw_dir: Path, tmp_path: Path
 
 def test_progress_is_told(raw_dir: Path) -> None:
     said: list[tuple[str, int, int | None]] = []
-    change_set(raw_dir, [sample(f"b/{n}") for n in range(60)], shares=SHARES, told=lambda *news: said.append(news))
+    change_set(
+        raw_dir, [sample(f"b/{n}") for n in range(60)], shares=SHARES, on_progress=lambda *news: said.append(news)
+    )
     assert ("reading", 50, None) in said
     assert said[-1][0] == "counting pixels" and said[-1][1] == said[-1][2] > 50
 

@@ -112,7 +112,7 @@ def test_batches_are_made_ahead_in_another_thread_and_errors_come_through(split:
 @pytest.mark.parametrize("loader_workers", [0, 1])
 def test_a_failing_recipe_says_its_one_sentence(split: PackedSplit, loader_workers: int) -> None:
     made = batches(split, [{"RandomCrop": {"height": 5, "width": 5}}], loader_workers=loader_workers)
-    with pytest.raises(InputError, match=r"^the recipe fails on s\d+, 4 x 8 px \(.*\); mend it$"):
+    with pytest.raises(InputError, match=r"^the recipe fails on s\d+, 4 x 8 px \(.*\); correct it$"):
         next(made.epoch(0))
 
 

@@ -158,7 +158,7 @@ def test_samples_of_another_size_are_left_alone(tmp_path: Path) -> None:
 
 def test_progress_counts_to_the_end(packed: Path, tmp_path: Path) -> None:
     said: list[tuple[int, int]] = []
-    make(packed, tmp_path / "extra", oversample=0.5, progress=lambda done, total: said.append((done, total)))
+    make(packed, tmp_path / "extra", oversample=0.5, on_progress=lambda done, total: said.append((done, total)))
     assert said == [(done, 30) for done in range(1, 31)]
 
 

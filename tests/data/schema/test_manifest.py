@@ -101,7 +101,7 @@ def test_folders_name_the_group() -> None:
     assert info.group_of("berlin/cam1/day2/000") == "berlin/cam1"
     assert info.group_of("berlin/000") is None
     assert info.why_no_group("berlin/000") == (
-        "its id 'berlin/000' lies in fewer folders than group.folder of dataset.yaml (2)"
+        "its id 'berlin/000' is in fewer folders than group.folder of dataset.yaml (2)"
     )
 
 

@@ -94,7 +94,7 @@ def test_16_bit_values_are_packed_and_65535_is_ignored() -> None:
     sparse = raw([[0, 1000, 40000]], top=65535)
     scheme, said = census(sparse).propose()
     assert scheme.to_ids(sparse).tolist() == [[0, 1, 2]]
-    assert said.startswith("the masks hold the 3 values 0, 1000, 40000: ids were dealt in this order")
+    assert said.startswith("the masks hold the 3 values 0, 1000, 40000: ids were assigned in this order")
 
 
 def test_one_mask_that_is_seen_later_must_fit() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from segmill.data.schema.manifest import SPLITS, ClassInfo, DatasetInfo
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import (
+    assign_new,
     assign_splits,
-    deal_new,
     freeze,
     part_of_group,
     read_frozen,
@@ -28,8 +28,8 @@ NAMES = [f"g{i}" for i in range(4000)]
 
 def test_the_assignment_is_frozen() -> None:
     """Golden: whoever changes the hash moves samples between train and test in every existing set."""
-    dealt = assign_splits([f"g{i}" for i in range(12)], shares=SplitShares(0.25, 0.25, 0), official={})
-    assert "".join(dealt[f"g{i}"][1] for i in range(12)) == "eerrrrereaar"  # t(e)st, t(r)ain, v(a)l
+    assigned = assign_splits([f"g{i}" for i in range(12)], shares=SplitShares(0.25, 0.25, 0), official={})
+    assert "".join(assigned[f"g{i}"][1] for i in range(12)) == "eerrrrereaar"  # t(e)st, t(r)ain, v(a)l
 
 
 def test_a_group_does_not_care_about_the_others() -> None:
@@ -39,24 +39,24 @@ def test_a_group_does_not_care_about_the_others() -> None:
 
 
 def test_shares_are_met_and_the_seed_matters() -> None:
-    dealt = assign_splits(NAMES, shares=SplitShares(0.2, 0.1, 3), official={})
-    count = Counter(dealt.values())
+    assigned = assign_splits(NAMES, shares=SplitShares(0.2, 0.1, 3), official={})
+    count = Counter(assigned.values())
     assert abs(count["val"] - 800) < 100  # 4 standard deviations: 4 * sqrt(4000 * 0.2 * 0.8)
     assert abs(count["test"] - 400) < 76
-    assert assign_splits(NAMES, shares=SplitShares(0.2, 0.1, 4), official={}) != dealt
+    assert assign_splits(NAMES, shares=SplitShares(0.2, 0.1, 4), official={}) != assigned
 
 
 def test_a_larger_val_share_leaves_test_alone() -> None:
-    dealt = [assign_splits(NAMES, shares=SplitShares(val, 0.1, 0), official={}) for val in (0.1, 0.3)]
-    tested = [{name for name, split in groups.items() if split == "test"} for groups in dealt]
+    assigned = [assign_splits(NAMES, shares=SplitShares(val, 0.1, 0), official={}) for val in (0.1, 0.3)]
+    tested = [{name for name, split in groups.items() if split == "test"} for groups in assigned]
     assert tested[0] == tested[1]
 
 
 def test_the_official_split_comes_first() -> None:
     official = {"test": ["g0", "g1"], "train": ["g2"]}
-    dealt = assign_splits(NAMES, shares=SplitShares(0.5, 0.0, 0), official=official)
-    assert (dealt["g0"], dealt["g1"], dealt["g2"]) == ("test", "test", "train")
-    assert Counter(dealt.values())["test"] == 2
+    assigned = assign_splits(NAMES, shares=SplitShares(0.5, 0.0, 0), official=official)
+    assert (assigned["g0"], assigned["g1"], assigned["g2"]) == ("test", "test", "train")
+    assert Counter(assigned.values())["test"] == 2
 
 
 def test_an_official_group_that_no_sample_has_is_refused() -> None:
@@ -72,8 +72,8 @@ def test_shares_must_leave_a_train(val: float, test: float) -> None:
 
 def test_the_official_split_beats_the_frozen_one_beats_the_hash() -> None:
     frozen = {"g0": "val", "g1": "val", "gone": "test"}
-    dealt = assign_splits(["g0", "g1", "g2"], shares=SplitShares(0, 0, 0), official={"test": ["g0"]}, frozen=frozen)
-    assert dealt == {"g0": "test", "g1": "val", "g2": "train"}
+    assigned = assign_splits(["g0", "g1", "g2"], shares=SplitShares(0, 0, 0), official={"test": ["g0"]}, frozen=frozen)
+    assert assigned == {"g0": "test", "g1": "val", "g2": "train"}
 
 
 def test_frozen_splits_are_written_and_read_back(tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ def pixels(*shown: str) -> dict[str, np.ndarray]:
     return {f"g{i}": np.array([5 * (str(k) in classes) for k in range(3)], np.int64) for i, classes in enumerate(shown)}
 
 
-def missing(dealt: dict[str, str], class_pixels: dict[str, np.ndarray]) -> int:
+def missing(assigned: dict[str, str], class_pixels: dict[str, np.ndarray]) -> int:
     """Number of (split, class) pairs without a pixel, of classes that any group shows."""
     total = sum(class_pixels.values())
-    held = {split: sum((class_pixels[g] for g in dealt if dealt[g] == split), 0 * total) for split in SPLITS}
+    held = {split: sum((class_pixels[g] for g in assigned if assigned[g] == split), 0 * total) for split in SPLITS}
     return sum(int(((held[split] == 0) & (total > 0)).sum()) for split in SPLITS)
 
 
@@ -116,18 +116,18 @@ def test_a_rare_class_comes_to_every_split() -> None:
     shown = pixels(
         "01", "0", "0", "012", "0", "02", "01", "0", "012", "0", "01", "0", "0", "0", "0", "0", "0", "0", "0", "0"
     )
-    dealt = deal_new({}, shown, shares=SplitShares(0.15, 0.15, 0))
-    assert Counter(dealt.values()) == {"train": 14, "val": 3, "test": 3}
-    assert sorted(dealt[g] for g in ("g3", "g5", "g8")) == ["test", "train", "val"]  # the three with class 2
-    assert missing(dealt, shown) == 0
+    assigned = assign_new({}, shown, shares=SplitShares(0.15, 0.15, 0))
+    assert Counter(assigned.values()) == {"train": 14, "val": 3, "test": 3}
+    assert sorted(assigned[g] for g in ("g3", "g5", "g8")) == ["test", "train", "val"]  # the three with class 2
+    assert missing(assigned, shown) == 0
 
 
 def test_a_class_of_two_groups_goes_to_train_and_test() -> None:
     for seed in range(5):
         shown = pixels("01", "0", "0", "0", "01", "0", "0", "0")
-        dealt = deal_new({}, shown, shares=SplitShares(0.25, 0.25, seed))
-        assert {dealt["g0"], dealt["g4"]} == {"train", "test"}
-        only = deal_new({}, pixels("01", "0", "0", "0", "0"), shares=SplitShares(0.2, 0.2, seed))
+        assigned = assign_new({}, shown, shares=SplitShares(0.25, 0.25, seed))
+        assert {assigned["g0"], assigned["g4"]} == {"train", "test"}
+        only = assign_new({}, pixels("01", "0", "0", "0", "0"), shares=SplitShares(0.2, 0.2, seed))
         assert only["g0"] == "train"
 
 
@@ -136,31 +136,31 @@ def test_a_class_of_two_groups_goes_to_train_and_test() -> None:
     [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (5, (3, 1, 1)), (10, (7, 1, 2)), (40, (28, 6, 6))],
 )
 def test_few_groups_still_fill_the_splits(count: int, expected: tuple[int, int, int]) -> None:
-    dealt = Counter(deal_new({}, pixels(*["0"] * count), shares=SplitShares(0.15, 0.15, 1)).values())
-    assert tuple(dealt[split] for split in SPLITS) == expected
+    assigned = Counter(assign_new({}, pixels(*["0"] * count), shares=SplitShares(0.15, 0.15, 1)).values())
+    assert tuple(assigned[split] for split in SPLITS) == expected
 
 
 def test_new_groups_make_up_for_what_is_settled() -> None:
     """Ten settled groups are all train; of ten new ones val and test take 3 each, their share of twenty."""
     shown = pixels(*["01"] * 20)
     settled = {f"g{i}": "train" for i in range(10)}
-    dealt = deal_new(settled, shown, shares=SplitShares(0.15, 0.15, 0))
-    assert not dealt.keys() & settled.keys()
-    assert Counter(dealt.values()) == {"train": 4, "val": 3, "test": 3}
+    assigned = assign_new(settled, shown, shares=SplitShares(0.15, 0.15, 0))
+    assert not assigned.keys() & settled.keys()
+    assert Counter(assigned.values()) == {"train": 4, "val": 3, "test": 3}
 
 
 def test_a_class_that_settled_groups_have_in_train_goes_elsewhere() -> None:
     shown = pixels("02", "0", "0", "02", "0", "02")
     settled = {"g0": "train", "g1": "val", "g2": "test"}
-    dealt = deal_new(settled, shown, shares=SplitShares(0.33, 0.33, 0))
-    assert {dealt["g3"], dealt["g5"]} == {"val", "test"} and dealt["g4"] == "train"
+    assigned = assign_new(settled, shown, shares=SplitShares(0.33, 0.33, 0))
+    assert {assigned["g3"], assigned["g5"]} == {"val", "test"} and assigned["g4"] == "train"
 
 
 def test_the_seed_decides_between_equals_only() -> None:
     alike = pixels(*["0"] * 12)
-    assert len({tuple(sorted(deal_new({}, alike, shares=SplitShares(0.2, 0.2, s)).items())) for s in range(4)}) > 1
+    assert len({tuple(sorted(assign_new({}, alike, shares=SplitShares(0.2, 0.2, s)).items())) for s in range(4)}) > 1
     unlike = pixels("012", "01", "0")  # class 2 belongs to train, so class 1's second group goes to test
-    assert {tuple(sorted(deal_new({}, unlike, shares=SplitShares(0.3, 0.3, s)).items())) for s in range(4)} == {
+    assert {tuple(sorted(assign_new({}, unlike, shares=SplitShares(0.3, 0.3, s)).items())) for s in range(4)} == {
         (("g0", "train"), ("g1", "test"), ("g2", "val"))
     }
 
@@ -176,9 +176,11 @@ def as_pixels(classes: dict[str, int]) -> dict[str, np.ndarray]:
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 7), min_size=1), st.integers(0, 3))
 def test_no_deal_of_these_sizes_would_spread_the_classes_further(classes: dict[str, int], seed: int) -> None:
     shown = as_pixels(classes)
-    dealt = deal_new({}, shown, shares=SplitShares(0.2, 0.2, seed))
-    others = set(itertools.permutations(dealt.values()))
-    assert missing(dealt, shown) == min(missing(dict(zip(dealt, splits, strict=True)), shown) for splits in others)
+    assigned = assign_new({}, shown, shares=SplitShares(0.2, 0.2, seed))
+    others = set(itertools.permutations(assigned.values()))
+    assert missing(assigned, shown) == min(
+        missing(dict(zip(assigned, splits, strict=True)), shown) for splits in others
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -208,7 +210,7 @@ def test_a_sample_never_changes_its_split(
     }
     again = freeze(folder, info, as_pixels(before | after), shares=SplitShares(other, val, seed))
     assert again == second
-    assert deal_new(first, as_pixels(dict(sorted(after.items()))), shares=SplitShares(test, other, seed + 1)) == {
+    assert assign_new(first, as_pixels(dict(sorted(after.items()))), shares=SplitShares(test, other, seed + 1)) == {
         g: second[g] for g in after.keys() - first.keys()
     }
 
@@ -229,11 +231,11 @@ def test_ten_thousand_groups_take_seconds() -> None:
     table = random.random((10_000, 20)) < np.geomspace(1, 0.0003, 20)
     shown = {f"g{i}": row.astype(np.int64) for i, row in enumerate(table)}
     began = time.process_time()
-    dealt = deal_new({}, shown, shares=SplitShares(0.1, 0.2, 0))
+    assigned = assign_new({}, shown, shares=SplitShares(0.1, 0.2, 0))
     assert time.process_time() - began < 5
-    assert Counter(dealt.values()) == {"train": 7000, "val": 1000, "test": 2000}
+    assert Counter(assigned.values()) == {"train": 7000, "val": 1000, "test": 2000}
     for k in range(20):
-        count = Counter(dealt[g] for g, row in shown.items() if row[k])
+        count = Counter(assigned[g] for g, row in shown.items() if row[k])
         assert abs(count["val"] - 0.1 * table[:, k].sum()) <= 1.5
         assert abs(count["test"] - 0.2 * table[:, k].sum()) <= 1.5
 

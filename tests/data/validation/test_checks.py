@@ -167,7 +167,9 @@ def test_the_manifest_does_not_depend_on_the_number_of_processes(street_set: Pat
     told: list[tuple[int, int]] = []
     for jobs in (1, 2):
         out = tmp_path / f"{jobs}.parquet"
-        validate_dataset(street_set, out, shares=SHARES, jobs=jobs, told=lambda done, of: told.append((done, of)))
+        validate_dataset(
+            street_set, out, shares=SHARES, jobs=jobs, on_progress=lambda done, of: told.append((done, of))
+        )
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
     assert told[-1] == (8, 8)
 

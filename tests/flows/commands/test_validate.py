@@ -108,7 +108,7 @@ def test_fix_writes_a_repaired_version_and_keeps_the_one_before(workspace: Works
     broken = {path: path.read_bytes() for path in (off, coloured, wrong)}
     assert not check(workspace)[0]
     sound, said = check(workspace, fix=True)
-    assert not sound and "unknown_ids" in said and "off_by_a_pixel" not in said.split("mended")[1].split("\n", 1)[1]
+    assert not sound and "unknown_ids" in said and "off_by_a_pixel" not in said.split("repaired")[1].split("\n", 1)[1]
     assert "1 mask_format, 1 off_by_a_pixel" in said
     np.testing.assert_array_equal(np.array(Image.open(coloured)), good[coloured])
     assert np.array(Image.open(off)).shape == (64, 64)
@@ -143,8 +143,8 @@ def test_fix_of_a_packed_set_adds_a_pack_and_keeps_those_before(
     assert first is not None and not check(workspace)[0]
 
     sound, said = check(workspace, fix=True)
-    assert not sound and "unknown_ids" in said  # what nobody can mend is left as it is, and said
-    assert "mended 1 mask_format, 1 off_by_a_pixel: 2 new masks" in said and f"before is {first.md5[:8]}" in said
+    assert not sound and "unknown_ids" in said  # what nobody can repair is left as it is, and said
+    assert "repaired 1 mask_format, 1 off_by_a_pixel: 2 new masks" in said and f"before is {first.md5[:8]}" in said
     parts = {entry.id: entry for entry in list_samples(raw(workspace))[0]}
     assert len(parts) == 80
     assert {name: read_mask(parts[name].mask.read(raw(workspace))).tolist() for name in good} == {
@@ -172,7 +172,7 @@ def test_fix_of_a_packed_set_adds_a_pack_and_keeps_those_before(
 def test_fix_of_a_sound_set_changes_nothing(workspace: Workspace) -> None:
     contents = {path: path.read_bytes() for path in masks(workspace)}
     sound, said = check(workspace, fix=True)
-    assert sound and "nothing can be mended automatically" in said
+    assert sound and "nothing can be repaired automatically" in said
     assert {path: path.read_bytes() for path in masks(workspace)} == contents
 
 

@@ -23,7 +23,7 @@ from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import SPLITS, DatasetInfo
 from segmill.errors import InputError, near_miss
 
-_LOOKED_INTO = 20  # folders, for the hint that the set lies one folder deeper
+_LOOKED_INTO = 20  # folders, for the hint that the set is one folder deeper
 
 
 class _Reader(NamedTuple):
@@ -129,7 +129,7 @@ def _recognise(path: Path, folder: SetFolder, layout: str) -> tuple[str, str]:
             raise InputError(
                 f"{path} is no {layout} set: {'; '.join(seen.missing)} is missing; it looks like {LAYOUTS[layout]}"
             )
-        return layout, f"{path.name} was read as {layout}, as told"
+        return layout, f"{path.name} was read as {layout}, as asked"
     seen_by = {name: reader.recognise(folder) for name, reader in _READERS.items()}
     holding = [name for name, seen in seen_by.items() if seen.hold]
     if "segmill" in holding:
@@ -163,10 +163,10 @@ def _unknown(path: Path, folder: SetFolder, seen_by: dict[str, Signs]) -> str:
 
 
 def _complete_splits(contents: SourceContents) -> None:
-    """Where the source's own splits are not all three, leave to be dealt what has to be shared out.
+    """Where the source's own splits are not all three, leave to be assigned what has to be shared out.
 
     Public sets keep the labels of their test split to themselves: then their val judges as test, as in the papers, and
-    what chooses weights and epochs is dealt from their train.
+    what chooses weights and epochs is assigned from their train.
     """
     named = {row.split for row in contents.rows} - {None}
     if not named or named == set(SPLITS):
@@ -178,7 +178,7 @@ def _complete_splits(contents: SourceContents) -> None:
         contents.notes.append(
             f"the source has no labelled {' and '.join(split for split in SPLITS if split not in named)}: "
             + (f"its {judge} is test, and " if judge in named else "")
-            + "the rest is dealt to the splits by group"
+            + "the rest is assigned to the splits by group"
         )
 
 
@@ -186,7 +186,7 @@ def _check_group(rule: str) -> None:
     try:
         pattern = re.compile(rule)
     except re.error as error:
-        raise InputError(f"--group '{rule}' is no regular expression ({error})", "mend it") from error
+        raise InputError(f"--group '{rule}' is no regular expression ({error})", "correct it") from error
     if "group" not in pattern.groupindex:
         raise InputError(f"--group '{rule}' has no part (?P<group>...)", "mark the part that names the group")
 

@@ -249,7 +249,7 @@ def _read_part(folder: SetFolder, key: str, files: dict[str, str], found: _Set) 
 
 
 class _Places:
-    """Where the images of one part lie: the folder that held the last one is tried first."""
+    """Where the images of one part are: the folder that held the last one is tried first."""
 
     def __init__(self, folder: SetFolder, key: str, beside: str) -> None:
         self.folder = folder
@@ -346,7 +346,7 @@ def _read_annotations(
 
 
 def _depth_above(value: object, limit: int) -> bool:
-    """Tell whether lists and mappings lie deeper in each other than ``limit``."""
+    """Tell whether lists and mappings are deeper in each other than ``limit``."""
     if not isinstance(value, list | dict):
         return False
     inner = value if isinstance(value, list) else value.values()

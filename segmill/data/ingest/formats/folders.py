@@ -40,7 +40,7 @@ _ENDS_MASK = re.compile(
     r"[-_. ](?:masks?|labels?|labelids|gt|ground_?truth|seg|segm|segmentation|annot|annotation|l)$", re.IGNORECASE
 )
 _ENDS_IMAGE = re.compile(r"[-_. ](?:image|img|rgb|sat|photo|input)$", re.IGNORECASE)
-_DEPTH = 2  # folders of folders in which a pair of them may lie
+_DEPTH = 2  # folders of folders in which a pair of them may be
 
 
 def recognise(folder: SetFolder) -> Signs:

@@ -39,7 +39,7 @@ LOOKS_FOR = (
     "*.nii or *.nii.gz: imagesTr/ with labelsTr/, folders of images and labels, or NAME with NAME_seg, _label, _mask"
 )
 SUFFIXES = (".nii", ".nii.gz")
-WINDOW_PERCENT = (0.5, 99.5)  # of a whole volume's values: what lies between gets grey levels 0..255
+WINDOW_PERCENT = (0.5, 99.5)  # of a whole volume's values: what is between gets grey levels 0..255
 SAMPLED = 2**24  # voxels; of a larger volume, every n-th is looked at for the percentiles
 MAX_VOLUME_BYTES = 640 * 2**20  # unpacked; 512 x 512 x 1024 voxels of 16 bits are 512 MiB
 MAX_JSON_BYTES = 64 * 2**20
@@ -72,7 +72,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
     """List the slices of every volume that has a label volume; group: the patient in its name, else the volume.
 
     Volumes are turned to the standard directions (right, front, up) by their affine and cut across the axis of the
-    coarsest spacing, upwards where there is none; slices lie with front or up at the top. Grey levels: linear, the
+    coarsest spacing, upwards where there is none; slices have front or up at the top. Grey levels: linear, the
     volume's WINDOW_PERCENT at 0 and 255. Of several channels (a fourth axis, or files _0000, _0001, ...) the first
     three are red, green and blue, each in its own window; of two, the first is taken. Class names come from
     dataset.json (Medical Segmentation Decathlon, nnU-Net); without it, classes are the labels' values.
@@ -237,7 +237,7 @@ def _disagree(case: _Case, headers: list[_Header]) -> str:
         if image.shape != label.shape:
             return f"the label is {label.shape} voxels, {name} {image.shape}"
         if not np.allclose(image.affine, label.affine, rtol=1e-3, atol=1e-2, equal_nan=True):
-            return f"by its affine the label lies elsewhere than {name}"
+            return f"by its affine the label is elsewhere than {name}"
     return ""
 
 
@@ -352,7 +352,7 @@ def _described(folder: SetFolder) -> tuple[dict[int, str], str]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"dataset.json is not valid JSON ({_short(error)})", "mend it") from error
+        raise InputError(f"dataset.json is not valid JSON ({_short(error)})", "correct it") from error
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict) or not labels:
         raise InputError("dataset.json has no labels like {'0': 'background', '1': 'liver'}", "add them")

@@ -112,7 +112,7 @@ class SetFolder:
         self.root = root.resolve()
 
     def resolve(self, name: str) -> Path:
-        """Return where ``name``, a path in the set, really lies. InputError where that is outside or no such path."""
+        """Return where ``name``, a path in the set, really is. InputError where that is outside or no such path."""
         try:
             path = (self.root / name).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, links in a ring
@@ -182,7 +182,7 @@ class SetFolder:
                     yield join("" if below == "." else below, file)
 
     def has_file(self, name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
-        """Tell whether a file of ``suffixes`` lies anywhere below a folder."""
+        """Tell whether a file of ``suffixes`` is anywhere below a folder."""
         return next(self.files(name, suffixes), None) is not None
 
     def lines(self, name: str) -> Iterator[tuple[int, str]]:
@@ -353,7 +353,7 @@ def apply_group_rule(rows: Iterable[Row], rule: str) -> tuple[list[Row], list[Is
             kept.append(replace(row, group=match["group"]))
         else:
             what = f"the group rule '{rule}' finds nothing in its id '{row.id}'"
-            issues.append(wrong_file(row.image, what, "rename it or mend the rule"))
+            issues.append(wrong_file(row.image, what, "rename it or correct the rule"))
     return kept, issues
 
 

@@ -106,7 +106,7 @@ def read(folder: SetFolder, info: DatasetInfo | None) -> SourceContents:
 
 
 def _tops(folder: SetFolder, inside: str) -> list[str]:
-    """Return where in the set a VOC lies: right there, in a folder (VOC2012), or in VOCdevkit/VOC2012."""
+    """Return where in the set a VOC is: right there, in a folder (VOC2012), or in VOCdevkit/VOC2012."""
     tops = ["", *folder.folders(), *(f"VOCdevkit/{name}" for name in folder.folders("VOCdevkit"))]
     return [top for top in tops if folder.is_dir(join(top, inside))]
 

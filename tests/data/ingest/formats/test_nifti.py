@@ -105,7 +105,7 @@ def test_volumes_that_do_not_fit_are_found(volume, take, tmp_path: Path) -> None
     assert said == {
         "imagesTr/liver_3.nii.gz": "it has no label volume in labelsTr/",
         "labelsTr/liver_1.nii.gz": "the label is (2, 2, 2) voxels, imagesTr/liver_1.nii.gz (2, 3, 2)",
-        "labelsTr/liver_2.nii.gz": "by its affine the label lies elsewhere than imagesTr/liver_2.nii.gz",
+        "labelsTr/liver_2.nii.gz": "by its affine the label is elsewhere than imagesTr/liver_2.nii.gz",
     }
 
 

@@ -137,7 +137,7 @@ def test_two_layouts_at_once_are_refused(tmp_path: Path) -> None:
     voc(tmp_path)
     with pytest.raises(InputError, match=r"could be camvid by .*, and voc by .*; say which with --layout"):
         open_layout(tmp_path)
-    assert open_layout(tmp_path, "camvid").why.endswith("was read as camvid, as told")
+    assert open_layout(tmp_path, "camvid").why.endswith("was read as camvid, as asked")
 
 
 def test_what_is_no_layout_names_all_and_the_near_misses(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_palette_and_colours_come_as_the_21_classes(voc: Path, take) -> None:
     assert taken.places() == {"2007_01": (None, None), "2007_02": (None, "test")}
     assert found.notes == [
         "test.txt is left out: none of its 1 images has a mask",
-        "the source has no labelled test: its val is test, and the rest is dealt to the splits by group",
+        "the source has no labelled test: its val is test, and the rest is assigned to the splits by group",
     ]
     assert found.info.num_classes == 21
     assert found.info.class_names[:2] == ("background", "aeroplane")
