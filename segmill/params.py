@@ -144,7 +144,9 @@ class NetworkParams(Block):
     head_weights: Literal["fixed", "learned"] = Field(
         "fixed", description="fixed, or learned from the uncertainty of each task."
     )
-    keep_heads: bool = Field(False, description="Keep the auxiliary heads in the served model.")
+    keep_heads: bool = Field(
+        False, description="Keep the auxiliary heads in the served model: predict with params {aux: true}."
+    )
     deep_supervision: float = Field(0.0, ge=0, description="Weight of the losses at the decoder's coarser stages.")
 
 

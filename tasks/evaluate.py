@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from segmill.cluster.resources import whole_node
 from segmill.cluster.work import on_ray, wait
-from segmill.evaluation.job import EvaluateJob, evaluate_on_ray
+from segmill.evaluation.job import EvaluateJob
+from segmill.evaluation.shell import evaluate_on_ray
 from segmill.files import replacing
 from segmill.params import Params
 from segmill.workspace import Workspace
@@ -19,5 +20,6 @@ def evaluate(workspace: Workspace, params: Params) -> None:
             augmented_dir=workspace.augmented,
             out_dir=draft,
             overlays=params.evaluate.overlays,
+            progress_path=workspace.count("evaluate"),
         )
         wait(on_ray(evaluate_on_ray, job, whole_node()))

@@ -42,5 +42,5 @@ def judging(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
             )
         folders = {name: root / "members" / name for name in MEMBERS}
         job = EnsembleJob(member_dirs=folders, packed_dir=root / "packed", out_dir=root / "ensemble", tta_hflip=False)
-        build_ensemble(job, device="cpu")
+        build_ensemble(job)
     return root

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,18 @@ class PredictsProbs(Protocol):
 
     def predict_probs(self, image_BHWC: Image) -> Probs:
         """Return probs_BKHW float32 for uint8 images of one size, at that size."""
+        ...
+
+
+@runtime_checkable
+class PredictsHeads(Protocol):
+    """A member that can have auxiliary heads besides; ``kept_heads`` names those it was saved with."""
+
+    @property
+    def kept_heads(self) -> tuple[str, ...]: ...
+
+    def predict_heads(self, image_BHWC: Image) -> dict[str, Probs]:
+        """Return what each kept head says, by its name: float32, one row per image."""
         ...
 
 
@@ -52,12 +64,11 @@ class Ensemble:
         self.facts = facts
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto", *, idle: bool = False) -> Ensemble:
+    def load(cls, folder: Path, *, idle: bool = False) -> Ensemble:
         """Rebuild the ensemble in ``folder``.
 
         Args:
             folder: holds ``ensemble.json`` and ``members/NAME/``.
-            device: as for ``load_member``.
             idle: also load members of weight 0, which no prediction needs but a comparison of members does.
 
         Raises:
@@ -67,7 +78,7 @@ class Ensemble:
 
         facts = read_ensemble(folder)
         members = {
-            name: load_member(folder / "members" / name, device)
+            name: load_member(folder / "members" / name)
             for name, weight in facts["weights"].items()
             if weight > 0 or idle
         }
@@ -118,6 +129,37 @@ class Ensemble:
         probs = [one for image_BHWC in batches(as_images(images)) for one in self.predict_probs(image_BHWC)]
         maps = [one.argmax(axis=0).astype(np.uint8) for one in probs]
         return (np.stack(maps), np.stack(probs)) if isinstance(images, np.ndarray) else (maps, probs)
+
+    def predict_aux(self, images: Image | Sequence[Image]) -> dict[str, dict[str, Any]]:
+        """Return what the auxiliary heads say, by member and head, of the members that were saved with theirs.
+
+        Heads are neither mixed nor averaged with those of mirrored images: each is its member's own word.
+
+        Returns:
+            float32. For an array: ``presence`` B x K and ``boundary`` B x 1 x H x W probabilities, ``distance``
+            B x K x H x W in -1..1. For a list: lists of K, 1 x H x W and K x H x W.
+
+        Raises:
+            InputError: no member has heads, or the images are refused, as for ``predict``.
+        """
+        asked = {
+            name: member
+            for name, member in self.members.items()
+            if isinstance(member, PredictsHeads) and member.kept_heads
+        }
+        if not asked:
+            raise InputError(
+                "no member of this model has auxiliary heads; train one with aux_heads and keep_heads: true"
+            )
+        said: dict[str, dict[str, list[Probs]]] = {
+            name: {head: [] for head in member.kept_heads} for name, member in asked.items()
+        }
+        for image_BHWC in batches(as_images(images)):
+            for name, member in asked.items():
+                for head, values in member.predict_heads(image_BHWC).items():
+                    said[name][head] += list(values)
+        stack = np.stack if isinstance(images, np.ndarray) else list
+        return {name: {head: stack(values) for head, values in heads.items()} for name, heads in said.items()}
 
 
 def read_ensemble(folder: Path) -> dict[str, Any]:

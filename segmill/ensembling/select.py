@@ -122,10 +122,8 @@ def choose_weights(evidence: ValEvidence) -> NDArray[np.float64]:
     return best
 
 
-def build_ensemble(job: EnsembleJob, *, device: str = "auto") -> dict[str, Any]:
+def build_ensemble(job: EnsembleJob) -> dict[str, Any]:
     """Choose weights on val and write the ensemble folder: ensemble.json and members/NAME/.
-
-    ``device``: as for ``load_member``.
 
     Returns:
         The content of ensemble.json; ``val`` holds the mIoU of each member and of the ensemble.
@@ -136,7 +134,7 @@ def build_ensemble(job: EnsembleJob, *, device: str = "auto") -> dict[str, Any]:
     from segmill.models.loading import load_member
 
     info = read_pack(job.packed_dir)
-    members = {name: load_member(folder, device) for name, folder in job.member_dirs.items()}
+    members = {name: load_member(folder) for name, folder in job.member_dirs.items()}
     evidence = gather_evidence(
         members,
         PackedSplit(job.packed_dir / "val"),

@@ -124,8 +124,7 @@ def audit(
     *,
     draw: int,
     border_crop_px: tuple[int, int, int, int] = (0, 0, 0, 0),
-    device: str = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Audited:
     """Ask each source's model about its samples, at original size, and rank what contradicts the labels.
 
@@ -137,8 +136,7 @@ def audit(
         manifest_path: its manifest.
         draw: suspects whose pixels are kept to be drawn.
         border_crop_px: top, bottom, left, right that training never saw; not looked at here either.
-        device: as for ``load_member``.
-        progress: called with samples done and samples in all.
+        on_progress: called with samples done and samples in all.
 
     Raises:
         InputError: a model knows other classes than the set, or a file can't be read.
@@ -153,7 +151,7 @@ def audit(
     chosen = [(source, _rows(table, source)) for source in sources]
     total = sum(rows.num_rows for _, rows in chosen)
     for source, rows in chosen:
-        model = _load(source.model, info, device)
+        model = _load(source.model, info)
         some = _predicted(model, _spread(rows), raw_dir, border_crop_px, info)
         pairs = ((probs, label) for _, _, label, probs in some)
         norms = class_norms(pairs, info.num_classes, info.ignore_id)
@@ -168,7 +166,7 @@ def audit(
                     predicted = probs.argmax(axis=0).astype(np.uint8)
                     drawn.add(score, (row["id"], Evidence(image, label, predicted, flagged)))
             samples[row["split"]] = samples.get(row["split"], 0) + 1
-            progress(sum(samples.values()), total)
+            on_progress(sum(samples.values()), total)
     unknown = [name for name, missed in zip(info.class_names, unknown_K, strict=True) if missed]
     return Audited(info, kept.falling(), dict(drawn.falling()), samples, suspicious, unknown)
 
@@ -331,12 +329,12 @@ def _spread(rows: pyarrow.Table) -> pyarrow.Table:
     return rows.take(np.linspace(0, rows.num_rows - 1, count).round().astype(np.int64))
 
 
-def _load(folder: Path, info: DatasetInfo, device: str) -> PredictsProbs:
+def _load(folder: Path, info: DatasetInfo) -> PredictsProbs:
     if not (folder / "ensemble.json").is_file():
         from segmill.models.loading import load_member
 
-        return load_member(folder, device)
-    ensemble = Ensemble.load(folder, device)
+        return load_member(folder)
+    ensemble = Ensemble.load(folder)
     known = [entry["name"] for entry in ensemble.facts["classes"]]
     if known != list(info.class_names):
         raise InputError(

@@ -25,7 +25,7 @@ BOXES = 5  # regions of one sample that are numbered on its pictures
 TABLE_ROWS = 10
 
 
-def audit_and_report(job: AuditJob, *, device: str = "auto") -> AuditResult:
+def audit_and_report(job: AuditJob) -> AuditResult:
     """Audit, write the page and the list, and return what a terminal shows of it.
 
     Raises:
@@ -38,8 +38,7 @@ def audit_and_report(job: AuditJob, *, device: str = "auto") -> AuditResult:
         job.manifest_path,
         draw=job.top,
         border_crop_px=job.border_crop_px,
-        device=device,
-        progress=count,
+        on_progress=count,
     )
     job.out_dir.mkdir(parents=True, exist_ok=True)
     page, table = job.out_dir / "index.html", job.out_dir / "audit.csv"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +14,7 @@ class EvaluateJob:
         augmented_dir: the recipe and the extra samples that the members were trained with.
         out_dir: a temporary folder that the caller renames when everything is in it.
         overlays: how many test images are drawn: the worst, most typical and best third each.
+        progress_path: a JSON file that says how many images are scored; None for none.
     """
 
     ensemble_dir: Path
@@ -22,10 +22,4 @@ class EvaluateJob:
     augmented_dir: Path
     out_dir: Path
     overlays: int
-
-
-def evaluate_on_ray(job: EvaluateJob) -> dict[str, Any]:
-    """Be what Ray runs."""
-    from segmill.evaluation.report import evaluate_and_report
-
-    return evaluate_and_report(job)
+    progress_path: Path | None = None

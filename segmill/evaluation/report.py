@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,17 @@ TRAINING_SAMPLES = 3  # drawn as training saw them, and as many extra ones of ea
 CURVES = {"loss": ("Training loss", 1), "val_miou": ("mIoU on val, %", 100)}
 
 
-def evaluate_and_report(job: EvaluateJob, *, device: str = "auto") -> dict[str, Any]:
+def evaluate_and_report(
+    job: EvaluateJob, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Score the test split and write all of ``reports``; return the content of metrics.json.
 
-    ``device``: as for ``load_member``.
+    ``on_progress``: called with images done and images in all.
 
     Raises:
         InputError: as for ``evaluate``.
     """
-    metrics = evaluate(job.ensemble_dir, job.packed_dir, job.out_dir, examples=job.overlays, device=device)
+    metrics = evaluate(job.ensemble_dir, job.packed_dir, job.out_dir, examples=job.overlays, on_progress=on_progress)
     write_report(job.out_dir, job.ensemble_dir, job.packed_dir, job.augmented_dir)
     return metrics
 

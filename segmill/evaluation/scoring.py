@@ -41,8 +41,7 @@ def evaluate(
     *,
     split: str = "test",
     examples: int = 9,
-    device: str = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Predict a split at original size and write metrics.json, counts.npz and examples.npz into ``out_dir``.
 
@@ -52,8 +51,7 @@ def evaluate(
         out_dir: exists or is made.
         split: train, val or test.
         examples: how many predictions to keep for the report: the worst, the most typical and the best images.
-        device: as for ``load_member``.
-        progress: called with images done and images in all.
+        on_progress: called with images done and images in all.
 
     Returns:
         The content of metrics.json: per member and for the ensemble ``miou``, ``mdice``, ``accuracy``, and
@@ -64,13 +62,13 @@ def evaluate(
     """
     info = read_pack(packed_dir)
     samples = PackedSplit(packed_dir / split)
-    ensemble = Ensemble.load(ensemble_dir, device, idle=True)
+    ensemble = Ensemble.load(ensemble_dir, idle=True)
     known = [entry["name"] for entry in ensemble.facts["classes"]]
     if known != list(info.class_names):
         raise InputError(
             f"The ensemble knows the classes {known}, the data {list(info.class_names)}; train the members again."
         )
-    scored = score(ensemble, samples, info.num_classes, info.ignore_id, progress)
+    scored = score(ensemble, samples, info.num_classes, info.ignore_id, on_progress)
     metrics = {
         "members": {name: summary(counts, known) for name, counts in scored.members.items()},
         "ensemble": {**summary(scored.ensemble, known), "weights": ensemble.weights},
@@ -93,7 +91,7 @@ def score(
     samples: PackedSplit,
     num_classes: int,
     ignore_id: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scored:
     """Count the ensemble's and every loaded member's pixels, image by image; each image is predicted once."""
     if not len(samples):
@@ -108,7 +106,7 @@ def score(
             named[name] += _count(truths, probs_BKHW, num_classes, ignore_id)
         together += _count(truths, mix(probs_by_name.items(), ensemble.weights), num_classes, ignore_id)
         done += len(image_BHWC)
-        progress(done, len(samples))
+        on_progress(done, len(samples))
     members = {name: np.stack(counts) for name, counts in named.items()}
     return Scored(samples.ids, samples.groups, np.stack(together), members)
 

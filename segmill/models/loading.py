@@ -9,7 +9,7 @@ from segmill.models.members import Member
 from segmill.models.svm.member import SvmMember
 
 
-def load_member(folder: Path, device: str = "auto") -> Member | SvmMember:
+def load_member(folder: Path) -> Member | SvmMember:
     """Rebuild the member saved in ``folder``, a network or a classical one, as its member.json says.
 
     Raises InputError where a file is missing, unreadable, or does not fit the others.
@@ -18,4 +18,4 @@ def load_member(folder: Path, device: str = "auto") -> Member | SvmMember:
         kind = json.loads((folder / "member.json").read_text()).get("kind", "network")
     except (OSError, ValueError, AttributeError):
         kind = "network"  # whose loading says what is wrong
-    return SvmMember.load(folder, device) if kind == "svm" else Member.load(folder, device)
+    return SvmMember.load(folder) if kind == "svm" else Member.load(folder)

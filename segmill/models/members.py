@@ -278,6 +278,11 @@ class Member:
             ) from None
         return cls(spec, module, pick_device(device))
 
+    @property
+    def kept_heads(self) -> tuple[str, ...]:
+        """The auxiliary heads that the member was saved with."""
+        return self.spec.heads
+
     def predict_probs(self, image_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return class probabilities.
 

@@ -36,19 +36,25 @@ class ServedEnsemble(PythonModel):  # type: ignore[misc]
             context: MLflow's.
             model_input: B x H x W x C uint8, or a list of H x W x C uint8 of any sizes; C is 3, or 1 for
                 grey. Nested lists of integers, as JSON brings them, do too.
-            params: ``{"probabilities": True}`` asks for them too.
+            params: ``{"probabilities": True}`` asks for them too, ``{"aux": True}`` for what the auxiliary heads say.
 
         Returns:
-            Class ids, uint8: B x H x W for an array, a list of H x W for a list. With probabilities a dict of
-            ``classes`` (those ids) and ``probabilities``: float32, B x K x H x W or a list of K x H x W.
+            Class ids, uint8: B x H x W for an array, a list of H x W for a list. Where more is asked for, a dict of
+            ``classes`` (those ids), ``probabilities`` (float32, B x K x H x W or a list of K x H x W) and ``aux``
+            (by member and head, as ``Ensemble.predict_aux`` returns it).
 
         Raises:
-            InputError: the images are something else.
+            InputError: the images are something else, or no member was saved with its heads (``keep_heads``).
         """
-        if not (params or {}).get("probabilities"):
-            return self.ensemble.predict(model_input)
-        classes, probabilities = self.ensemble.predict_both(model_input)
-        return {"classes": classes, "probabilities": probabilities}
+        probabilities, aux = ((params or {}).get(name, False) for name in ("probabilities", "aux"))
+        answer: dict[str, Any] = {}
+        if probabilities:
+            answer["classes"], answer["probabilities"] = self.ensemble.predict_both(model_input)
+        else:
+            answer["classes"] = self.ensemble.predict(model_input)
+        if aux:
+            answer["aux"] = self.ensemble.predict_aux(model_input)
+        return answer if len(answer) > 1 else answer["classes"]
 
 
 set_model(ServedEnsemble())

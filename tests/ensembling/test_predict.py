@@ -35,6 +35,17 @@ class LeftIsOne:
         return probs
 
 
+class WithHeads(Constant):
+    """Says how bright an image is, as the presence of both classes, and that all of it is boundary."""
+
+    kept_heads = ("presence", "boundary")
+
+    def predict_heads(self, image_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+        brightness_B1 = image_BHWC.mean(axis=(1, 2, 3), keepdims=False)[:, None].astype(np.float32)
+        boundary = np.ones((len(image_BHWC), 1, *image_BHWC.shape[1:3]), np.float32)
+        return {"presence": brightness_B1.repeat(2, axis=1), "boundary": boundary}
+
+
 def images(*sizes: tuple[int, int]) -> list[np.ndarray]:
     return [np.zeros((*size, 3), np.uint8) for size in sizes]
 
@@ -101,3 +112,24 @@ def test_a_folder_that_is_no_ensemble(tmp_path: Path) -> None:
     (tmp_path / "ensemble.json").write_text('{"format": 99}')
     with pytest.raises(InputError, match="format 99; this segmill reads 1"):
         read_ensemble(tmp_path)
+
+
+def test_auxiliary_heads_are_answered_by_member_for_an_array_and_for_a_list() -> None:
+    members = {"plain": Constant(0.5, 0.5), "rich": WithHeads(0.5, 0.5)}
+    ensemble = Ensemble(members, {"plain": 0.5, "rich": 0.5}, tta_hflip=True, facts={})
+    batch = np.stack([np.full((3, 4, 3), 10, np.uint8), np.full((3, 4, 3), 20, np.uint8)])
+    said = ensemble.predict_aux(batch)
+    assert set(said) == {"rich"} and set(said["rich"]) == {"presence", "boundary"}
+    assert said["rich"]["presence"].tolist() == [[10, 10], [20, 20]]
+    assert said["rich"]["boundary"].shape == (2, 1, 3, 4)
+    listed = ensemble.predict_aux([batch[0], np.full((5, 2, 3), 30, np.uint8), batch[1]])["rich"]
+    assert [one.tolist() for one in listed["presence"]] == [[10, 10], [30, 30], [20, 20]]
+    assert [one.shape for one in listed["boundary"]] == [(1, 3, 4), (1, 5, 2), (1, 3, 4)]
+
+
+def test_a_model_without_auxiliary_heads_says_how_to_get_them() -> None:
+    bare = WithHeads(0.5, 0.5)
+    bare.kept_heads = ()  # type: ignore[assignment]
+    ensemble = Ensemble({"a": Constant(1.0), "b": bare}, {"a": 0.5, "b": 0.5}, tta_hflip=False, facts={})
+    with pytest.raises(InputError, match="no member of this model has auxiliary heads; train one with aux_heads"):
+        ensemble.predict_aux(np.zeros((1, 2, 2, 3), np.uint8))

@@ -125,7 +125,7 @@ def test_the_folder_holds_everything_and_loads(judging: Path) -> None:
     facts = json.loads((judging / "ensemble" / "ensemble.json").read_text())
     assert list(facts["weights"]) == ["small", "other"]
     assert facts["val"]["ensemble"] >= max(facts["val"]["members"].values())
-    ensemble = Ensemble.load(judging / "ensemble", "cpu")
+    ensemble = Ensemble.load(judging / "ensemble")
     val = PackedSplit(judging / "packed" / "val")
     maps = ensemble.predict([val.image(i) for i in range(len(val))])
     counts = sum(confusion_counts(val.mask(i), ids, 5, 255) for i, ids in enumerate(maps))
@@ -139,8 +139,8 @@ def test_idle_members_load_only_when_asked_for(judging: Path, tmp_path: Path) ->
     folders = {name: judging / "members" / name for name in ("small", "other")}
     out_dir = tmp_path / "ensemble"
     job = EnsembleJob(member_dirs=folders, packed_dir=judging / "packed", out_dir=out_dir, tta_hflip=False)
-    build_ensemble(job, device="cpu")
+    build_ensemble(job)
     path = tmp_path / "ensemble" / "ensemble.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": {"small": 1.0, "other": 0.0}}))
-    assert list(Ensemble.load(tmp_path / "ensemble", "cpu").members) == ["small"]
-    assert list(Ensemble.load(tmp_path / "ensemble", "cpu", idle=True).members) == ["small", "other"]
+    assert list(Ensemble.load(tmp_path / "ensemble").members) == ["small"]
+    assert list(Ensemble.load(tmp_path / "ensemble", idle=True).members) == ["small", "other"]

@@ -184,7 +184,7 @@ class Seeing:
 @pytest.fixture
 def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A set of 12 samples in pairs; of the 8 held out, one lost its hut, one its pole, one is shifted by 6 px."""
-    monkeypatch.setattr(audit_module, "_load", lambda folder, info, device: Seeing())
+    monkeypatch.setattr(audit_module, "_load", lambda folder, info: Seeing())
     raw_dir = tmp_path / "raw"
     for number in range(12):
         truth = scene(48, 64, square=slice(10, 26)) + scene(48, 64, square=slice(34, 40), class_id=2)
@@ -221,7 +221,7 @@ HELD_OUT = [Source(Path("ensemble"), ("val", "test"))]
 
 def test_planted_faults_come_out_and_nothing_else(labelled: Path, manifest: Path) -> None:
     calls: list[tuple[int, int]] = []
-    found = audit(HELD_OUT, labelled, manifest, draw=2, progress=lambda *done: calls.append(done))
+    found = audit(HELD_OUT, labelled, manifest, draw=2, on_progress=lambda *done: calls.append(done))
     assert {suspect.id for suspect in found.suspects} == {"g1_02", "g2_05", "g3_07"}
     assert [suspect.score for suspect in found.suspects] == sorted((s.score for s in found.suspects), reverse=True)
     assert found.samples == {"val": 4, "test": 4} and found.suspicious == 3
@@ -329,7 +329,7 @@ def test_more_suspects_than_are_kept(labelled: Path, manifest: Path, monkeypatch
 
 def test_a_real_ensemble_is_asked(judging: Path, street: Path) -> None:
     source = Source(judging / "ensemble", ("test",))
-    found = audit([source], street, judging / "manifest.parquet", draw=0, device="cpu")
+    found = audit([source], street, judging / "manifest.parquet", draw=0)
     assert sum(found.samples.values()) == len(PackedSplit(judging / "packed" / "test"))
     assert found.evidence == {}
 
@@ -339,7 +339,7 @@ def test_an_ensemble_of_other_classes(
 ) -> None:
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"The ensemble knows the classes \['road'.*the data \['ground'"):
-        audit([Source(judging / "ensemble", ("test",))], labelled, manifest, draw=0, device="cpu")
+        audit([Source(judging / "ensemble", ("test",))], labelled, manifest, draw=0)
 
 
 def test_a_class_the_model_does_not_know_is_named(

@@ -21,6 +21,7 @@ from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.evaluation import report
 from segmill.evaluation.job import EvaluateJob
 from segmill.evaluation.report import evaluate_and_report
+from segmill.evaluation.shell import evaluate_on_ray
 from segmill.reports import evaluation_page
 from segmill.reports.pictures import WRONG, overlay, palette
 
@@ -61,7 +62,7 @@ def page(judging: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory)
         out_dir=out_dir,
         overlays=3,
     )
-    evaluate_and_report(job, device="cpu")
+    evaluate_and_report(job)
     return out_dir
 
 
@@ -145,3 +146,14 @@ def test_the_contact_sheet_shows_samples_as_training_saw_them(page: Path, judgin
 def test_confusion_is_in_shares_of_the_row() -> None:
     counts = np.array([[[6, 2], [0, 0]]])
     assert report._confusion_rows(counts) == [[0.75, 0.25], [None, None]]
+
+
+def test_what_ray_runs_says_how_many_images_are_scored(judging: Path, trained: Path, tmp_path: Path) -> None:
+    note = tmp_path / "evaluate.count.json"
+    job = EvaluateJob(
+        ensemble_dir=trained / "ensemble", packed_dir=judging / "packed", augmented_dir=trained / "augmented",
+        out_dir=tmp_path / "reports", overlays=3, progress_path=note,
+    )  # fmt: skip
+    metrics = evaluate_on_ray(job)
+    assert json.loads(note.read_text()) == {"done": metrics["samples"], "total": metrics["samples"]}
+    assert json.loads((tmp_path / "reports" / "metrics.json").read_text()) == metrics

@@ -58,7 +58,7 @@ def test_summary_names_the_classes_and_says_none_for_absent_ones() -> None:
 
 
 def test_files_of_a_real_evaluation(judging: Path, tmp_path: Path) -> None:
-    metrics = evaluate(judging / "ensemble", judging / "packed", tmp_path, examples=4, device="cpu")
+    metrics = evaluate(judging / "ensemble", judging / "packed", tmp_path, examples=4)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     assert set(metrics) == {"members", "ensemble", "split", "samples", "groups", "classes"}
     assert list(metrics["members"]) == ["small", "other"]
@@ -83,7 +83,7 @@ def test_other_classes_than_the_ensembles(judging: Path, tmp_path: Path) -> None
     facts["class_names"][0] = "motorway"
     (packed / "pack.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match=r"The ensemble knows the classes \['road'.*the data \['motorway'"):
-        evaluate(judging / "ensemble", packed, tmp_path / "reports", device="cpu")
+        evaluate(judging / "ensemble", packed, tmp_path / "reports")
 
 
 def test_counts_that_are_not_there(tmp_path: Path) -> None:

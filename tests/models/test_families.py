@@ -73,4 +73,4 @@ def test_a_family_trains_and_predicts_the_same_from_its_folder(backbone: str, de
         metrics={},
         curves=[],
     )
-    np.testing.assert_array_equal(load_member(tmp_path, "cpu").predict_probs(image_BHWC), expected)
+    np.testing.assert_array_equal(load_member(tmp_path).predict_probs(image_BHWC), expected)

@@ -128,14 +128,14 @@ def test_a_member_of_before_there_were_these_keys_loads(folder: Path, tmp_path: 
         del facts["spec"][key]
     del facts["kind"]
     (tmp_path / "older" / "member.json").write_text(json.dumps(facts))
-    assert load_member(tmp_path / "older", "cpu").spec == SPEC
+    assert load_member(tmp_path / "older").spec == SPEC
 
 
 def test_a_member_of_before_transformers_lost_their_classifier_loads(tmp_path: Path) -> None:
     save(tmp_path, replace(SPEC, backbone="vit_tiny_patch16_224", decoder="fcn"))
     path = tmp_path / "weights.safetensors"
     save_file({**load_file(path), "net.encoder.model.head.weight": torch.zeros(1000, 192)}, path)
-    assert load_member(tmp_path, "cpu").predict_probs(IMAGE_BHWC).shape == (2, 3, 45, 70)
+    assert load_member(tmp_path).predict_probs(IMAGE_BHWC).shape == (2, 3, 45, 70)
 
 
 def test_a_damaged_folder_is_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_training_sees_heads_and_coarser_stages_of_the_image_alone() -> None:
 
 def test_serving_drops_what_only_training_needs(tmp_path: Path) -> None:
     module = save(tmp_path, RICH)
-    member = load_member(tmp_path, "cpu")
+    member = load_member(tmp_path)
     assert member.spec == replace(RICH, heads=(), deep_supervision=False)
     assert isinstance(member, Member) and len(member.module.net.deep) == 0  # type: ignore[arg-type]
     np.testing.assert_array_equal(
@@ -200,7 +200,7 @@ def test_serving_drops_what_only_training_needs(tmp_path: Path) -> None:
 
 def test_heads_that_were_kept_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = save(tmp_path, RICH, keep_heads=True).eval()
-    member = load_member(tmp_path, "cpu")
+    member = load_member(tmp_path)
     assert isinstance(member, Member)
     assert member.spec.heads == RICH.heads and not member.spec.deep_supervision
     monkeypatch.setattr("segmill.models.members.PIXELS_AT_ONCE", 45 * 70)

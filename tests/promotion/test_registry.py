@@ -18,6 +18,8 @@ from segmill.data.packing.packed import PackedSplit
 from segmill.ensembling.predict import Ensemble
 from segmill.errors import InputError, SegmillError
 from segmill.metrics.counts import confusion_counts
+from segmill.models.members import MemberSpec, build, save_member
+from segmill.models.weights import Weights
 from segmill.promotion import registry
 from segmill.promotion.registered import score_registered
 from segmill.promotion.score_job import ScoreJob
@@ -97,6 +99,43 @@ def test_loads_and_predicts_in_a_process_that_knows_nothing(
     assert json.loads(said["signature"]["params"])[0]["name"] == "probabilities"
     expected = Ensemble.load(judging / "ensemble").predict(images)
     assert (np.load(tmp_path / "maps.npy") == expected).mean() > 0.999
+
+
+AUX_CONSUMER = """
+import sys, mlflow.pyfunc, numpy as np
+model = mlflow.pyfunc.load_model(sys.argv[1])
+images = np.load(sys.argv[2])
+answer = model.predict(images, params={"aux": True})
+both = model.predict(images, params={"aux": True, "probabilities": True})
+assert sorted(answer) == ["aux", "classes"] and sorted(both) == ["aux", "classes", "probabilities"]
+assert (answer["classes"] == model.predict(images)).all() and (both["classes"] == answer["classes"]).all()
+np.savez(sys.argv[3], **{f"{name}:{head}": one for name, heads in answer["aux"].items() for head, one in heads.items()})
+"""
+
+
+def test_the_served_model_answers_the_auxiliary_heads_that_were_kept(tmp_path: Path) -> None:
+    spec = MemberSpec("rich", "mobilenetv2_050", "fpn", 3, heads=("presence", "boundary"))
+    save_member(
+        tmp_path / "ensemble" / "members" / "rich", build(spec), spec, weights=Weights("none", None, None), params={},
+        data_version="v1", metrics={}, curves=[], keep_heads=True,
+    )  # fmt: skip
+    classes = [{"id": index, "name": name, "color": "#000000"} for index, name in enumerate("abc")]
+    facts = {"format": 1, "classes": classes, "ignore_id": 255, "weights": {"rich": 1.0}, "flips": False}
+    (tmp_path / "ensemble" / "ensemble.json").write_text(json.dumps(facts))
+    registry.save_model(tmp_path / "model", tmp_path / "ensemble")
+    images = np.random.default_rng(0).integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    arguments = [str(tmp_path / name) for name in ("model", "images.npy", "said.npz")]
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", AUX_CONSUMER, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    expected = Ensemble.load(tmp_path / "ensemble").predict_aux(images)["rich"]
+    with np.load(tmp_path / "said.npz") as said:
+        assert set(said.files) == {"rich:presence", "rich:boundary"}
+        for head, values in expected.items():
+            assert said[f"rich:{head}"].shape == values.shape == ((2, 3) if head == "presence" else (2, 1, 50, 70))
+            np.testing.assert_allclose(said[f"rich:{head}"], values, atol=0.02)
 
 
 def test_holds_no_pickle_and_no_path_of_this_machine(registered: Registered, judging: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_feature_far_out_is_no_stranger_than_five_deviations() -> None:
 
 
 def test_the_folder_alone_rebuilds_the_member(folder: Path) -> None:
-    member = load_member(folder, "cpu")
+    member = load_member(folder)
     assert isinstance(member, SvmMember) and member.spec == SPEC
     probs_BKHW = member.predict_probs(IMAGE_BHWC)
     assert probs_BKHW.shape == (2, 4, 45, 70) and probs_BKHW.dtype == np.float32

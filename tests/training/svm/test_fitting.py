@@ -157,7 +157,7 @@ def test_weighted_miou_by_hand() -> None:
 
 
 def test_what_is_said_of_the_member_is_what_it_does(fitted: Path, packed: Path) -> None:
-    member = load_member(fitted / "member", "cpu")
+    member = load_member(fitted / "member")
     val, info = PackedSplit(packed / "val"), read_pack(packed)
     counts_KK = np.zeros((4, 4), np.int64)
     for index in range(len(val)):
@@ -193,7 +193,7 @@ def test_little_time_means_few_pixels(packed: Path, tmp_path: Path) -> None:
     metrics = fit_svm(a_job(packed, tmp_path, max_minutes=1e-6))
     # one image was drawn, and a quarter of the trial's pixels is always fitted
     assert metrics["pixels"] < 400
-    assert load_member(tmp_path / "member", "cpu").predict_probs(np.zeros((1, 9, 9, 3), np.uint8)).shape == (1, 4, 9, 9)
+    assert load_member(tmp_path / "member").predict_probs(np.zeros((1, 9, 9, 3), np.uint8)).shape == (1, 4, 9, 9)
 
 
 def test_labels_that_teach_nothing_are_one_sentence(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_the_features_of_a_backbone_travel_with_the_member_that_ray_fitted(packe
     with connect("local", num_cpus=1):
         metrics = wait(on_ray(fit_on_ray, a_job(packed, tmp_path, **cnn)))
     assert metrics["families"]["cnn"]["channels"] > 20 and metrics["val_miou"] > 0.8
-    member = load_member(tmp_path / "member", "cpu")
+    member = load_member(tmp_path / "member")
     assert member.predict_probs(np.zeros((1, 33, 50, 3), np.uint8)).shape == (1, 4, 33, 50)
     record = json.loads((tmp_path / "member" / "member.json").read_text())
     assert record["encoder_weights"]["source"].startswith("package:")
