@@ -24,12 +24,12 @@ from segmill.cluster.connection import connect, connecting
 from segmill.cluster.work import Running
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
-from segmill.params import Params, parse_params, read_params
+from segmill.params import Params, parse_params, read_params_and_text
 from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check
 from tasks.promote import Judged, promote
-from tasks.register import Registered, model_name, register
+from tasks.register import Registered, RunInputs, register, run_inputs
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_names
 from tasks.version import version
 
@@ -44,9 +44,10 @@ def steps(params: Params) -> list[str]:
     return ["version", *stage_names(params), "register", "promote"]
 
 
-def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[str, Any]:
+def run_retrain(workspace: Workspace, params: Params, params_yaml: str, console: Console) -> dict[str, Any]:
     """Run the flow with its progress in the terminal; keep what came of it for `segmill status`.
 
+    ``params`` were read from the text ``params_yaml``, which is recorded: the file may be edited meanwhile.
     Ray and MLflow start while Prefect's server does: each takes seconds, mostly of waiting.
     """
     began = time.monotonic()
@@ -58,7 +59,7 @@ def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[
             ThreadPoolExecutor(1) as early,
         ):
             early.submit(tracking.warm_up)
-            result: dict[str, Any] = retrain(str(workspace.root), params.model_dump(mode="json"))
+            result: dict[str, Any] = retrain(str(workspace.root), params.model_dump(mode="json"), params_yaml)
     except (SegmillError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(workspace.root)
@@ -71,21 +72,25 @@ def run_retrain(workspace: Workspace, params: Params, console: Console) -> dict[
 
 
 @flow(name="retrain", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)  # type: ignore[arg-type]
-def retrain(folder: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
+def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str = "") -> dict[str, Any]:
     """Bring the workspace at ``folder`` up to date and return what came of it, as plain values.
 
-    ``values`` are those of params.yaml where the caller has read it; it is read once per run and handed on.
+    ``values`` and ``params_yaml`` are those of params.yaml and its text where the caller has read it; it is read once
+    per run and handed on.
     """
     workspace = Workspace.open(folder)
-    params = parse_params(values, "params.yaml") if values else read_params(workspace.params)
+    if values:
+        params = parse_params(values, "params.yaml")
+    else:
+        params, params_yaml = read_params_and_text(workspace.params)
     uri = tracking_uri(workspace, params)
     with ExitStack() as reading_data, connect(ray_address(params)):
         check = begin_check(workspace, params)
         reading_data.enter_context(writing(workspace, Part.DATA, "segmill retrain", wait=True))
         data = version_step(workspace, params)
-        name, members = model_name(workspace, params), list(params.members)
+        inputs, members = run_inputs(workspace, params, params_yaml), list(params.members)
         artifacts = artifacts_of_new(workspace, uri)
-        with tracking.open_run(uri, name, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
+        with tracking.open_run(uri, inputs.model, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
             outcomes = [stage_steps[stage](workspace, params=params) for stage in READING_DATA]
             reading_data.close()  # what comes now reads the packed splits: `segmill data add` may go on
             outcomes += [stage_steps[stage](workspace, params=params) for stage in BEFORE_TRAINING[len(READING_DATA) :]]
@@ -93,7 +98,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None) -> dict[str, Any]
             drop_former_members(workspace, params)
             outcomes += every_result([finetune_step.submit(workspace, params, member, run) for member in members])
             outcomes += [stage_steps[stage](workspace, params=params) for stage in AFTER_TRAINING]
-            registered = register_step(workspace, params, run, outcomes)
+            registered = register_step(workspace, params, run, outcomes, inputs)
             judged = promote_step(workspace, params, uri, registered)
             result = summary(workspace, data, outcomes, registered, judged)
             tracking.describe(run, markdown(result))
@@ -156,9 +161,11 @@ def finetune_step(workspace: Workspace, params: Params, member: str, run: tracki
 
 
 @_talking_step(name="register")
-def register_step(workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome]) -> Registered:
+def register_step(
+    workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome], inputs: RunInputs
+) -> Registered:
     with noted(workspace, "register"):
-        return register(workspace, params, run, outcomes)
+        return register(workspace, params, run, outcomes, inputs)
 
 
 @_talking_step(name="promote")

@@ -282,6 +282,14 @@ def read_params(path: Path) -> Params:
     return parse_params(_load(path), str(path.name))
 
 
+def read_params_and_text(path: Path) -> tuple[Params, str]:
+    """As ``read_params``, with the very text that the parameters were read from."""
+    while True:
+        params, content = read_params(path), path.read_bytes()
+        if read_params(path) == params and path.read_bytes() == content:  # else it was edited between the two
+            return params, content.decode()
+
+
 def parse_params(values: Any, source: str) -> Params:
     """Turn plain values into Params; ``source`` names them in the error."""
     if not isinstance(values, dict):

@@ -11,7 +11,6 @@ from segmill.cluster.resources import Resources, even_share
 from segmill.cluster.work import Running, on_ray, wait
 from segmill.data.loading.augmentation import read_policy
 from segmill.data.splitting.shares import SplitShares
-from segmill.data.versioning.versions import recorded_version
 from segmill.files import replacing
 from segmill.models.checking import NetworkToCheck, SvmToCheck, ToCheck, check_members
 from segmill.params import Params
@@ -25,6 +24,7 @@ from segmill.workspace import Workspace
 from tasks.inputs import code_path, member_settings, read_code
 from tasks.register import model_name
 from tasks.stage import recorded_md5
+from tasks.version import packed_version
 
 
 def finetune(workspace: Workspace, params: Params, name: str) -> None:
@@ -64,7 +64,7 @@ def train_job(workspace: Workspace, params: Params, name: str, out_dir: Path, st
         own_keys=params.own_training_keys(name),
         data=train_data(workspace, params),
         split=SplitShares(params.split.val, params.split.test, params.split.seed),
-        data_version=_data_version(workspace, params),
+        data_version=packed_version(workspace, params),
         start=start,
         workers=Workers(
             count=params.ray.workers,
@@ -100,7 +100,7 @@ def svm_job(workspace: Workspace, params: Params, name: str, out_dir: Path) -> S
         packed_dir=workspace.packed,
         policy=read_policy(workspace.augmented / "recipe.json"),
         split=SplitShares(params.split.val, params.split.test, params.split.seed),
-        data_version=_data_version(workspace, params),
+        data_version=packed_version(workspace, params),
         out_dir=out_dir,
         progress_path=_progress_path(workspace, name),
         curves_path=curves_path(workspace, name),
@@ -141,11 +141,6 @@ def drop_former_members(workspace: Workspace, params: Params) -> None:
 def curves_path(workspace: Workspace, name: str) -> Path:
     """Return where the member's curve grows while it trains."""
     return workspace.progress / f"finetune@{name}.curves.csv"
-
-
-def _data_version(workspace: Workspace, params: Params) -> str:
-    recorded = recorded_version(workspace.root, params.data.path)
-    return recorded.md5 if recorded else ""
 
 
 def _progress_path(workspace: Workspace, name: str) -> Path:

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from segmill import tracking
 from segmill.data.schema.manifest import read_dataset_info
 from segmill.data.versioning.repository import git_commit
-from segmill.data.versioning.versions import recorded_version
 from segmill.params import Params
 from segmill.promotion import registry
 from segmill.workspace import Workspace
-from tasks.stage import Outcome
+from tasks.stage import Outcome, recorded_stages
+from tasks.version import packed_version
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run was begun with, kept from its beginning: the files may be edited while it trains.
+
+    ``model``: the registered model's name; ``params_yaml`` and ``pipeline_yaml``: the text of params.yaml and
+    dvc.yaml; ``git_commit``: where the workspace stood.
+    """
+
+    model: str
+    params_yaml: str
+    pipeline_yaml: str
+    git_commit: str
 
 
 @dataclass(frozen=True)
@@ -24,14 +40,25 @@ class Registered:
     version: str
 
 
-def register(workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome]) -> Registered:
+def run_inputs(workspace: Workspace, params: Params, params_yaml: str) -> RunInputs:
+    """Return what to keep of the workspace when a run begins; the data are there already."""
+    pipeline_yaml = workspace.pipeline.read_text()
+    return RunInputs(model_name(workspace, params), params_yaml, pipeline_yaml, git_commit(workspace.root))
+
+
+def register(
+    workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome], inputs: RunInputs
+) -> Registered:
     """Log metrics, the report and the pipeline's files; register the ensemble and call it challenger.
 
-    An ensemble with the same bytes keeps its version. Raises InfrastructureError where MLflow does not answer.
+    What is recorded is what ran: the data version that the packed splits were made from, and the files as they were
+    when the run began. An ensemble with the same bytes keeps its version. Raises InfrastructureError where MLflow
+    does not answer.
     """
     metrics = json.loads(workspace.metrics.read_text())
-    model = model_name(workspace, params)
-    lineage = _lineage(workspace, params)
+    model = inputs.model
+    lock = recorded_stages(workspace)
+    lineage = _lineage(workspace, params, inputs, lock)
     version = registry.register(
         run.uri,
         run.id,
@@ -47,8 +74,15 @@ def register(workspace: Workspace, params: Params, run: tracking.Run, outcomes: 
     tracking.log_params(run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray"}))
     tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]))
     tracking.log_artifacts(run.uri, run.id, workspace.reports, "report")
-    for path in (workspace.params, workspace.pipeline, workspace.root / "dvc.lock"):
-        tracking.log_artifacts(run.uri, run.id, path, "pipeline")
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            "params.yaml": inputs.params_yaml.encode(),
+            "dvc.yaml": inputs.pipeline_yaml.encode(),
+            "dvc.lock": lock,
+        }
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        tracking.log_artifacts(run.uri, run.id, Path(folder), "pipeline")
     return Registered(model, version)
 
 
@@ -57,19 +91,18 @@ def model_name(workspace: Workspace, params: Params) -> str:
     return f"segmill-{read_dataset_info(workspace.root / params.data.path).name}"
 
 
-def _lineage(workspace: Workspace, params: Params) -> dict[str, str]:
+def _lineage(workspace: Workspace, params: Params, inputs: RunInputs, lock: bytes) -> dict[str, str]:
     """Return the tags that lead from a version back to all it was made from."""
     import hashlib
     from importlib.metadata import version
 
-    recorded = recorded_version(workspace.root, params.data.path)
     code = b"".join(path.read_bytes() for path in sorted(path for path in workspace.code.rglob("*") if path.is_file()))
     return {
-        "data_version": recorded.md5 if recorded else "",
-        "params_sha256": hashlib.sha256(workspace.params.read_bytes()).hexdigest(),
+        "data_version": packed_version(workspace, params),
+        "params_sha256": hashlib.sha256(inputs.params_yaml.encode()).hexdigest(),
         "code_sha256": hashlib.sha256(code).hexdigest(),
-        "dvc_lock_sha256": hashlib.sha256((workspace.root / "dvc.lock").read_bytes()).hexdigest(),
-        "git_commit": git_commit(workspace.root),
+        "dvc_lock_sha256": hashlib.sha256(lock).hexdigest(),
+        "git_commit": inputs.git_commit,
         "segmill_version": version("segmill"),
     }
 

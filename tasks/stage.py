@@ -149,6 +149,12 @@ def run(workspace: Workspace, name: str, params: Params) -> None:
         raise InputError(f"there is no member {item!r}{near_miss(item, members)} (members: {', '.join(members)})")
 
 
+def recorded_stages(workspace: Workspace) -> bytes:
+    """Return dvc.lock as it is between two writes: DVC rewrites it in place."""
+    with repository(workspace.root) as repo:
+        return repo.lock_file()
+
+
 def recorded_md5(workspace: Workspace, name: str, dependency: str | None = None) -> str:
     """Return the md5 that dvc.lock records for the first out of the stage ``name``, or for the ``dependency`` (a path)
     it ran with; "" where it was never run."""

@@ -56,19 +56,21 @@ def stage_command(
 
 def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (), *, wait: bool) -> None:
     """Run the flow unless nothing has changed, and print what came of it; GateRefused where the verdict is no PASS."""
+    from flows.environment import prepare_environment
     from flows.summary import show_result
-    from segmill.params import set_params
+    from segmill.params import read_params_and_text, set_params
 
     with alone(workspace, command, wait=wait):
         with alone(workspace, command, Part.DATA, wait=wait):
             for change in set_params(workspace.params, list(assignments)):
                 say(f"params.yaml: {change}")
-            _, params = open_workspace(workspace.root)
+            params, params_yaml = read_params_and_text(workspace.params)
+            prepare_environment(workspace, params)
             if _nothing_to_do(workspace, params):
                 return
         from flows.retrain import run_retrain
 
-        result = run_retrain(workspace, params, out)
+        result = run_retrain(workspace, params, params_yaml, out)
     show_result(result, out)
     if result["verdict"]["decision"] != "PASS":
         raise GateRefused(f"the gate said {result['verdict']['decision']}: the champion stays")

@@ -158,6 +158,11 @@ class DvcRepository:
         paths = [remote.oid_to_path(md5) for md5 in md5s]
         self._repo.cache.local.add(paths, remote.fs, md5s, verify=True)
 
+    def lock_file(self) -> bytes:
+        """Return the bytes of dvc.lock, none where no stage ran yet."""
+        path = self.root / LOCK_FILE
+        return path.read_bytes() if path.is_file() else b""
+
     def lock_entries(self) -> dict[str, Any]:
         """Return the stages of dvc.lock by name. DVC rewrites that file in place, under the lock that is held here."""
         from dvc.utils.serialize import load_yaml
