@@ -6,18 +6,17 @@ waits in a temporary file.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.data.ingest.formats.coco_files import Annotations, Complaints, is_deeper, stream_objects
 from segmill.data.ingest.formats.painting import ObjectMask, decode_region, paint_objects
 from segmill.data.ingest.formats.reading import (
     SPLIT_OF,
@@ -35,7 +34,7 @@ from segmill.data.ingest.formats.reading import (
     stem,
     without_repeats,
 )
-from segmill.data.schema.issues import Issue, wrong_file
+from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import IGNORE_ID, DatasetInfo
 from segmill.data.storage.images import MAX_PIXELS, image_content, image_size, read_image, read_raw_mask
 from segmill.errors import InputError
@@ -44,29 +43,10 @@ LOOKS_FOR = "*.json of COCO (images, annotations, categories), here, in annotati
 KINDS = ("panoptic", "stuff", "instances")
 BACKGROUND = "background"
 MAX_CLASSES = 254
-MAX_FINDINGS = 100  # of one JSON file; the rest are counted
 _REFUSED = -1  # stands for an image that something is wrong with
 _HEAD = 2**16  # bytes in which a COCO file shows one of its keys
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
 _NOT_MASKS = re.compile(r"captions|keypoints|image_info", re.IGNORECASE)
-
-
-@dataclass
-class _Annotations:
-    """What JSON files of one kind say: regions by image, in a temporary file of JSON lines."""
-
-    file: IO[bytes]
-    places: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, number: int, region: dict[str, Any]) -> None:
-        line = json.dumps(region, separators=(",", ":")).encode()
-        self.places[number].append((self.file.tell(), len(line)))
-        self.file.write(line)
-
-    def of(self, number: int) -> Iterator[dict[str, Any]]:
-        for offset, length in self.places.get(number, ()):
-            self.file.seek(offset)
-            yield json.loads(self.file.read(length))
 
 
 @dataclass
@@ -80,7 +60,7 @@ class _Set:
     categories: dict[int, str] = field(default_factory=dict)
     class_of: dict[int, int] = field(default_factory=dict)
     fill: int = IGNORE_ID
-    annotations: dict[str, _Annotations] = field(default_factory=dict)
+    annotations: dict[str, Annotations] = field(default_factory=dict)
     maps: dict[int, str] = field(default_factory=dict)  # image -> its stuff pixel map
 
 
@@ -160,25 +140,8 @@ def _common_kinds(groups: dict[str, dict[str, str]]) -> tuple[tuple[str, ...], l
     return kinds, [f"{', '.join(unused)} {'is' if len(unused) == 1 else 'are'} left out"] if unused else []
 
 
-def _stream(folder: SetFolder, file: str, key: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of one of the file's lists. InputError where it is no JSON or has others than objects."""
-    import ijson
-
-    with folder.resolve(file).open("rb") as content:
-        if content.read(3) != b"\xef\xbb\xbf":
-            content.seek(0)
-        try:
-            for item in ijson.items(content, f"{key}.item", use_float=True):
-                if not isinstance(item, dict):
-                    raise InputError(f"{file}: {key} holds {str(item)[:40]!r}, not only objects", "it is no COCO file")
-                yield item
-        except (ijson.JSONError, ValueError, RecursionError) as error:
-            said = " ".join(str(error).split())[:120]
-            raise InputError(f"{file} is no whole JSON file ({said})", "fetch it again") from error
-
-
 def _read_categories(folder: SetFolder, file: str, found: _Set) -> None:
-    for item in _stream(folder, file, "categories"):
+    for item in stream_objects(folder, file, "categories"):
         number, name = item.get("id"), item.get("name")
         if type(number) is not int or not isinstance(name, str) or not name.strip():
             raise InputError(f"{file}: category {str(item)[:80]} has no whole-numbered id and name", "correct it")
@@ -216,8 +179,8 @@ def _read_part(folder: SetFolder, key: str, files: dict[str, str], found: _Set) 
     start = len(found.rows)
     places = _Places(folder, key, "" if beside == "." else beside)
     for kind in found.kinds:
-        complaints = _Complaints(files[kind])
-        for item in _stream(folder, files[kind], "images"):
+        complaints = Complaints(files[kind])
+        for item in stream_objects(folder, files[kind], "images"):
             number, name, height, width = (item.get(k) for k in ("id", "file_name", "height", "width"))
             if type(number) not in (int, str) or not isinstance(name, str) or not name:
                 complaints.add(f"image {str(number)[:40]}", "it has no id and file_name", "correct or remove it")
@@ -279,31 +242,14 @@ class _Places:
         return None
 
 
-class _Complaints:
-    """The issues of one JSON file, MAX_FINDINGS of them and a count of the rest."""
-
-    def __init__(self, file: str) -> None:
-        self.file, self.count = file, 0
-        self.first: list[Issue] = []
-
-    def add(self, where: str, what: str, fix: str) -> None:
-        self.count += 1
-        if self.count <= MAX_FINDINGS:
-            self.first.append(wrong_file(f"{self.file}, {where}", what, fix))
-
-    def issues(self) -> list[Issue]:
-        more = self.count - len(self.first)
-        return self.first + ([wrong_file(self.file, f"{more} more like these", "correct the file")] if more else [])
-
-
 def _read_annotations(
-    folder: SetFolder, file: str, kind: str, numbers: dict[Any, int], found: _Set, complaints: _Complaints
+    folder: SetFolder, file: str, kind: str, numbers: dict[Any, int], found: _Set, complaints: Complaints
 ) -> None:
     if kind not in found.annotations:
-        found.annotations[kind] = _Annotations(tempfile.TemporaryFile())  # noqa: SIM115 (it lives as long as the rows)
+        found.annotations[kind] = Annotations(tempfile.TemporaryFile())  # noqa: SIM115 (it lives as long as the rows)
     store = found.annotations[kind]
     outlined = total = 0
-    for item in _stream(folder, file, "annotations"):
+    for item in stream_objects(folder, file, "annotations"):
         total += 1
         image = item.get("image_id")
         where = f"annotation {str(item.get('id', image))[:40]}"
@@ -336,21 +282,13 @@ def _read_annotations(
             complaints.add(where, "it has no segmentation", "outline the object or remove the annotation")
             continue
         outlined += 1
-        if _depth_above(outline, 3):
+        if is_deeper(outline, 3):
             complaints.add(where, "its segmentation is no list of polygons and no RLE", "correct it")
             continue
         region = {"category": category, "crowd": bool(item.get("iscrowd")), "of": outline}
         store.add(number, region | {"where": f"{file}, {where}"})
     if total and not outlined:
         raise InputError(f"none of the {total} annotations of {file} outlines anything", "boxes alone make no masks")
-
-
-def _depth_above(value: object, limit: int) -> bool:
-    """Tell whether lists and mappings are deeper in each other than ``limit``."""
-    if not isinstance(value, list | dict):
-        return False
-    inner = value if isinstance(value, list) else value.values()
-    return limit == 0 or any(_depth_above(one, limit - 1) for one in inner)
 
 
 def _load(folder: SetFolder, found: _Set, row: Row) -> Loaded:
