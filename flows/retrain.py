@@ -117,7 +117,7 @@ def refuse_full_disk(workspace: Workspace, params: Params) -> None:
     free = free_bytes(workspace.root)
     if free < needed:
         raise InputError(
-            f"the disk is full: {free / 2**20:.0f} MiB free where {workspace.root} lies, and a run may take about "
+            f"the disk is full: {free / 2**20:.0f} MiB free on the disk of {workspace.root}, and a run may take about "
             f"{needed / 2**20:.0f} MiB; free some space and run again"
         )
 

@@ -1,4 +1,4 @@
-"""The flow `tune`: which settings a member trains best with, and whether they beat what stands by more than noise."""
+"""The flow `tune`: which settings a member trains best with, and whether they beat the current ones by more than noise."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def search_step(
 
 @_step(name="repeat")
 def repeat_step(work: Work, present: dict[str, Any] | None, repeats: int) -> None:
-    """Train the winner and params.yaml as it stands with further seeds, as many at once as the cluster holds."""
+    """Train the winner and the current params.yaml with more seeds, as many at once as the cluster holds."""
     winner = winner_of(work)
     if not repeats or winner.values == present:
         return
@@ -231,7 +231,7 @@ def winner_of(work: Work) -> Trial:
     if failed:
         raise InputError(f"no trial came to its end; the first that failed said: {failed[0]}")
     raise InputError(
-        "no trial came to its end in this time; give more --minutes or fewer --epochs (the same command goes on with "
+        "no trial came to its end in this time; give more --minutes or fewer --epochs (the same command resumes "
         "the trials that have begun)"
     )
 

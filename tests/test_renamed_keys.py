@@ -147,7 +147,7 @@ def test_doctor_fix_renames_says_so_and_leaves_the_rest_to_the_checks(former: Pa
         command = ["segmill", "doctor", "--workspace", str(workspace), *options]
         return subprocess.run(command, capture_output=True, text=True).stdout
 
-    assert "mend  workspace  params.yaml: prepare.crop_px is called prepare.border_crop_px now" in doctor()
+    assert "fix   workspace  params.yaml: prepare.crop_px is called prepare.border_crop_px now" in doctor()
     assert "params.yaml: train.ema is train.ema_decay now" in doctor("--fix")
     again = doctor("--fix")
     assert "params.yaml:" not in again and "there is no data at" in again

@@ -82,7 +82,7 @@ def main() -> NoReturn:
         what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         code = _say(debug, f"unexpected {what}; run again with --debug for the traceback", 1)
     if code == INTERRUPTED:
-        _say(debug, "interrupted; what was finished is recorded, and the next run goes on from there", code)
+        _say(debug, "interrupted; what was finished is recorded, and the next run resumes from there", code)
     sys.exit(code)
 
 
@@ -99,7 +99,7 @@ def _about_the_system(error: OSError) -> tuple[str, int]:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = Path(error.filename) if error.filename else Path.cwd()
         free = free_bytes(folder) / 2**20
-        return f"the disk is full: {free:.0f} MiB free where {where} lies; free some space and run again", 1
+        return f"the disk is full: {free:.0f} MiB free on the disk of {where}; free some space and run again", 1
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where} may not be written or read ({error.strerror}); check its owner and permissions", 1
     return f"{where}: {error.strerror or error}; run again with --debug for the traceback", 1

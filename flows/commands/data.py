@@ -95,7 +95,7 @@ def log(workspace: WorkspaceOption = HERE) -> None:
         return
     out.print(_log_table(entries, head))
     if head not in {entry.version for entry in entries}:
-        _say(f"the set stands at {_short(head)}, which is not in the log yet; `segmill retrain` enters it")
+        _say(f"the set is at version {_short(head)}, which is not in the log yet; `segmill retrain` enters it")
 
 
 @data_app.command()
@@ -140,12 +140,12 @@ def checkout(version: Version, workspace: WorkspaceOption = HERE, wait: WaitOpti
     (entry,) = _resolved(space, params, version)
     recorded = recorded_version(space.root, params.data.path)
     if recorded and recorded.md5 == entry.version and not data_changed(space.root, params.data.path):
-        _say(f"the data stand at version {_short(entry.version)} already")
+        _say(f"the data are at version {_short(entry.version)} already")
         return
     target = DataVersion(entry.version, entry.files, entry.size_bytes, "restored")
     with alone(space, "segmill data checkout", Part.DATA, wait=wait):
         checkout_data(space.root, params.data.path, params.data.remote, target)
-    _say(f"the data stand at version {_short(entry.version)} again ({entry.samples:,} samples, {entry.message})")
+    _say(f"the data are at version {_short(entry.version)} again ({entry.samples:,} samples, {entry.message})")
     _say("next: segmill retrain, which takes from the cache what it made of this version before")
 
 
@@ -167,7 +167,7 @@ def export(
     (entry,) = _resolved(space, params, version)
     changed = data_changed(space.root, params.data.path)
     if changed:
-        _say(f"{params.data.path} is in no version as it stands ({changed}); what was recorded is written")
+        _say(f"{params.data.path} has changes that no version holds ({changed}); the recorded version is written")
     with (
         store(space.root, params.data.remote) as files,
         files.view(entry.version) as folder,

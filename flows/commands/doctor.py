@@ -77,7 +77,7 @@ def examine(folder: Path, console: Console) -> bool:
             console.print(f"[green]ok[/]    {name:10} {escape(check())}", highlight=False, soft_wrap=True)
         except SegmillError as error:
             well = False
-            console.print(f"[bold red]mend[/]  {name:10} {escape(str(error))}", highlight=False, soft_wrap=True)
+            console.print(f"[bold red]fix[/]   {name:10} {escape(str(error))}", highlight=False, soft_wrap=True)
     return well
 
 
@@ -109,7 +109,9 @@ def _machine() -> str:
 def _disk(folder: Path) -> str:
     free_gib = free_bytes(folder.resolve()) / 2**30
     if free_gib < LEAST_FREE_GIB:
-        raise InputError(f"{free_gib:.1f} GiB free where {folder.resolve()} lies; {LEAST_FREE_GIB:.0f} GiB are wanted")
+        raise InputError(
+            f"{free_gib:.1f} GiB free on the disk of {folder.resolve()}; {LEAST_FREE_GIB:.0f} GiB are needed"
+        )
     return f"{free_gib:.0f} GiB free"
 
 

@@ -51,7 +51,7 @@ def plan_command(
 
 
 def plan(workspace: Workspace, params: Params, minutes: float, console: Console, *, accepted: bool) -> list[Proposal]:
-    """Print what is proposed for a run of ``minutes`` beside what stands, with reasons; write it where ``accepted``.
+    """Print what is proposed for a run of ``minutes`` beside the current settings, with reasons; write it where ``accepted``.
 
     Raises InputError where there is no manifest yet, or train is empty.
     """
@@ -140,7 +140,7 @@ def measured(
 
 
 def listed(proposals: list[Proposal], values: dict[str, Any]) -> Group:
-    """Return the proposals one below another: key, what stands, what is proposed, and below that why."""
+    """Return the proposals one below another: key, current value, proposed value, and below that why."""
     lines: list[RenderableType] = []
     for one in proposals:
         now = _at(values, one.key)

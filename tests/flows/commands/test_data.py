@@ -95,9 +95,9 @@ def test_the_log_tells_old_from_new_and_checkout_moves_head(workspace: Workspace
     data(workspace, "add", str(more), "-m", "more")
     first, second = entries(workspace)
     said = data(workspace, "checkout", "HEAD~1")
-    assert f"the data stand at version {first.version[:8]} again (80 samples" in said
+    assert f"the data are at version {first.version[:8]} again (80 samples" in said
     assert len(ids(workspace.root / "data" / "raw")) == 80
-    assert "stand at version" in data(workspace, "checkout", first.version[:8]) and len(entries(workspace)) == 2
+    assert "are at version" in data(workspace, "checkout", first.version[:8]) and len(entries(workspace)) == 2
     (head,) = [line for line in data(workspace, "log").splitlines() if line.startswith("*")]
     assert first.version[:8] in head
 
