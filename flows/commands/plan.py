@@ -51,7 +51,7 @@ def plan_command(
 
 
 def plan(workspace: Workspace, params: Params, minutes: float, console: Console, *, accepted: bool) -> list[Proposal]:
-    """Print what is proposed for a run of ``minutes`` beside the current settings, with reasons; write it where ``accepted``.
+    """Print proposals for a run of ``minutes`` beside the current settings, with reasons; write them if ``accepted``.
 
     Raises InputError where there is no manifest yet, or train is empty.
     """
