@@ -1,4 +1,4 @@
-"""The flow `tune`: the settings a member trains best with, and whether they beat the current ones by more than noise."""
+"""The flow `tune`: the settings a member trains best with, and whether they beat the current ones beyond noise."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def show(workspace: Workspace, params: Params, sample: str, epoch: int, member: 
     epochs, batch_size = train["epochs"], train["batch_size"]
     if batch_size == "auto":
         raise InputError(
-            f"{name} finds its batch size when it trains, and that decides which samples each epoch takes; train it first"
+            f"{name} finds its batch size when it trains, and that decides the samples of each epoch; train it first"
         )
     if epoch >= epochs:
         raise InputError(f"{name} trains for {epochs} epochs, so there is no epoch {epoch}; the last is {epochs - 1}")
