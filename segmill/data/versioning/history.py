@@ -17,7 +17,7 @@ from segmill.data.schema.manifest import INFO_FILE, SAMPLES_FILE, read_dataset_i
 from segmill.data.schema.mask_counts import RAW_VALUES, append_counts, count_masks, total_pixels
 from segmill.data.storage.raw_set import INDEX_FILE, StoredFile, read_index
 from segmill.errors import InputError
-from segmill.files import flush
+from segmill.files import flush, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow
@@ -113,7 +113,7 @@ def append_log(path: Path, entry: LogEntry) -> None:
     rule = f"{path.name} merge=union"
     known = attributes.read_text() if attributes.is_file() else ""
     if rule not in known.splitlines():
-        attributes.write_text(f"{known.rstrip()}\n{rule}\n".lstrip())
+        write_atomically(attributes, f"{known.rstrip()}\n{rule}\n".lstrip())
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
     flush(path)
