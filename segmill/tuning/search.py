@@ -135,6 +135,8 @@ class Rungs(Stopper):  # type: ignore[misc]
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Tell whether the trial stops here; if so, note it and delete its checkpoint."""
+        if "percent" not in result:  # Ray Tune's own word on a trial that was over before and reported nothing
+            return False
         behind = self._is_behind(trial_id, result)
         if not behind or result["percent"] >= 100:
             return False

@@ -214,7 +214,7 @@ def test_the_gain_is_set_against_the_noise_between_seeds() -> None:
     single = compare([0.8], [0.7], 0.95)
     assert single.low is None and "says nothing of the noise" in single.sentence
     assert "--repeats 2" in compare([], [0.7], 0.95).sentence
-    assert "keep it" in unchanged([0.7], 0.95).sentence
+    assert "keep params.yaml as it is" in unchanged([0.7], 0.95).sentence
 
 
 def arrives(percent: float, miou: float, a: int) -> dict[str, Any]:
@@ -235,8 +235,9 @@ def test_asha_knows_the_trials_of_an_earlier_search_and_notes_whom_it_stops(tmp_
     (noted,) = json.loads(study.decisions.read_text()).items()
     assert noted[0] == trial_key({"a": 1}, 0) and noted[1]["state"] == "stopped" and "at 25 %" in noted[1]["why"]
     assert not study.checkpoint(trial_key({"a": 1}, 0)).exists()
-    # At its end a trial is over, not stopped.
+    # At its end a trial is over, not stopped; one that was over before says nothing.
     assert not rungs("2", arrives(100, 0.01, 2))
+    assert not rungs("3", {"done": True, "config": {"values": {"a": 3}}})
     assert len(json.loads(study.decisions.read_text())) == 1
 
 
