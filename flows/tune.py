@@ -229,9 +229,9 @@ def winner_of(work: Work) -> Trial:
         return winner
     failed = [trial.why for trial in trials if trial.state == "failed"]
     if failed:
-        raise InputError(f"no trial came to its end; the first that failed said: {failed[0]}")
+        raise InputError(f"no trial was completed; the first that failed said: {failed[0]}")
     raise InputError(
-        "no trial came to its end in this time; give more --minutes or fewer --epochs (the same command resumes "
+        "no trial was completed in this time; give more --minutes or fewer --epochs (the same command resumes "
         "the trials that have begun)"
     )
 

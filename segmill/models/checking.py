@@ -36,7 +36,7 @@ ToCheck = NetworkToCheck | SvmToCheck
 
 
 def check_members(members: tuple[ToCheck, ...]) -> None:
-    """Build each member's network and fill it with its weights, so that nothing is trained in vain.
+    """Build each member's network and load its weights, so that an error shows before any training.
 
     Raises:
         InputError: a line for every member that can't be built or whose weights can't be reached or don't fit.

@@ -1,9 +1,9 @@
 """The search itself: Ray Tune runs the trials, Optuna's TPE proposes them, ASHA stops those that fall behind.
 
 Ray Train is not used here: each trial is one process that runs the straight loop. Neither Tune's nor Optuna's own way
-to resume is used either: Tuner.restore goes on with an unchanged budget from a snapshot that may miss the last finished
-trial, Optuna's storage knows nothing of ASHA's rungs. What every trial did lies in its file (trials.py); a search that
-begins tells it all to a new Optuna study and a new ASHA, and goes on with what was open.
+to resume is used either: Tuner.restore resumes with an unchanged budget from a snapshot that may miss the last finished
+trial, Optuna's storage knows nothing of ASHA's rungs. What every trial did is in its file (trials.py); a search
+starts by giving all of it to a new Optuna study and a new pruner, and resumes the trials that were open.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class Budget(Stopper):  # type: ignore[misc]
 
 
 def results(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what a trial reports to Ray Tune: one entry per look at val."""
+    """Return what a trial reports to Ray Tune: one entry per validation run."""
     return [{"miou": row["best"], "percent": 100 * row["share"]} for row in rows if row["val_miou"] is not None]
 
 
@@ -210,7 +210,7 @@ def _trial(config: dict[str, Any], work: Work) -> None:
 def _run(work: Work, values: dict[str, Any], seed: int, say: Callable[[dict[str, Any]], None]) -> None:
     """Train with ``values``, from where an earlier search left it; its file tells after every epoch.
 
-    ``say`` hears of each look at val, those of the earlier search too, and may end the process.
+    ``say`` is called after each validation run, those of the earlier search too, and may end the process.
     """
     study = Study(work.folder)
     key = trial_key(values, seed)

@@ -76,7 +76,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def make_hidden_folder(folder: Path) -> Path:
-    """Make the hidden folder of ``folder`` where there is none; git passes over it."""
+    """Make the hidden folder of ``folder`` where there is none; git ignores it."""
     hidden = hidden_folder(folder)
     hidden.mkdir(parents=True, exist_ok=True)
     (hidden / ".gitignore").write_text("*\n")

@@ -34,7 +34,7 @@ def map_ordered(
         items: as many as you like.
         jobs: processes; 0 takes all CPUs for more than BIG items, else 1.
         chunk: how many items go to a process at once; more where an item takes less than some milliseconds.
-        died: what stands for an item whose process did not survive it (a crash in C, or killed for its memory). With
+        died: the result for an item whose process did not survive it (a crash in C, or killed for its memory). With
             it the work is done in other processes even where ``jobs`` is 1; without it one job is done right here.
 
     Raises:
