@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,9 +25,11 @@ from segmill.data.loading.augmentation import settle_policy
 from segmill.data.packing.packed import read_pack
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
+from segmill.tuning.jobs import EvidenceJob, RepeatJob, evidence_on_ray, repeat_on_ray
 from segmill.tuning.space import Dimension, read_values
-from segmill.tuning.trials import Study, read_trials
+from segmill.tuning.trials import Study, Work, read_trials
 from segmill.workspace import Workspace
+from tasks.finetune import train_job
 from tasks.stage import run
 
 SEGMILL = Path(sys.executable).with_name("segmill")
@@ -60,17 +63,45 @@ def test_what_stands_is_tried_first_where_the_search_can_come_upon_it(workspace:
 
 def test_other_values_of_prepare_and_augment_are_made_once_beside_the_real_ones(workspace: Workspace) -> None:
     for name in ("fingerprint", "validate", "prepare", "augment"):
-        run(tiny(workspace), name)
+        run(tiny(workspace), name, read_params(workspace.params))
     real = read_pack(workspace.packed)
     set_params(workspace.params, ["prepare.size_px=[32, 32]", "augment.recipe=driving"])
     params = read_params(workspace.params)
     made = made_data(workspace, params, {"prepare.size_px": [32, 32]})
-    assert read_pack(Path(made["packed_dir"])).size == (32, 32) and made["size"] == (32, 32)
-    assert made["recipe"] == settle_policy("driving").transforms and made["extra_dir"] is None
+    assert read_pack(made.packed_dir).size == (32, 32) and made.size_px == (32, 32)
+    assert made.policy.transforms == settle_policy("driving").transforms and made.extra_dir is None
     assert read_pack(workspace.packed) == real
-    written = (Path(made["packed_dir"]) / "pack.json").stat().st_mtime_ns
+    written = (made.packed_dir / "pack.json").stat().st_mtime_ns
     assert made_data(workspace, params, {"prepare.size_px": [32, 32]}) == made
-    assert (Path(made["packed_dir"]) / "pack.json").stat().st_mtime_ns == written
+    assert (made.packed_dir / "pack.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_two_settings_trained_once_are_trials_and_evidence(workspace: Workspace) -> None:
+    for name in ("fingerprint", "validate", "prepare", "augment"):
+        run(tiny(workspace), name, read_params(workspace.params))
+    set_params(workspace.params, ["ray.cpus_per_worker=1", "members.tiny.early_stopping_patience=9"])
+    values, lr = read_values(workspace.params), "members.tiny.lr"
+    job = train_job(workspace, read_params(workspace.params), "tiny", workspace.root / "out")
+    work = Work(
+        folder=workspace.scratch / "tuning" / "tiny", member="tiny", values=values, job=job, epochs=1,
+        data=(({}, job.data),), cpus=1, gpus=0,
+    )  # fmt: skip
+    for rate in (0.002, 0.005):
+        repeat_on_ray(pickle.loads(pickle.dumps(RepeatJob(work=work, values={lr: rate}, seed=work.seed))))
+    found = read_trials(Study(work.folder))
+    assert [(trial.state, trial.values[lr], len(trial.rows)) for trial in found] == [
+        ("full", 0.002, 1),
+        ("full", 0.005, 1),
+    ]
+    assert found[0].best != found[1].best
+    said = evidence_on_ray(
+        EvidenceJob(
+            work=work, space=(Dimension(lr, "float", 0.001, 0.01),), out_dir=workspace.root / "tuning" / "tiny",
+            present={lr: 0.005}, repeats=0, confidence=0.95,
+        )
+    )  # fmt: skip
+    assert said["trials"] == 2 and (workspace.root / "tuning" / "tiny" / "patch.yaml").is_file()
 
 
 def write_patch(workspace: Workspace, present: dict[str, Any]) -> None:
