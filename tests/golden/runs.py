@@ -148,7 +148,7 @@ def _params(member: dict[str, Any]) -> Params:
 def _write_weights(path: Path) -> Path:
     """Write random weights of SMALL's encoder, always the same."""
     torch.manual_seed(11)
-    encoder = networks.assemble(backbones.encoder_name(SMALL), "fpn", num_classes=2, in_channels=3).encoder
+    encoder = networks.assemble(backbones.encoder_name(SMALL), "fpn", num_classes=2).encoder
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(encoder.state_dict(), path)
     return path
