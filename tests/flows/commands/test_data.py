@@ -232,7 +232,7 @@ def test_the_log_survives_a_clone_with_the_remote_alone(workspace: Workspace, mo
 @pytest.mark.slow
 def test_an_add_that_is_killed_keeps_its_message(workspace: Workspace, more: Path) -> None:
     program = (
-        "import os, signal, sys\nfrom segmill.data import journal\n"
+        "import os, signal, sys\nfrom segmill.data.storage import journal\n"
         "def apply(folder):\n    if journal.interrupted(folder):\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         "journal._apply = apply\n"
         "from flows.commands.cli import main\nmain()"

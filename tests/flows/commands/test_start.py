@@ -155,9 +155,9 @@ def kill(folder: Path, data: object, module: str, name: str, calls: int) -> None
     [
         ("flows.commands.start", "_lay_down", 0),
         ("shutil", "copyfile", 1),
-        ("segmill.data.ingest.intake", "_LooseWriter.add", 30),
+        ("segmill.data.ingest.contents", "LooseWriter.add", 30),
         ("segmill.data.versioning.history", "append_log", 0),
-        ("flows.commands.start", "commit_files", 0),
+        ("segmill.data.versioning.repository", "commit_files", 0),
     ],
     ids=["with nothing", "with half the templates", "among samples", "behind dvc add", "before the commit"],
 )
@@ -183,7 +183,7 @@ def test_a_workspace_that_was_killed_in_the_making_is_made_by_the_next_try(
 
 @pytest.mark.slow
 def test_a_demo_that_was_killed_in_the_making_is_made_by_the_next_try(tmp_path: Path) -> None:
-    kill(tmp_path / "demo", "street", "flows.commands.start", "commit_files", 0)
+    kill(tmp_path / "demo", "street", "segmill.data.versioning.repository", "commit_files", 0)
     workspace = create_demo(tmp_path / "demo", sample="street", more=False)
     assert len(images(workspace.root)) == 200
     assert messages(workspace.root) == ["the demo's sample street"]
