@@ -30,6 +30,22 @@ def bring_light(workspace: Workspace) -> dict[str, tuple[str, str]]:
     return {outcome.stage: (outcome.state, outcome.why) for outcome in outcomes}
 
 
+@pytest.fixture(scope="module")
+def _brought(tmp_path_factory: pytest.TempPathFactory, _street_workspace: Workspace) -> Workspace:
+    root = tmp_path_factory.mktemp("brought") / "workspace"
+    shutil.copytree(_street_workspace.root, root, symlinks=True)
+    bring_light(Workspace.open(root))
+    return Workspace.open(root)
+
+
+@pytest.fixture
+def brought(tmp_path: Path, _brought: Workspace) -> Workspace:
+    """A workspace of its own whose light stages ran."""
+    root = tmp_path / "workspace"
+    shutil.copytree(_brought.root, root, symlinks=True)
+    return Workspace.open(root)
+
+
 def recorded_settings(workspace: Workspace, name: str) -> dict[str, Any]:
     """Return the settings that dvc.lock records for the last run of a stage."""
     (settings,) = YAML(typ="safe").load(workspace.root / "dvc.lock")["stages"][name]["params"].values()
@@ -49,10 +65,9 @@ def test_first_every_stage_runs_then_none(workspace: Workspace) -> None:
     assert bring_light(workspace) == {name: ("fresh", "unchanged") for name in LIGHT}
 
 
-def test_dvc_finds_nothing_to_do_after_the_bridge(workspace: Workspace) -> None:
-    bring_light(workspace)
-    assert "didn't change, skipping" in dvc(workspace, "repro", "augment")
-    assert "Running" not in dvc(workspace, "repro", "augment")
+def test_dvc_finds_nothing_to_do_after_the_bridge(brought: Workspace) -> None:
+    assert "didn't change, skipping" in dvc(brought, "repro", "augment")
+    assert "Running" not in dvc(brought, "repro", "augment")
 
 
 def test_the_bridge_finds_nothing_to_do_after_dvc(workspace: Workspace) -> None:
@@ -61,11 +76,10 @@ def test_the_bridge_finds_nothing_to_do_after_dvc(workspace: Workspace) -> None:
     assert {state for state, _ in bring_light(workspace).values()} == {"fresh"}
 
 
-def test_a_param_is_named_with_its_old_and_new_value(workspace: Workspace) -> None:
-    bring_light(workspace)
-    set_params(workspace.params, ["prepare.size_px=[32, 64]"])
-    assert bring_light(workspace)["prepare"] == ("ran", "prepare.size_px [64, 64] -> [32, 64]")
-    assert survey(workspace)["augment"].state == "fresh"
+def test_a_param_is_named_with_its_old_and_new_value(brought: Workspace) -> None:
+    set_params(brought.params, ["prepare.size_px=[32, 64]"])
+    assert bring_light(brought)["prepare"] == ("ran", "prepare.size_px [64, 64] -> [32, 64]")
+    assert survey(brought)["augment"].state == "fresh"
 
 
 def test_a_changed_default_and_another_kind_of_number_are_noticed(
@@ -84,12 +98,11 @@ def test_a_changed_default_and_another_kind_of_number_are_noticed(
     assert survey(workspace)["prepare"].why == "prepare.overlap_px 32 -> 16"
 
 
-def test_who_looks_writes_nothing(workspace: Workspace) -> None:
-    bring_light(workspace)
-    files = [path for folder in (workspace.code, workspace.settings) for path in folder.rglob("*") if path.is_file()]
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in [*files, workspace.root / "dvc.lock"]}
-    set_params(workspace.params, ["prepare.size_px=[32, 64]", "members.lite0-unet.lr=0.5"])
-    assert survey(workspace)["prepare"].why == "prepare.size_px [64, 64] -> [32, 64]"
+def test_who_looks_writes_nothing(brought: Workspace) -> None:
+    files = [path for folder in (brought.code, brought.settings) for path in folder.rglob("*") if path.is_file()]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in [*files, brought.root / "dvc.lock"]}
+    set_params(brought.params, ["prepare.size_px=[32, 64]", "members.lite0-unet.lr=0.5"])
+    assert survey(brought)["prepare"].why == "prepare.size_px [64, 64] -> [32, 64]"
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
 
 
@@ -103,7 +116,7 @@ def test_params_are_read_once_and_an_edit_in_the_middle_counts_for_the_next_run(
     def pack_while_somebody_edits(*arguments: Any, **options: Any) -> None:
         set_params(workspace.params, ["prepare.size_px=[32, 96]", "augment.seed=5"])
         assert survey(workspace)["augment"].why == "never ran here"
-        sizes.append(options["size"])
+        sizes.append(options["train"].resizing.size)
         pack(*arguments, **options)
 
     set_params(workspace.params, ["prepare.size_px=[32, 32]"])  # after the run has read it
@@ -117,49 +130,44 @@ def test_params_are_read_once_and_an_edit_in_the_middle_counts_for_the_next_run(
     assert found["augment"].why == "augment.seed 0 -> 5"
 
 
-def test_dvc_records_no_result_of_other_settings_than_it_wrote_down(workspace: Workspace) -> None:
-    bring_light(workspace)
-    set_params(workspace.params, ["prepare.size_px=[32, 64]"])
+def test_dvc_records_no_result_of_other_settings_than_it_wrote_down(brought: Workspace) -> None:
+    set_params(brought.params, ["prepare.size_px=[32, 64]"])
     with pytest.raises(InputError, match=r"other settings for prepare .*prepare.size_px \[64, 64\] -> \[32, 64\]"):
-        refuse_other_settings(workspace, read_params(workspace.params), "prepare")
-    assert "Running stage 'prepare'" in dvc(workspace, "repro", "augment"), "repro writes them down first"
-    assert recorded_settings(workspace, "prepare")["prepare"]["size_px"] == [32, 64]
+        refuse_other_settings(brought, read_params(brought.params), "prepare")
+    assert "Running stage 'prepare'" in dvc(brought, "repro", "augment"), "repro writes them down first"
+    assert recorded_settings(brought, "prepare")["prepare"]["size_px"] == [32, 64]
 
 
-def test_a_member_that_goes_takes_its_files_along(workspace: Workspace) -> None:
-    bring_light(workspace)
-    values = YAML().load(workspace.params)
+def test_a_member_that_goes_takes_its_files_along(brought: Workspace) -> None:
+    values = YAML().load(brought.params)
     del values["members"]["lite0-unet"]
-    YAML().dump(values, workspace.params)
-    bring_light(workspace)
-    assert not code_path(workspace, "finetune@lite0-unet").exists()
-    assert not settings_path(workspace, "finetune@lite0-unet").exists()
-    assert list(survey(workspace)) == [*LIGHT, "finetune@resnet18-linknet", "finetune@regnety-manet", *LIGHT_AFTER]
+    YAML().dump(values, brought.params)
+    bring_light(brought)
+    assert not code_path(brought, "finetune@lite0-unet").exists()
+    assert not settings_path(brought, "finetune@lite0-unet").exists()
+    assert list(survey(brought)) == [*LIGHT, "finetune@resnet18-linknet", "finetune@regnety-manet", *LIGHT_AFTER]
 
 
-def test_a_known_result_comes_back_from_the_run_cache(workspace: Workspace) -> None:
-    bring_light(workspace)
-    first = recorded_md5(workspace, "prepare")
-    set_params(workspace.params, ["prepare.size_px=[32, 64]"])
-    bring_light(workspace)
-    set_params(workspace.params, ["prepare.size_px=[64, 64]"])
-    assert bring_light(workspace)["prepare"][0] == "restored"
-    assert recorded_md5(workspace, "prepare") == first
+def test_a_known_result_comes_back_from_the_run_cache(brought: Workspace) -> None:
+    first = recorded_md5(brought, "prepare")
+    set_params(brought.params, ["prepare.size_px=[32, 64]"])
+    bring_light(brought)
+    set_params(brought.params, ["prepare.size_px=[64, 64]"])
+    assert bring_light(brought)["prepare"][0] == "restored"
+    assert recorded_md5(brought, "prepare") == first
 
 
-def test_a_deleted_out_is_restored_not_computed(workspace: Workspace) -> None:
-    bring_light(workspace)
-    shard = next((workspace.packed / "train").glob("*.bin"))
+def test_a_deleted_out_is_restored_not_computed(brought: Workspace) -> None:
+    shard = next((brought.packed / "train").glob("*.bin"))
     shard.unlink()
-    state, why = bring_light(workspace)["prepare"]
+    state, why = bring_light(brought)["prepare"]
     assert state in ("restored",), why
     assert shard.is_file()
 
 
-def test_the_survey_follows_the_graph_downstream(workspace: Workspace) -> None:
-    bring_light(workspace)
-    set_params(workspace.params, ["split.seed=1"])
-    found = survey(workspace)
+def test_the_survey_follows_the_graph_downstream(brought: Workspace) -> None:
+    set_params(brought.params, ["split.seed=1"])
+    found = survey(brought)
     assert found["validate"].why == "split.seed 0 -> 1"
     assert found["prepare"].why == "follows validate"
     assert found["finetune@lite0-unet"].state == "stale"
@@ -202,14 +210,13 @@ def test_a_stage_that_fails_leaves_nothing_to_trust(workspace: Workspace, monkey
     assert bring_up_to_date(workspace, "prepare").state == "ran"
 
 
-def test_a_clone_without_scratch_folder_and_a_moved_installation_go_on(workspace: Workspace) -> None:
-    bring_light(workspace)
-    shutil.rmtree(workspace.scratch)
-    assert bring_light(workspace)["prepare"] == ("fresh", "unchanged")
-    link = workspace.sources / "segmill"
+def test_a_clone_without_scratch_folder_and_a_moved_installation_go_on(brought: Workspace) -> None:
+    shutil.rmtree(brought.scratch)
+    assert bring_light(brought)["prepare"] == ("fresh", "unchanged")
+    link = brought.sources / "segmill"
     link.unlink()
     link.symlink_to("/somewhere/else")
-    assert bring_light(workspace)["prepare"] == ("fresh", "unchanged")
+    assert bring_light(brought)["prepare"] == ("fresh", "unchanged")
 
 
 def test_an_unknown_stage_or_member_names_the_near_miss(workspace: Workspace) -> None:
