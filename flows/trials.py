@@ -69,7 +69,7 @@ def line(number: int, trial: Trial, keys: Sequence[str]) -> str:
     values = ", ".join(f"{key.rpartition('.')[2]} {say(trial.values[key])}" for key in keys if key in trial.values)
     best = "-" if trial.best is None else f"{trial.best:.3f}"
     why = f" ({trial.why})" if trial.why else ""
-    return f"trial {number}: {trial.state} at {trial.share:.0%}, val mIoU {best}, {values or 'present settings'}{why}"
+    return f"trial {number}: {trial.state} at {trial.share:.0%}, val mIoU {best}, {values or 'current settings'}{why}"
 
 
 def table(study: Study, keys: Sequence[str], minutes: float | None) -> Table:
@@ -83,7 +83,7 @@ def table(study: Study, keys: Sequence[str], minutes: float | None) -> Table:
         shown.add_column(title, justify="right" if title in ("done", "val mIoU") else "left", no_wrap=True)
     for number, trial in list(enumerate(trials, 1))[-MOST_ROWS:]:
         figure = "-" if trial.best is None else f"{trial.best:.3f}{' *' if trial.best == best else '  '}"
-        values = [say(trial.values[key]) if key in trial.values else "present" for key in keys]
+        values = [say(trial.values[key]) if key in trial.values else "current" for key in keys]
         shown.add_row(str(number), trial.state, f"{trial.share:.0%}", figure, *values, str(trial.seed),
                       style=STYLES[trial.state])  # fmt: skip
     return shown

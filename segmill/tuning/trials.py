@@ -1,4 +1,4 @@
-"""The trials of a tuning as files: how each went, which is best, and whether it beats the present settings."""
+"""The trials of a tuning as files: how each went, which is best, and whether it beats the current settings."""
 
 from __future__ import annotations
 
@@ -210,13 +210,13 @@ class Comparison:
     def sentence(self) -> str:
         """Say in words what the figures are worth."""
         if self.decision == "unchanged":
-            return "no trial beat the present settings: keep params.yaml as it is"
+            return "no trial beat the current settings: keep params.yaml as it is"
         if self.gain is None:
             return (
                 "the winner was trained with one seed only, so nothing is known of the noise; run again with "
                 "--repeats 2 or more before you trust it"
             )
-        seeds = f"over {len(self.winner)} new seeds against {len(self.present)} of the present settings"
+        seeds = f"over {len(self.winner)} new seeds against {len(self.present)} of the current settings"
         if self.low is None or self.high is None:
             said = f"the winner gains {100 * self.gain:+.1f} points of val mIoU with one new seed"
             return f"{said}; one figure says nothing of the noise: run again with --repeats 2 or more"
@@ -253,7 +253,7 @@ def compare(winner: Sequence[float], present: Sequence[float], confidence: float
 
 
 def unchanged(present: Sequence[float], confidence: float) -> Comparison:
-    """Return the comparison where the present settings won the search."""
+    """Return the comparison where the current settings won the search."""
     return Comparison([], list(present), None, None, None, confidence, "unchanged")
 
 

@@ -16,7 +16,7 @@ INSTEAD = {
     r"(is|are|be) dealt": "assigned to splits",
     r"let go\b": "unfreeze",
     r"stands? still": "frozen",
-    r"(params\.yaml|what|as it) stands": "present",
+    r"(params\.yaml|what|as it) stands": "current",
     r"in vain": "without use",
     r"may pass off": "retryable",
     r"\bdice (fall|toss|roll)": "random generator, rng",
