@@ -366,4 +366,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _be_quiet() -> None:
-    logging.getLogger("dvc").setLevel(logging.ERROR)
+    import dvc.repo  # sets DVC's loggers up, once
+
+    logging.getLogger(dvc.__name__).setLevel(logging.ERROR)
