@@ -143,9 +143,7 @@ def first_steps(project: Project, seed: int) -> dict[str, float]:
                 marks.setdefault("the flow runs its first step", passed)
     members = sorted(passed for name, passed in marks.items() if name.startswith("step"))
     weigh(run, spent)
-    # Never its children directly: they end with it.
-    run.terminate()
-    run.wait()
+    end(run)
     cpu: dict[str, float] = defaultdict(float)
     for kind, seconds in spent.values():
         cpu[f"CPU s: {kind}"] += seconds
@@ -157,6 +155,14 @@ def first_steps(project: Project, seed: int) -> dict[str, float]:
         "CPU s: all": sum(cpu.values()),
         **dict(sorted(cpu.items())),
     }
+
+
+def end(run: psutil.Popen) -> None:
+    """Interrupt a run; what has not ended by itself a minute later is killed."""
+    processes = [run, *run.children(recursive=True)]
+    run.terminate()
+    for process in psutil.wait_procs(processes, timeout=60)[1]:
+        process.kill()
 
 
 def weigh(run: psutil.Process, spent: dict[int, tuple[str, float]]) -> None:
