@@ -64,7 +64,7 @@ def checkout(revision: str, scratch: Path) -> Path:
 
 def segmill(source: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the command of the revision in ``source``; whatever it starts imports from there too."""
-    environment = os.environ | {"PYTHONPATH": str(source)}
+    environment = os.environ | {"PYTHONPATH": str(source), "COLUMNS": "2000"}  # no line of an error is broken
     command = [sys.executable, "-c", COMMAND, *words]
     return subprocess.run(command, env=environment, cwd=source, text=True, capture_output=True)
 
@@ -77,7 +77,7 @@ def retrain(source: Path, workspace: Path, raw: Path, settings: list[str]) -> No
     while True:
         words = [word for setting in settings for word in ("--set", setting)]
         run = segmill(source, "retrain", "--workspace", str(workspace), *words)
-        refused = re.findall(r"unknown key (\S+)", run.stdout + run.stderr)
+        refused = re.findall(r"unknown key ([\w.-]+)", run.stdout + run.stderr)
         older = [name for key in refused if (name := key.rpartition(".")[2]) in FORMER]
         if run.returncode == 0 or not older:
             break
