@@ -33,8 +33,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from segmill.cluster.connection import ALLOCATOR
 from segmill.data.ingest.builtin import write_street
-from segmill.data.loading.augmentation import Augmenter, resolve_recipe
+from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.batches import TrainBatches
+from segmill.data.loading.recipes import resolve_recipe
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.schema.manifest import IGNORE_ID

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from segmill.data.ingest.builtin import write_street
-from segmill.data.loading.augmentation import Augmenter, resolve_recipe
+from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.batches import TrainBatches
+from segmill.data.loading.recipes import resolve_recipe
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.packing.resizing import Resizing

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segmill.data.loading.augmentation import Augmenter, resolve_recipe
+from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.batches import TrainBatches
+from segmill.data.loading.recipes import resolve_recipe
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.data.storage.images import read_image, read_mask

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from segmill import progress
-from segmill.data.loading.augmentation import Policy, settle_own_policy, settle_policy
 from segmill.data.loading.extras import make_extras
+from segmill.data.loading.policy import Policy
+from segmill.data.loading.recipes import settle_own_policy, settle_policy
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.data.storage.parallel import map_ordered
 from segmill.files import replacing

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segmill.cluster.resources import Resources, even_share
 from segmill.cluster.work import Running, on_ray, wait
-from segmill.data.loading.augmentation import read_policy
+from segmill.data.loading.policy import read_policy
 from segmill.data.splitting.shares import SplitShares
 from segmill.files import replacing
 from segmill.models.checking import NetworkToCheck, SvmToCheck, ToCheck, check_members

@@ -24,7 +24,7 @@ SOURCES = ("segmill", "tasks")
 COMPUTATIONS = {
     "validate": ("segmill.data.validation.checks",),
     "prepare": ("segmill.data.packing.pack",),
-    "augment": ("segmill.data.loading.augmentation", "segmill.data.loading.extras"),
+    "augment": ("segmill.data.loading.recipes", "segmill.data.loading.extras"),
     "finetune-network": ("segmill.training.train",),
     "finetune-svm": ("segmill.training.svm.fitting",),
     "ensemble": ("segmill.ensembling.select",),

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from segmill.data.loading.augmentation import Policy
+from segmill.data.loading.policy import Policy
 from segmill.data.splitting.shares import SplitShares
 from segmill.train_settings import NetworkSettings, TrainSettings
 from segmill.training.job import TrainData, TrainJob, Workers

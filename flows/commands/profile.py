@@ -118,7 +118,8 @@ def _check(params: Params, name: str) -> None:
 
 def _data(workspace: Workspace, params: Params) -> TrainData:
     """Return what training reads, or would read: before augment ran, the recipe of params.yaml as it is written."""
-    from segmill.data.loading.augmentation import OWN, Policy, read_policy, settle_policy
+    from segmill.data.loading.policy import OWN, Policy, read_policy
+    from segmill.data.loading.recipes import settle_policy
 
     recipe, path = params.augment.recipe, workspace.augmented / "recipe.json"
     if path.is_file():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from segmill.train_settings import NetworkSettings, TrainSettings
 
 if TYPE_CHECKING:
-    from segmill.data.loading.augmentation import Policy
+    from segmill.data.loading.policy import Policy
     from segmill.data.splitting.shares import SplitShares
 
 

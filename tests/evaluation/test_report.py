@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmill.data.loading.augmentation import Augmenter, settle_policy
+from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.extras import make_extras
 from segmill.data.loading.origins import read_origins
+from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.evaluation import report
 from segmill.evaluation.job import EvaluateJob

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from flows.commands.tune import write_patch as accept
 from flows.tune import made_data, present_values, refuse_other_than_network
-from segmill.data.loading.augmentation import settle_policy
+from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.packed import read_pack
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
@@ -119,7 +119,7 @@ def test_accept_writes_the_patch_with_comments_kept(workspace: Workspace) -> Non
     write_patch(workspace, {"members.tiny.lr": 0.005})
     accept(workspace, "tiny", console)
     assert read_params(workspace.params).members["tiny"].lr == 0.002  # type: ignore[union-attr]
-    assert "# a sum of ce" in workspace.params.read_text()
+    assert "# weighted sum of ce" in workspace.params.read_text()
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "members.tiny.lr: 0.005 -> 0.002" in said and "within the noise" in said
     with pytest.raises(InputError, match=r"members\.tiny\.lr is 0\.002 now and was 0\.005"):

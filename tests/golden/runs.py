@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from segmill.data.ingest.builtin import write_street
-from segmill.data.loading.augmentation import Augmenter, settle_policy
+from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.extras import make_extras
 from segmill.data.loading.origins import read_origins
+from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.packing.resizing import Resizing

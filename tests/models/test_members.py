@@ -259,7 +259,7 @@ def test_checkpointing_is_a_switch() -> None:
 
 
 def test_other_channels_than_three_are_refused() -> None:
-    with pytest.raises(InputError, match="mean and std hold 3 and 3 values for images of 4 channels; give one each"):
+    with pytest.raises(InputError, match="3 and 3 values for images of 4 channels; images have three"):
         build(replace(SPEC, in_channels=4))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from segmill import progress
-from segmill.data.loading.augmentation import read_policy, settle_policy
+from segmill.data.loading.policy import read_policy
+from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.packed import PackedSplit, PackInfo
 from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.errors import InputError

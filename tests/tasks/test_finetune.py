@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segmill import tracking
-from segmill.data.loading.augmentation import settle_policy
+from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import read_pack
 from segmill.data.splitting.shares import SplitShares

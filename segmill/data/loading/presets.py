@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-Recipe = list[dict[str, Any]]
+from segmill.data.loading.policy import Recipe
 
 # A preset by name and version: whoever changes what a preset draws adds a version and leaves the older ones.
 # A recipe is a list of one-key mappings, transform -> its parameters, done in order. What an image lacks or

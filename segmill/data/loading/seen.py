@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.loading.augmentation import Augmenter, read_policy
+from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.batches import TrainBatches
 from segmill.data.loading.origins import Origin, read_origins
+from segmill.data.loading.policy import read_policy
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.errors import InputError, near_miss
 

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segmill.data.loading.policy import Policy
 from segmill.svm_settings import SvmSettings
 
 if TYPE_CHECKING:
-    from segmill.data.loading.augmentation import Policy
     from segmill.data.splitting.shares import SplitShares
 
 

@@ -11,15 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segmill.data.loading.augmentation import (
-    PRESETS,
-    Augmenter,
-    read_policy,
-    resolve_recipe,
-    settle_own_policy,
-    settle_policy,
-    try_policy,
-)
+from segmill.data.loading.augmentation import Augmenter
+from segmill.data.loading.policy import read_policy
+from segmill.data.loading.presets import PRESETS
+from segmill.data.loading.recipes import resolve_recipe, settle_own_policy, settle_policy, try_policy
 from segmill.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -224,7 +219,7 @@ def test_only_the_pixels_that_stay_are_worked_on() -> None:
 
 def test_presets_are_resolved_without_albumentations_and_cannot_be_changed() -> None:
     code = (
-        "import sys; from segmill.data.loading.augmentation import resolve_recipe as r; r('medical').clear();"
+        "import sys; from segmill.data.loading.recipes import resolve_recipe as r; r('medical').clear();"
         "print(len(r('medical')) > 3, 'albumentations' in sys.modules, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

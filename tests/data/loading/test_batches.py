@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from segmill.data.loading.augmentation import Augmenter, resolve_recipe
+from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.batches import EvalSamples, TrainBatches
+from segmill.data.loading.recipes import resolve_recipe
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.errors import InputError

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segmill.data.loading.augmentation import Augmenter, settle_policy
+from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.batches import TrainBatches
 from segmill.data.loading.extras import make_extras
+from segmill.data.loading.recipes import settle_policy
 from segmill.data.loading.seen import TrainingView
 from segmill.data.packing.packed import PackedSplit, PackInfo
 from segmill.data.packing.writing import Sample, SplitWriter

@@ -10,6 +10,7 @@ from rich.console import Console
 from flows.commands.profile import profile, show
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
+from segmill.training.measure.profile_job import ProfileResult
 from segmill.workspace import Workspace
 from tasks.stage import run
 
@@ -53,7 +54,7 @@ def test_a_member_is_profiled_before_and_after_prepare(
     assert not facts["made_up"] and facts["images_s"] > 0 and facts["step_flop"] > 1e9
     assert sum(facts["kinds"].values()) == pytest.approx(1)
     console = Console(width=120)
-    show(facts | {"made_up": True}, console)
+    show(ProfileResult(**facts | {"made_up": True}), console)
     said = capsys.readouterr().out
     assert "resnet18-linknet:" in said and "waiting for data" in said and facts["advice"] in said
     assert "nothing is prepared yet" in said

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from flows.commands.cli import app
 from flows.commands.show import show
-from segmill.data.loading.augmentation import Augmenter, settle_policy
+from segmill.data.loading.augmentation import Augmenter
 from segmill.data.loading.batches import TrainBatches
 from segmill.data.loading.origins import read_origins
+from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.packed import PackedSplit
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
