@@ -266,6 +266,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow  # the golden run is traced line by line: minutes
 @pytest.mark.parametrize("name", [name for name in COMPUTATIONS if name != "shards"])
 def test_every_module_that_counts_ran_or_has_its_reason(
     code: dict[str, list[str]], ran: dict[str, set[str]], name: str

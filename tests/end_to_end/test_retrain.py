@@ -264,7 +264,7 @@ def test_weights_out_of_reach_stop_the_run_before_any_training(
     said = run(workspace, "segmill", "retrain", "--set", "members.fpn.weights=timm", code=1)
     assert "weights" in said.splitlines()[-1] and "none" in said.splitlines()[-1], "says what to write instead"
     assert "finetune@fpn" not in states(said)
-    assert not list(workspace.checkpoints.rglob("checkpoint_*"))
+    assert not list(workspace.checkpoints.rglob("state.pt"))
 
 
 def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
@@ -274,7 +274,7 @@ def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
     said = tmp_path / "said"
     with said.open("w") as out:
         process = psutil.Popen([BIN / "segmill", "retrain"], cwd=workspace.root, stdout=out, stderr=out)
-    while not list(workspace.checkpoints.rglob("checkpoint_*")):
+    while not list(workspace.checkpoints.rglob("state.pt")):
         assert process.poll() is None, said.read_text()
         time.sleep(0.1)
     started = process.children(recursive=True)
@@ -283,7 +283,7 @@ def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
     assert process.wait(timeout=60) == 130
     assert "interrupted; what was finished is recorded" in said.read_text()
     assert psutil.wait_procs(started, timeout=30)[1] == []
-    assert list(workspace.checkpoints.rglob("checkpoint_*")), "the next run goes on from here"
+    assert list(workspace.checkpoints.rglob("state.pt")), "the next run goes on from here"
 
 
 SCHEDULED = """
