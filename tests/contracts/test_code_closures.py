@@ -37,7 +37,11 @@ REASONS: dict[str, dict[str, str]] = {
         "data.storage.images": "in the processes that open the files",
     },
     "prepare": {"errors": ERRORS, "data.packing.packed": "the layout of a packed split: values alone"},
-    "augment": {"errors": ERRORS, "data.loading.presets": SETTINGS},
+    "augment": {
+        "errors": ERRORS,
+        "data.loading.presets": SETTINGS,
+        "data.loading.augmentation": "recipes that params.yaml writes out, which are tried",
+    },
     NETWORK: {
         "errors": ERRORS,
         "train_settings": SETTINGS,
@@ -93,6 +97,7 @@ LACKS = {
     "prepare": ("models", "training", "data.loading", "data.validation", "reports"),
     "augment": ("models", "training", "data.validation", "data.storage.images", "reports"),
     NETWORK: (
+        "data.loading.presets",
         "models.svm",
         "training.svm",
         "data.storage",
@@ -106,7 +111,9 @@ LACKS = {
         "training.loop",
         "training.muon",
         "models.networks",
-        "data.loading",
+        "data.loading.augmentation",
+        "data.loading.batches",
+        "data.loading.presets",
         "data.storage",
         "reports",
     ),
