@@ -66,7 +66,7 @@ def watching(
 
 
 class Pauses:
-    """Says when a work that goes on may print a line again: the longer it takes, the less often."""
+    """Tells when running work may print its next line: the longer it runs, the less often."""
 
     def __init__(self) -> None:
         self._spoke: dict[str, float] = {}
@@ -88,9 +88,9 @@ def showing(workspace: Workspace, steps: list[str], console: Console) -> Iterato
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.json"):
         old.unlink()
-    told: dict[str, str] = {}
+    shown: dict[str, str] = {}
     pauses = Pauses()
-    with watching(console, lambda: _table(folder, steps), lambda over: _news(folder, steps, told, pauses)):
+    with watching(console, lambda: _table(folder, steps), lambda over: _news(folder, steps, shown, pauses)):
         yield
 
 
@@ -192,7 +192,7 @@ def _facts(folder: Path, step: str) -> tuple[dict[str, Any], dict[str, Any] | No
 def _share_done(running: dict[str, Any]) -> float:
     if "total" in running:
         return float(running["done"] / max(running["total"], 1))
-    return float(running.get("share_done", 0.0))  # not told before the first step
+    return float(running.get("share_done", 0.0))  # not shown before the first step
 
 
 def _detail(stage: dict[str, Any], running: dict[str, Any] | None) -> str:
@@ -222,12 +222,12 @@ def _table(folder: Path, steps: list[str]) -> Table:
     return table
 
 
-def _news(folder: Path, steps: list[str], told: dict[str, str], pauses: Pauses) -> Iterator[str]:
-    """Yield a line for every step whose state is another than in ``told``, and now and then one for a running step."""
+def _news(folder: Path, steps: list[str], shown: dict[str, str], pauses: Pauses) -> Iterator[str]:
+    """Yield a line for every step whose state is another than in ``shown``, and now and then one for a running step."""
     for step in steps:
         stage, running = _facts(folder, step)
-        if stage["state"] != "waiting" and told.get(step) != stage["state"]:
-            told[step] = stage["state"]
+        if stage["state"] != "waiting" and shown.get(step) != stage["state"]:
+            shown[step] = stage["state"]
             spent = f" in {_spent(stage)}" if stage["state"] == "ran" and _spent(stage) else ""
             why = f" ({stage['why']})" if stage.get("why") else ""
             yield f"{step}: {stage['state']}{spent}{why}"
