@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,28 +53,69 @@ def workspace(tmp_path: Path, _street_workspace: Workspace) -> Iterator[Workspac
     os.environ.update(kept)
 
 
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """Return the address of a real S3 API on loopback: moto's server in a process of its own."""
+@contextmanager
+def serving(program: str, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Run a server of the environment on a free port of loopback while the block runs; give its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [str(Path(sys.executable).with_name(program)), *options, str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **quiet)
     url = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while True:
             try:
                 urllib.request.urlopen(url).close()
                 break
             except OSError:
-                assert time.monotonic() < until, "moto did not start"
+                assert server.poll() is None and time.monotonic() < until, f"{program} did not start"
                 time.sleep(0.2)
         yield url
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Return the address of a real S3 API on loopback: moto's server in a process of its own."""
+    with serving("moto_server", "-H", "127.0.0.1", "-p") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the API of a Prefect server that many runs share: to start one takes each run seconds."""
+    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+    with serving("prefect", "server", "start", "--host", "127.0.0.1", "--port", environment=home) as url:
+        yield f"{url}/api"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Return the address of a Ray of two cores that many runs share, as a cluster is: to start one takes seconds."""
+    program = (
+        "import sys, ray; from segmill.cluster.connection import connect\n"
+        "with connect('local', 2):\n"
+        "    print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as head:  # it ends when its standard input is closed
+        assert head.stdin and head.stdout
+        address = head.stdout.readline().strip()
+        assert address
+        yield address
+        head.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def servers(ray_cluster: str, prefect_server: str) -> dict[str, str]:
+    """The variables that let a command join servers that run, instead of starting its own."""
+    # A Ray that `ray.init` starts asks for the token in the home folder.
+    return {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "token", "PREFECT_API_URL": prefect_server}
 
 
 @pytest.fixture

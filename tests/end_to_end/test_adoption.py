@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from terminal import run, states
 
 from segmill.workspace import Workspace
 from tasks.adoption import ADOPTED
 
 pytestmark = pytest.mark.slow
-
-BIN = Path(sys.executable).parent
-
-
-def run(workspace: Workspace, *command: str, code: int = 0) -> str:
-    home = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))}
-    environment = {**home, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "300"}
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]], cwd=workspace.root, capture_output=True, text=True, env=environment
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said
-    return said
 
 
 def test_a_workspace_of_an_earlier_release_keeps_its_members(tmp_path: Path) -> None:
@@ -39,10 +23,10 @@ def test_a_workspace_of_an_earlier_release_keeps_its_members(tmp_path: Path) -> 
     said = run(workspace, "segmill", "doctor", "--fix")
     assert "train.clip_norm is train.max_grad_norm now" in said and "dvc.yaml: " in said
     said = run(workspace, "segmill", "retrain")
-    states = dict(re.findall(r"^([\w@-]+): (fresh|restored|ran|failed)\b", said, re.MULTILINE))
-    assert {states["finetune@net"], states["finetune@svm"]} == {"restored"}
+    found = states(said)
+    assert {found["finetune@net"], found["finetune@svm"]} == {"restored"}
     assert said.count(ADOPTED) == 2
-    assert (states["ensemble"], states["evaluate"]) == ("ran", "ran")
+    assert (found["ensemble"], found["evaluate"]) == ("ran", "ran")
     assert (workspace.member("net") / "weights.safetensors").read_bytes() == weights
     assert "nothing to do" in run(workspace, "segmill", "retrain")
     assert "up to date" in run(workspace, "dvc", "status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import psutil
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
+from terminal import BIN, run, states, terminal
 
 from flows.commands.start import create
 from segmill.data.ingest.builtin import write_brain
@@ -29,7 +31,6 @@ from segmill.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
 SMALL: dict[str, Any] = {
     "prepare": {"size_px": [96, 96]},
     "members": {
@@ -40,38 +41,12 @@ SMALL: dict[str, Any] = {
 }
 
 
-def run(workspace: Workspace, *command: str, code: int | tuple[int, ...] = 0) -> str:
-    """Run a command of the environment in the workspace, as a person would; return what it printed."""
-    home = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))}
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]],
-        cwd=workspace.root,
-        capture_output=True,
-        text=True,
-        env={**home, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"},
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode in (code if isinstance(code, tuple) else (code,)), said
-    assert "Traceback" not in said
-    return said
-
-
-def states(said: str) -> dict[str, str]:
-    """Return what became of each stage, by the last line that says so."""
-    return dict(re.findall(r"^([\w@-]+): (fresh|restored|ran|failed)\b", said, re.M))
-
-
 @pytest.fixture(scope="module")
 def brain_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workspace]:
-    """Return what gives a new workspace around the atlas, in which Prefect's database is laid out already.
-
-    To lay it out takes ten seconds; `first` begins without.
-    """
+    """Return what gives a new workspace around the atlas."""
     folder = tmp_path_factory.mktemp("template")
     write_brain(folder / "atlas", every=4)
     template = create(folder / "workspace", folder / "atlas")
-    command = [str(BIN / "prefect"), "server", "database", "upgrade", "-y"]
-    subprocess.run(command, env={**os.environ, "PREFECT_HOME": str(template.prefect_home)}, check=True)
 
     def copy(folder: Path, *members: str, epochs: int = 2) -> Workspace:
         shutil.copytree(template.root, folder / "workspace", symlinks=True)
@@ -89,7 +64,6 @@ def brain_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., W
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, brain_workspace: Callable[..., Workspace]) -> tuple[Workspace, str]:
     workspace = brain_workspace(tmp_path_factory.mktemp("first"))
-    shutil.rmtree(workspace.prefect_home)
     return workspace, run(workspace, "segmill", "retrain")
 
 
@@ -187,12 +161,15 @@ def test_the_second_run_and_dvc_have_nothing_to_do(first: tuple[Workspace, str])
 
 
 def test_dvc_repro_gives_the_same_bytes(
-    first: tuple[Workspace, str], tmp_path: Path, brain_workspace: Callable[..., Workspace]
+    first: tuple[Workspace, str],
+    tmp_path: Path,
+    brain_workspace: Callable[..., Workspace],
+    servers: dict[str, str],
 ) -> None:
     workspace, _ = first
     other = brain_workspace(tmp_path)
     run(other, "dvc", "add", "data/raw")
-    run(other, "dvc", "repro")
+    run(other, "dvc", "repro", servers=servers)
     locks = [YAML(typ="safe").load(space.root / "dvc.lock")["stages"] for space in (workspace, other)]
     same = ["validate", "prepare", "augment", "finetune@fpn", "finetune@unet", "ensemble"]
     assert [name for name in same if locks[0][name]["outs"] != locks[1][name]["outs"]] == []
@@ -227,7 +204,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(
-    small_disk: Path, brain_workspace: Callable[..., Workspace]
+    small_disk: Path, brain_workspace: Callable[..., Workspace], servers: dict[str, str]
 ) -> None:
     """On a real file system of 700 MiB, filled to the last byte while the member trains."""
     workspace = brain_workspace(small_disk, "fpn", epochs=20)
@@ -242,7 +219,7 @@ def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(
 
     with ThreadPoolExecutor(1) as filling:
         filling.submit(fill)
-        said = run(workspace, "segmill", "retrain", code=1)
+        said = run(workspace, "segmill", "retrain", code=1, servers=servers)
     assert said.splitlines()[-1].startswith("error the disk is full: ")
     os.truncate(filler, filler.stat().st_size - 100 * 2**20)
     assert "a run may take about 3" in run(workspace, "segmill", "retrain", code=1), "refused before anything starts"
@@ -251,29 +228,33 @@ def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(
     yaml.dump(
         yaml.load(workspace.params) | {"train": yaml.load(workspace.params)["train"] | {"epochs": 1}}, workspace.params
     )
-    found = states(run(workspace, "segmill", "retrain"))
+    found = states(run(workspace, "segmill", "retrain", servers=servers))
     assert (found["prepare"], found["finetune@fpn"], found["promote"]) == ("fresh", "ran", "ran")
 
 
 def test_weights_out_of_reach_stop_the_run_before_any_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brain_workspace: Callable[..., Workspace]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    brain_workspace: Callable[..., Workspace],
+    servers: dict[str, str],
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     workspace = brain_workspace(tmp_path, "fpn")
-    said = run(workspace, "segmill", "retrain", "--set", "members.fpn.weights=timm", code=1)
+    said = run(workspace, "segmill", "retrain", "--set", "members.fpn.weights=timm", code=1, servers=servers)
     assert "weights" in said.splitlines()[-1] and "none" in said.splitlines()[-1], "says what to write instead"
     assert "finetune@fpn" not in states(said)
     assert not list(workspace.checkpoints.rglob("state.pt"))
 
 
 def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
-    tmp_path: Path, brain_workspace: Callable[..., Workspace]
+    first: tuple[Workspace, str], tmp_path: Path, brain_workspace: Callable[..., Workspace]
 ) -> None:
     workspace = brain_workspace(tmp_path, "fpn", epochs=200)
+    shutil.copytree(first[0].prefect_home, workspace.prefect_home)  # Prefect's database, laid out already
     said = tmp_path / "said"
     with said.open("w") as out:
-        process = psutil.Popen([BIN / "segmill", "retrain"], cwd=workspace.root, stdout=out, stderr=out)
+        process = psutil.Popen([BIN / "segmill", "retrain"], cwd=workspace.root, stdout=out, stderr=out, env=terminal())
     while not list(workspace.checkpoints.rglob("state.pt")):
         assert process.poll() is None, said.read_text()
         time.sleep(0.1)
@@ -334,22 +315,62 @@ def test_the_pages_answer_on_any_port_and_end_with_the_command(first: tuple[Work
     assert psutil.wait_procs([process, *started], timeout=30)[1] == []
 
 
-def test_a_changed_and_a_new_member_are_trained_and_what_follows(first: tuple[Workspace, str]) -> None:
-    """The changed one leaves its batch to the machine, which is recorded; the new one is classical, and serves."""
+def test_a_changed_and_a_new_member_are_trained_from_what_was_there_when_the_run_began(
+    first: tuple[Workspace, str], tmp_path: Path, servers: dict[str, str]
+) -> None:
+    """One member is damaged, one changed, one new; while they train others come with data, edits and a second run.
+
+    The changed one leaves its batch to the machine, which is recorded; the new one is classical, and serves.
+    """
     workspace, _ = first
-    changes = ["members.unet.lr=0.005", "members.unet.batch_size=auto",
+    before = json.loads(run(workspace, "segmill", "status", "--json"))
+    weights = workspace.member("fpn") / "weights.safetensors"
+    sound = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    more = tmp_path / "more"
+    write_brain(more, every=2)
+    changes = ["members.unet.lr=0.005", "members.unet.batch_size=auto", "promotion.floor_miou=0.99",
                "members.shades={kind: svm, pixels: 2000, components: 30}"]  # fmt: skip
-    said = run(workspace, "segmill", "retrain", *(part for one in changes for part in ("--set", one)), code=(0, 3))
+    (workspace.progress / "finetune@unet.json").unlink()
+    with ThreadPoolExecutor(1) as others:
+        meanwhile = others.submit(what_others_do_meanwhile, workspace, more)
+        said = run(
+            workspace, "segmill", "retrain", *(part for one in changes for part in ("--set", one)), code=3,
+            servers=servers,
+        )  # fmt: skip
+        recorded = meanwhile.result()
+
     assert "members.unet.lr: 0.003 -> 0.005" in said
     found = states(said)
     assert {found[name] for name in ("finetune@unet", "finetune@shades", "ensemble", "evaluate")} == {"ran"}
-    assert {found["finetune@fpn"], found["prepare"], found["validate"]} == {"fresh"}
-    assert "The gain over the champion is" in said
+    assert {found["prepare"], found["validate"]} == {"fresh"}
+    assert found["finetune@fpn"] == "restored" and "weights.safetensors is damaged" in said
+    assert weights.read_bytes() == sound
     batch_size = json.loads((workspace.member("unet") / "member.json").read_text())["params"]["train"]["batch_size"]
     assert batch_size >= 2 and batch_size & (batch_size - 1) == 0, "a power of two that was tried"
     assert "shades" in (workspace.reports / "index.html").read_text()
-    status = json.loads(run(workspace, "segmill", "status", "--json"))
-    assert status["challenger"]["version"] == "2"
-    assert status["champion"]["version"] == ("2" if "PASS" in said else "1")
-    assert status["up_to_date"] is True
     assert load_and_predict(workspace, "segmill-brain/2")[:2] == [[2, 50, 70], True]
+
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{workspace.root / 'mlflow.db'}"
+    tags = MlflowClient(uri, uri).get_model_version("segmill-brain", "2").tags
+    assert tags["data_version"] == before["data_version"]
+    assert tags["params_sha256"] == hashlib.sha256(recorded.encode()).hexdigest()
+    status = json.loads(run(workspace, "segmill", "status", "--json"))
+    assert status["challenger"]["version"] == "2" and status["champion"]["version"] == "1", "the floor is an input"
+    assert status["data_version"] != before["data_version"]
+    assert status["up_to_date"] is False, "what came meanwhile counts for the next run"
+
+
+def what_others_do_meanwhile(workspace: Workspace, more: Path) -> str:
+    """Begin a second run, add data and edit params.yaml while a member trains; return params.yaml before the edit."""
+    while not (workspace.progress / "finetune@unet.json").exists():
+        time.sleep(0.1)
+    second = run(workspace, "segmill", "retrain", code=4)
+    assert re.search(r"`segmill retrain` has been running in .* since [\d:]+ \(process \d+\)", second)
+    assert "samples added" in run(workspace, "segmill", "data", "add", str(more), "-m", "while it trains")
+    text = workspace.params.read_text()
+    workspace.params.write_text(text.replace("lr: 0.005", "lr: 0.007"))
+    return text

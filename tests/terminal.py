@@ -1,0 +1,42 @@
+"""Commands of the environment as a person types them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from segmill.workspace import Workspace
+
+BIN = Path(sys.executable).parent
+
+
+def terminal(servers: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables of a new terminal: none that a test before left, but those of ``servers``."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))}
+    return {**own, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "300", **(servers or {})}
+
+
+def run(
+    workspace: Workspace, *command: str, code: int | tuple[int, ...] = 0, servers: Mapping[str, str] | None = None
+) -> str:
+    """Run a command in the workspace and return what it printed; ``code``: how it may end."""
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
+        env=terminal(servers),
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode in (code if isinstance(code, tuple) else (code,)), said
+    assert "Traceback" not in said
+    return said
+
+
+def states(said: str) -> dict[str, str]:
+    """Return what became of each stage, by the last line that says so."""
+    return dict(re.findall(r"^([\w@-]+): (fresh|restored|ran|failed)\b", said, re.MULTILINE))
