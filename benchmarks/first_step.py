@@ -68,7 +68,8 @@ class Project:
         module, function = scripts["segmill"].split(":")
         code = f"import sys; sys.argv[0] = 'segmill'; from {module} import {function}; {function}()"
         environment = {**os.environ, "PYTHONPATH": str(self.root)}
-        command = [sys.executable, "-c", code, *arguments]
+        own = self.root / ".venv" / "bin" / "python"  # another revision may need other libraries
+        command = [str(own) if own.exists() else sys.executable, "-c", code, *arguments]
         return psutil.Popen(command, env=environment, cwd=self.root, stdout=subprocess.DEVNULL)
 
     def seconds(self, *arguments: str) -> float:

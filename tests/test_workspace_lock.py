@@ -113,7 +113,7 @@ def test_commands_that_write_leave_with_exit_code_4_and_change_nothing(workspace
     before = workspace.params.read_bytes()
     with holder(workspace) as process:
         for command in (["retrain", "--set", "train.epochs=7"], ["validate"], ["audit"], ["tune", "lite0-unet"],
-                        ["stage", "augment"]):  # fmt: skip
+                        ["stage", "augment"], ["doctor", "--fix"]):  # fmt: skip
             code, said = segmill(*command, cwd=workspace.root)
             assert code == 4, said
             (line,) = said.splitlines()

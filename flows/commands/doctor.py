@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out
 from segmill.errors import InputError, SegmillError
 from segmill.workspace import Workspace, free_bytes
 
@@ -38,27 +38,30 @@ def doctor_command(
     fix: Annotated[
         bool, typer.Option("--fix", help="First bring an earlier release's params.yaml and dvc.yaml up to this one.")
     ] = False,
+    wait: WaitOption = False,
 ) -> None:
     """Check installation, machine and workspace."""
     if fix:
-        bring_up_to_this_release(workspace, out)
+        bring_up_to_this_release(workspace, out, wait=wait)
     if not examine(workspace, out):
         raise typer.Exit(1)
 
 
-def bring_up_to_this_release(folder: Path, console: Console) -> None:
+def bring_up_to_this_release(folder: Path, console: Console, *, wait: bool = False) -> None:
     """Rename former keys of params.yaml, replace an earlier release's dvc.yaml, and print each change.
 
-    Raises InputError where there is no workspace, or where only the author of a change by hand can mend it.
+    Raises InputError where there is no workspace, or where only the author of a change by hand can mend it, and
+    WorkspaceBusy where another command writes to the workspace.
     """
     from segmill.former_pipeline import replace_former_pipeline
     from segmill.renamed_keys import rename_former_keys
 
     workspace = Workspace.open(folder)
-    for change in rename_former_keys(workspace.params):
-        console.print(f"params.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
-    for change in replace_former_pipeline(workspace):
-        console.print(f"dvc.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
+    with alone(workspace, "segmill doctor --fix", wait=wait):
+        for change in rename_former_keys(workspace.params):
+            console.print(f"params.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
+        for change in replace_former_pipeline(workspace):
+            console.print(f"dvc.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
 
 
 def examine(folder: Path, console: Console) -> bool:
