@@ -34,7 +34,6 @@ from tasks.stage import Outcome, bring_up_to_date, noted, stage_names
 from tasks.version import version
 
 READING_DATA = ("fingerprint", "validate", "prepare")
-BEFORE_TRAINING = (*READING_DATA, "augment")
 AFTER_TRAINING = ("ensemble", "evaluate")
 MEMBER_BYTES = 300 * 2**20
 
@@ -93,7 +92,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
         with tracking.open_run(uri, inputs.model, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
             outcomes = [stage_steps[stage](workspace, params=params) for stage in READING_DATA]
             reading_data.close()  # what comes now reads the packed splits: `segmill data add` may go on
-            outcomes += [stage_steps[stage](workspace, params=params) for stage in BEFORE_TRAINING[len(READING_DATA) :]]
+            outcomes.append(stage_steps["augment"](workspace, params=params))
             check_members_step(workspace, params, check)
             drop_former_members(workspace, params)
             outcomes += every_result([finetune_step.submit(workspace, params, member, run) for member in members])
@@ -137,7 +136,7 @@ _step: Any = partial(task, persist_result=False, cache_policy=NO_CACHE)
 _talking_step: Any = partial(_step, retries=2, retry_delay_seconds=5, retry_condition_fn=_is_retryable)
 
 stage_steps = {
-    name: _step(partial(bring_up_to_date, name=name), name=name) for name in (*BEFORE_TRAINING, *AFTER_TRAINING)
+    name: _step(partial(bring_up_to_date, name=name), name=name) for name in (*READING_DATA, "augment", *AFTER_TRAINING)
 }
 
 

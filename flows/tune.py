@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows.display import showing
 from flows.environment import ray_address, tracking_uri
-from flows.retrain import BEFORE_TRAINING, _step, artifacts_of_new, stage_steps, version_step
+from flows.retrain import READING_DATA, _step, artifacts_of_new, stage_steps, version_step
 from flows.trials import logged, watched
 from segmill.cluster.connection import connect, connecting
 from segmill.cluster.resources import Resources
@@ -117,9 +117,9 @@ def tune(
     console = Console()
     with connect(ray_address(params)):
         reading_data = writing(workspace, Part.DATA, f"segmill tune {member}", wait=True)
-        with showing(workspace, ["version", *BEFORE_TRAINING], console), reading_data:
+        with showing(workspace, ["version", *READING_DATA, "augment"], console), reading_data:
             version_step(workspace, params)
-            for stage in BEFORE_TRAINING:
+            for stage in (*READING_DATA, "augment"):
                 stage_steps[stage](workspace, params=params)
             work = ready_step(workspace, params, values, space, member, epochs)
         study, keys = Study(work.folder), [dimension.key for dimension in space]

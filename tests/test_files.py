@@ -3,74 +3,36 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
+from killing import (
+    NEW_FILE,
+    NEW_FOLDER,
+    OLD_FILE,
+    OLD_FOLDER,
+    Write,
+    content,
+    kill_at_every_line,
+    prepare,
+    write_file,
+    write_folder,
+)
 
 from segmill import files
 from segmill.files import replacing, write_atomically
 
-Write = Callable[[Path], None]
 
-
-def write_file(path: Path) -> None:
-    path.write_text("new")
-
-
-def write_folder(path: Path) -> None:
-    (path / "inner").mkdir(parents=True)
-    for name in ("a", "inner/b"):
-        (path / name).write_text("new")
-
-
-def content(path: Path) -> dict[str, str] | str | None:
-    if path.is_dir():
-        return {file.relative_to(path).as_posix(): file.read_text() for file in path.rglob("*") if file.is_file()}
-    return path.read_text() if path.exists() else None
-
-
-OLD_FILE, NEW_FILE = "old", "new"
-OLD_FOLDER, NEW_FOLDER = {"a": "old", "c": "old"}, {"a": "new", "inner/b": "new"}
-
-
-def prepare(path: Path, old: Any) -> None:
-    if isinstance(old, dict):
-        path.mkdir()
-        for name, text in old.items():
-            (path / name).write_text(text)
-    elif old is not None:
-        path.write_text(old)
-
-
-def killed_at_line(number: int, path: Path, write: Write) -> bool:
-    """Replace ``path`` in a child that is killed before it runs line ``number`` of files.py; True where it was."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def trace(frame: FrameType, event: str, _: Any) -> Any:
-            nonlocal count
-            if frame.f_code.co_filename != files.__file__:
-                return None
-            if event == "line":
-                count += 1
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        sys.settrace(trace)
-        with replacing(path) as draft:
-            write(draft)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
+@pytest.fixture(scope="module")
+def light_process() -> Iterator[Executor]:
+    """A process without the libraries that tests before have loaded: they make each fork of it slow."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
 
 
 @pytest.mark.parametrize(
@@ -86,31 +48,9 @@ def killed_at_line(number: int, path: Path, write: Write) -> bool:
     ],
 )
 def test_killed_at_any_line_old_or_new_is_there_and_the_next_try_tidies_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: Any, write: Write, new: Any, exchange: bool
+    light_process: Executor, tmp_path: Path, old: Any, write: Write, new: Any, exchange: bool
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda number: None)  # what was written outlives a killed process without it
-    if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
-    seen = []
-    for number in range(1, 1000):
-        place = tmp_path / str(number)
-        place.mkdir()
-        path = place / "out"
-        prepare(path, old)
-        if not killed_at_line(number, path, write):
-            assert content(path) == new
-            break
-        found = content(path)
-        if exchange:
-            assert found in (old, new), number
-        else:  # two renames: the old one may be aside, and comes back with the next try
-            assert found in (old, new) or (found is None and content(place / ".out.former") == old), number
-        seen.append(found)
-        with pytest.raises(ZeroDivisionError), replacing(path) as draft:
-            assert not draft.exists()
-            1 / 0  # noqa: B018
-        assert content(path) in (old, new), number
-        assert [entry.name for entry in place.iterdir()] in (["out"], []), number
+    seen = light_process.submit(kill_at_every_line, tmp_path, old, write, new, exchange=exchange).result()
     assert len(seen) > 20, "it was killed at many lines"
     assert old in seen
     assert new in seen
