@@ -4,7 +4,7 @@ DATA is the SegNet copy of CamVid (see camvid.py). Every network trains for the 
 of frames of 180 x 240 px; a member is that of its best validation run, as always. With a change, the seed decides
 the same weights, order and transforms as without, so gains are taken seed by seed. What a technique costs in time is
 said beside it and not taken off. Nothing is drawn from the clock: a second call gives the same figures, on as many
-processes of one thread as there are cores. Results go to --folder as they come; a call that was broken off goes on.
+processes of one thread as there are cores. Results go to --folder as they come; an interrupted call resumes.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
         artifacts = artifacts_of_new(workspace, uri)
         with tracking.open_run(uri, inputs.model, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
             outcomes = [stage_steps[stage](workspace, params=params) for stage in READING_DATA]
-            reading_data.close()  # what comes now reads the packed splits: `segmill data add` may go on
+            reading_data.close()  # from here the packed splits are read: `segmill data add` is allowed
             outcomes.append(stage_steps["augment"](workspace, params=params))
             check_members_step(workspace, params, check)
             drop_former_members(workspace, params)
@@ -108,7 +108,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
 def refuse_full_disk(workspace: Workspace, params: Params) -> None:
     """Raise InputError where a run is sure to fill the disk: rather now than in the middle of a training.
 
-    The set lies in the workspace, the cache, the remote and the packed splits; a member in its checkpoint, its
+    The set is stored in the workspace, the cache, the remote and the packed splits; a member in its checkpoint, its
     folder, the ensemble, the cache twice and the registry.
     """
     data_bytes = sum(path.stat().st_size for path in (workspace.root / params.data.path).rglob("*") if path.is_file())

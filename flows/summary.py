@@ -41,7 +41,7 @@ def run_scores(metrics: dict[str, Any], facts: dict[str, Any]) -> list[dict[str,
 def run_table(scores: list[dict[str, Any]], width: int) -> Table:
     """Return the table of a run on test: mIoU, mean Dice and, where ``width`` columns hold them, each class's IoU.
 
-    Where they don't, the worst class stands for all.
+    Where they don't, the worst class represents all.
     """
     classes = list(scores[0]["iou"])
     names = max(cell_len(row["name"]) for row in scores)
@@ -80,7 +80,7 @@ def dataset_table(manifest: Path) -> Table:
 
 
 def show_result(result: dict[str, Any], console: Console) -> None:
-    """Print the end of a run: table, verdict with reasons, where the report lies."""
+    """Print the end of a run: table, verdict with reasons, the path of the report."""
     console.print(run_table(result["scores"], console.width))
     style = {"PASS": "bold green", "FAIL": "bold red"}.get(result["verdict"]["decision"], "bold yellow")
     outcome = escape(result["outcome"])

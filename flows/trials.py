@@ -46,7 +46,7 @@ def watched(study: Study, keys: Sequence[str], minutes: float | None, console: C
 
 @contextmanager
 def logged(study: Study, uri: str, experiment: str, name: str, artifacts: str | None) -> Iterator[None]:
-    """Log a run and, nested under it, one per trial, while the block runs; a tuning that goes on goes on in its run.
+    """Log a run and, nested under it, one per trial, while the block runs; a tuning that resumes logs to the same run.
 
     Raises InfrastructureError where MLflow does not answer at the start; one that falls silent later stops no search.
     """

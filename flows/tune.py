@@ -191,8 +191,8 @@ def repeat_step(work: Work, present: dict[str, Any] | None, repeats: int) -> Non
     winner = winner_of(work)
     if not repeats or winner.values == present:
         return
-    wanted = [(present or {}, work.seed + further) for further in range(repeats + 1)]
-    wanted += [(winner.values, work.seed + further) for further in range(1, repeats + 1)]
+    wanted = [(present or {}, work.seed + repeat) for repeat in range(repeats + 1)]
+    wanted += [(winner.values, work.seed + repeat) for repeat in range(1, repeats + 1)]
     resources = Resources(work.cpus, work.gpus)
     jobs = [RepeatJob(work=work, values=chosen, seed=seed) for chosen, seed in wanted]
     for running in [on_ray(repeat_on_ray, job, resources) for job in jobs]:
@@ -239,7 +239,7 @@ def winner_of(work: Work) -> Trial:
 def made_data(workspace: Workspace, params: Params, chosen: dict[str, Any]) -> TrainData:
     """Return what a training reads with other values of prepare and augment, made by the tasks' own functions once.
 
-    It lies in a workspace of its own inside the scratch folder, which shares data and manifest with the real one.
+    It is in a workspace of its own inside the scratch folder, which shares data and manifest with the real one.
     """
     text = json.dumps(
         [
@@ -269,7 +269,7 @@ def made_data(workspace: Workspace, params: Params, chosen: dict[str, Any]) -> T
 
 
 def present_values(space: Sequence[Dimension], values: dict[str, Any], member: str) -> dict[str, Any] | None:
-    """Return what the searched keys are now; None where the search can't come upon that."""
+    """Return what the searched keys are now; None where they are not in the search space."""
     now = {dimension.key: value_at(values, member, dimension.key) for dimension in space}
     inside = all(one.holds(now[one.key]) and one.tidy(now[one.key]) == now[one.key] for one in space)
     return now if inside else None

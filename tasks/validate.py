@@ -42,5 +42,5 @@ def validate(workspace: Workspace, params: Params) -> None:
 
 
 def issues_page(workspace: Workspace) -> Path:
-    """Where the page with all issues lies."""
+    """Path of the page with all issues."""
     return workspace.scratch / "checks" / "index.html"

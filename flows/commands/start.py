@@ -25,7 +25,7 @@ from segmill.workspace_lock import Part
 if TYPE_CHECKING:
     from segmill.data.ingest.intake import NewSample
 
-# What lies in a workspace that is being made.
+# What a workspace that is being made contains.
 MADE = {".git", ".gitignore", ".dvc", ".dvcignore", ".segmill", "params.yaml", "dvc.yaml", "data"}
 IGNORED = (
     "/.segmill/",

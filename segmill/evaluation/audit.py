@@ -196,7 +196,7 @@ def find_regions(
 
     A pixel labelled g counts as s != g where p_s reaches the class's usual confidence t_s and p_g: confident learning
     (Northcutt, Jiang & Chuang 2021, JAIR 70), by pixel as Lad & Mueller 2023 (arXiv:2307.05080) use it for
-    segmentation. They go on to score an image by the soft minimum of p_g over its pixels, which a few pixels along
+    segmentation. They then score an image by the soft minimum of p_g over its pixels, which a few pixels along
     any boundary decide. Here a pixel is dropped where both the label has s and the prediction has g within TOLERANCE:
     the two only draw their common boundary differently. What is left is cut into connected regions of one (g, s),
     and a region scores

@@ -40,8 +40,8 @@ def decide(
 ) -> Verdict:
     """Judge a challenger on the test split.
 
-    PASS: its mIoU reaches the floor and, where there is a champion, the whole interval of its gain lies
-    above ``min_gain``. FAIL: it misses the floor, or the whole interval lies at or below ``min_gain``.
+    PASS: its mIoU reaches the floor and, where there is a champion, the whole interval of its gain is
+    above ``min_gain``. FAIL: it misses the floor, or the whole interval is at or below ``min_gain``.
     INCONCLUSIVE: the interval holds ``min_gain``, or the test has too few groups to prove anything.
 
     Args:

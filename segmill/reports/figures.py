@@ -24,7 +24,7 @@ class Figure(NamedTuple):
 
 
 def draw(folder: Path, name: str, title: str, plot: Callable[[Axes], None]) -> Figure:
-    """Let ``plot`` draw on axes, once for each theme, into ``folder``, which lies beside the page.
+    """Let ``plot`` draw on axes, once for each theme, into ``folder``, which is beside the page.
 
     Labels are text, never mathematics: a name may hold a dollar sign.
     """

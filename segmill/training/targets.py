@@ -26,7 +26,7 @@ def signed_distance(mask_HW: NDArray[np.uint8], *, num_classes: int, ignore_id: 
     """Return distance_KHW float16: how far, in px, each pixel is from the border of each class.
 
     Outside a class it is the Euclidean distance to the class's nearest pixel (1 and more); inside, minus the
-    distance to the nearest pixel of another class, plus 1 (0 at the border and less further in), as in the code
+    distance to the nearest pixel of another class, plus 1 (0 at the border, negative inside), as in the code
     of Kervadec et al. 2019. Unlabelled pixels are of no class and border on none. A class that the mask lacks,
     or that has it all, is 0 everywhere.
     """

@@ -50,9 +50,9 @@ def write_evidence(job: EvidenceJob) -> dict[str, Any]:
         raise InputError(f"no trial of {work.member} was completed; run `segmill tune` with a larger budget")
     seeds = range(work.seed, work.seed + job.repeats + 1)
     by_key = {(say(trial.values), trial.seed): trial for trial in trials if trial.state == "full"}
-    stands = [by_key.get((say(present or {}), seed)) for seed in seeds]
+    repeated = [by_key.get((say(present or {}), seed)) for seed in seeds]
     again = [by_key.get((say(winner.values), seed)) for seed in seeds[1:]]
-    figures_of_present = [one.best for one in stands if one and one.best is not None]
+    figures_of_present = [one.best for one in repeated if one and one.best is not None]
     figures_of_winner = [one.best for one in again if one and one.best is not None]
     if winner.values == present:
         compared = unchanged(figures_of_present, job.confidence)

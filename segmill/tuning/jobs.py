@@ -43,8 +43,8 @@ class EvidenceJob:
     """Say what the trials of a tuning found, in files in ``out_dir``.
 
     Args:
-        present: the searched keys' values in params.yaml; None where the search can't come upon them.
-        repeats: further seeds that the winner and present were trained with.
+        present: the searched keys' values in params.yaml; None where they are not in the search space.
+        repeats: additional seeds that the winner and present were trained with.
         confidence: of the interval around the gain.
     """
 

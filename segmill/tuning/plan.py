@@ -38,7 +38,7 @@ ASPECTS_ALIKE = 1.1
 class Candidate:
     """A member that could be trained here: ``pixels_s`` measured pixels per second of its training on all cores.
 
-    ``settings``: further keys of it, such as decoder_width.
+    ``settings``: other keys of it, such as decoder_width.
     """
 
     name: str

@@ -102,7 +102,7 @@ class Proposals(Searcher):  # type: ignore[misc]
         """TPE learns from what a trial ends with."""
 
     def save(self, checkpoint_path: str) -> None:
-        """The trials' files are what a search goes on from."""
+        """A search resumes from the trials' files."""
 
     def restore(self, checkpoint_path: str) -> None:
         """As ``save``."""

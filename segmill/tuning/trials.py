@@ -57,7 +57,7 @@ class Work:
 class Study:
     """The folder of one tuning: ``trials/KEY.json`` written by the trial KEY, the rest by who leads the search.
 
-    Nothing else is needed to go on after a kill: what a trial did is in its file after each epoch.
+    Nothing else is needed to resume after a kill: what a trial did is in its file after each epoch.
     """
 
     folder: Path

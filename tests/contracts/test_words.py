@@ -19,6 +19,10 @@ INSTEAD = {
     r"(params\.yaml|what|as it) stands": "current",
     r"in vain": "without use",
     r"may pass off": "retryable",
+    r"\bgo(es)? on\b": "resume, continue",
+    r"\bfurther\b": "other, more, additional",
+    r"come upon": "find",
+    r"(set|report|file|folder|page|interval|member|data) lies\b": "is, is stored",
     r"\bdice (fall|toss|roll)": "random generator, rng",
     r"passes that make one step": "gradient accumulation",
 }

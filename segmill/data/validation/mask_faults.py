@@ -246,7 +246,7 @@ def read_together(info: DatasetInfo, seen: Mapping[frozenset[int], int], pixels:
 
 def _is_binary(info: DatasetInfo, seen: Mapping[frozenset[int], int], union: frozenset[int]) -> bool:
     """Tell whether 255 means for the thing: it does where no mask holds anything else but 0, and, with two classes,
-    where it never stands in one mask with 1. Void regions stand beside both."""
+    where no mask contains both it and 1. Void regions occur beside both."""
     if 255 not in union:
         return False
     if union <= {0, 255, info.ignore_id} and (info.ignore_id == 255 or 255 not in range(info.num_classes)):

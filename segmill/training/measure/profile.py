@@ -278,7 +278,8 @@ def advice(facts: ProfileResult) -> str:
     if bound == "dense convolution":
         return (
             f"dense convolutions take {share:.0%} of the operators' time, at {facts.share_of_peak:.0%} of the "
-            "peak over the whole step; what lies between them moves memory: train.compile: auto may join some of it"
+            "peak over the whole step; the operations between them are limited by memory: train.compile: auto may "
+            "fuse some of them"
         )
     return (
         f"{bound} takes {share:.0%} of the operators' time and few multiply-adds: it is bound by memory, not by "
