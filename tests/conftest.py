@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from terminal import NICENESS
 
 from flows.environment import switch_telemetry_off
 from segmill.data.ingest.builtin import write_street
@@ -21,6 +22,8 @@ switch_telemetry_off()
 # Where readline was imported, pytest-xdist's workers are born with a terminal's size, which Rich would keep.
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
+# Ray's workers give way to every other process, the tests beside them too, which may keep them waiting for minutes.
+os.environ[NICENESS] = "0"
 STREET_PX = (64, 64)
 
 

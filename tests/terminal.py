@@ -12,11 +12,13 @@ from pathlib import Path
 from segmill.workspace import Workspace
 
 BIN = Path(sys.executable).parent
+NICENESS = "RAY_worker_niceness"
 
 
 def terminal(servers: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables of a new terminal: none that a test before left, but those of ``servers``."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "RAY_"))}
+    own[NICENESS] = os.environ[NICENESS]
     return {**own, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "300", **(servers or {})}
 
 

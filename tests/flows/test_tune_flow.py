@@ -5,19 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import pickle
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
+from terminal import BIN, terminal
 
 from flows.commands.tune import write_patch as accept
 from flows.tune import made_data, present_values, refuse_other_than_network
@@ -31,8 +29,6 @@ from segmill.tuning.trials import Study, Work, read_trials
 from segmill.workspace import Workspace
 from tasks.finetune import train_job
 from tasks.stage import run
-
-SEGMILL = Path(sys.executable).with_name("segmill")
 
 
 def tiny(workspace: Workspace) -> Workspace:
@@ -134,11 +130,10 @@ def trials(workspace: Workspace) -> list[Any]:
 @pytest.mark.slow
 def test_a_killed_search_goes_on_and_ends_with_a_patch(workspace: Workspace) -> None:
     """Killed without warning when the first trial is over; the same command again repeats none of its epochs."""
-    command = [str(SEGMILL), "tune", "tiny", "--search", "lr=1e-3..1e-2:log", "--search", "train.schedule=cosine,poly",
+    command = [str(BIN / "segmill"), "tune", "tiny", "--search", "lr=1e-3..1e-2:log",
+               "--search", "train.schedule=cosine,poly",
                "--trials", "3", "--repeats", "1", "--epochs", "2"]  # fmt: skip
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))
-    }
+    environment = terminal()
     set_params(tiny(workspace).params, ["ray.cpus_per_worker=1"])
     with (workspace.root / "first").open("w") as out:
         first = psutil.Popen(command, cwd=workspace.root, stdout=out, stderr=out, env=environment)

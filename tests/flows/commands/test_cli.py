@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from terminal import BIN, terminal
 
 from segmill.workspace import Workspace
 
@@ -20,14 +20,8 @@ COMMANDS = (
 
 def segmill(*arguments: str, cwd: Path | None = None, columns: int = 200) -> tuple[int, str]:
     """Return the exit code and all that was printed."""
-    home = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "RAY"))}
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("segmill")), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**home, "COLUMNS": str(columns)},
-    )
+    environment = {**terminal(), "COLUMNS": str(columns)}
+    done = subprocess.run([BIN / "segmill", *arguments], cwd=cwd, capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 

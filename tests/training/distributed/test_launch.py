@@ -142,7 +142,7 @@ def _losses(curves: Path) -> list[str]:
 
 def _worker_pid(job: TrainJob, epoch: int) -> int:
     """Wait until the member's worker is in ``epoch``, and return its process id."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         facts = progress.read(job.progress_path) or {}
         if facts.get("epoch", 0) >= epoch:
