@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from terminal import BIN, terminal
+from typer.testing import CliRunner
 
+from flows.commands.cli import app
 from segmill.workspace import Workspace
 
 COMMANDS = (
@@ -35,9 +37,9 @@ def test_help_has_a_line_per_command() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    code, said = segmill(command, "--help")
-    assert code == 0
-    assert "Usage: segmill" in said
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"], prog_name="segmill")
+    assert done.exit_code == 0
+    assert f"Usage: segmill {command} " in done.output
 
 
 def test_wrong_usage_is_exit_code_2() -> None:
