@@ -22,6 +22,8 @@ switch_telemetry_off()
 # Where readline was imported, pytest-xdist's workers are born with a terminal's size, which Rich would keep.
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
+# Tests run side by side: with several threads each, all would wait for one another in every operation.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers give way to every other process, the tests beside them too, which may keep them waiting for minutes.
 os.environ[NICENESS] = "0"
 STREET_PX = (64, 64)
