@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
@@ -47,17 +46,13 @@ def run_retrain(workspace: Workspace, params: Params, params_yaml: str, console:
     """Run the flow with its progress in the terminal; keep what came of it for `segmill status`.
 
     ``params`` were read from the text ``params_yaml``, which is recorded: the file may be edited meanwhile.
-    Ray and MLflow start while Prefect's server does: each takes seconds, mostly of waiting.
+    Ray starts while MLflow is imported and Prefect's server starts: each takes seconds, mostly of waiting.
     """
     began = time.monotonic()
     refuse_full_disk(workspace, params)
     try:
-        with (
-            showing(workspace, steps(params), console),
-            connecting(ray_address(params)),
-            ThreadPoolExecutor(1) as early,
-        ):
-            early.submit(tracking.warm_up)
+        with showing(workspace, steps(params), console), connecting(ray_address(params)):
+            tracking.warm_up()
             result: dict[str, Any] = retrain(str(workspace.root), params.model_dump(mode="json"), params_yaml)
     except (SegmillError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:

@@ -81,11 +81,7 @@ def address(root: Path, named: str) -> str:
 
 
 def warm_up() -> None:
-    """Import MLflow, which takes seconds, and ask nothing of it.
-
-    Its first question would make SQLAlchemy configure every mapper of the process, and fail where another thread
-    is in the middle of importing Prefect's.
-    """
+    """Import MLflow, which takes a second, and ask nothing of it: for a moment in which others are waited for."""
     import mlflow  # noqa: F401
 
 

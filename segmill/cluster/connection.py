@@ -52,8 +52,10 @@ def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
 def connecting(address: str) -> Iterator[None]:
     """Begin to ``connect`` while the block already runs; a ``connect`` inside it waits for that, and says what failed.
 
-    The thread that starts Ray stays until the end: Ray's processes are told to die with it.
+    The thread that starts Ray stays until the end: Ray's processes are told to die with it. Ray is imported before it
+    starts: of two threads that import at once, one may see modules of which the other has made half.
     """
+    _import_ray()
 
     def hold(over: threading.Event) -> None:
         with contextlib.suppress(InfrastructureError), connect(address):
@@ -63,14 +65,19 @@ def connecting(address: str) -> Iterator[None]:
         yield
 
 
-def _init(address: str, num_cpus: int | None) -> bool:
-    """Connect this process to Ray; False where it is connected already."""
+def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A member of several ranks takes five small processes more; with few cores Ray warns of them on the terminal.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     import ray
 
+    return ray
+
+
+def _init(address: str, num_cpus: int | None) -> bool:
+    """Connect this process to Ray; False where it is connected already."""
+    ray = _import_ray()
     if ray.is_initialized():
         return False
     local: dict[str, Any] = {}

@@ -209,17 +209,15 @@ def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(
     """On a real file system of 700 MiB, filled to the last byte while the member trains."""
     workspace = brain_workspace(small_disk, "fpn", epochs=20)
     filler = small_disk / "filler"
-
-    def fill() -> None:
+    with ThreadPoolExecutor(1) as background:
+        running = background.submit(run, workspace, "segmill", "retrain", code=1, servers=servers)
         while not workspace.progress.joinpath("finetune@fpn.json").exists():
+            assert not running.done(), running.result()
             time.sleep(0.1)
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**20))
-
-    with ThreadPoolExecutor(1) as filling:
-        filling.submit(fill)
-        said = run(workspace, "segmill", "retrain", code=1, servers=servers)
+        said = running.result()
     assert said.splitlines()[-1].startswith("error the disk is full: ")
     os.truncate(filler, filler.stat().st_size - 100 * 2**20)
     assert "a run may take about 3" in run(workspace, "segmill", "retrain", code=1), "refused before anything starts"
@@ -333,13 +331,14 @@ def test_a_changed_and_a_new_member_are_trained_from_what_was_there_when_the_run
     changes = ["members.unet.lr=0.005", "members.unet.batch_size=auto", "promotion.floor_miou=0.99",
                "members.shades={kind: svm, pixels: 2000, components: 30}"]  # fmt: skip
     (workspace.progress / "finetune@unet.json").unlink()
-    with ThreadPoolExecutor(1) as others:
-        meanwhile = others.submit(what_others_do_meanwhile, workspace, more)
-        said = run(
-            workspace, "segmill", "retrain", *(part for one in changes for part in ("--set", one)), code=3,
-            servers=servers,
-        )  # fmt: skip
-        recorded = meanwhile.result()
+    command = ("segmill", "retrain", *(part for one in changes for part in ("--set", one)))
+    with ThreadPoolExecutor(1) as background:
+        running = background.submit(run, workspace, *command, code=3, servers=servers)
+        while not (workspace.progress / "finetune@unet.json").exists():
+            assert not running.done(), running.result()
+            time.sleep(0.1)
+        recorded = what_others_do_meanwhile(workspace, more)
+        said = running.result()
 
     assert "members.unet.lr: 0.003 -> 0.005" in said
     found = states(said)
@@ -366,8 +365,6 @@ def test_a_changed_and_a_new_member_are_trained_from_what_was_there_when_the_run
 
 def what_others_do_meanwhile(workspace: Workspace, more: Path) -> str:
     """Begin a second run, add data and edit params.yaml while a member trains; return params.yaml before the edit."""
-    while not (workspace.progress / "finetune@unet.json").exists():
-        time.sleep(0.1)
     second = run(workspace, "segmill", "retrain", code=4)
     assert re.search(r"`segmill retrain` has been running in .* since [\d:]+ \(process \d+\)", second)
     assert "samples added" in run(workspace, "segmill", "data", "add", str(more), "-m", "while it trains")
