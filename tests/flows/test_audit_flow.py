@@ -15,12 +15,12 @@ from jobs import FLIP, train_job
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from flows.audit import audit, fold_job, fold_training
+from flows.audit import _fold_member, audit, fold_job, fold_training
 from flows.commands.audit import show
 from segmill.cluster.connection import connect
 from segmill.errors import InputError
 from segmill.evaluation.audit_job import AuditResult
-from segmill.params import read_params
+from segmill.params import read_params, set_params
 from segmill.workspace import Workspace
 from tasks.stage import bring_up_to_date, stage_names
 
@@ -47,6 +47,12 @@ def test_without_an_ensemble_it_says_what_to_do(workspace: Workspace) -> None:
     with pytest.raises(InputError, match=r"there is no trained ensemble yet.*`segmill retrain` first"):
         audited(workspace)
     assert not (workspace.root / "audit").exists()
+
+
+def test_folds_need_a_network(workspace: Workspace) -> None:
+    set_params(workspace.params, ["members={shades: {kind: svm}}"])
+    with pytest.raises(InputError, match=r"no member of params\.yaml is a network"):
+        _fold_member(workspace, read_params(workspace.params), None)
 
 
 def test_an_ensemble_of_other_data_is_refused(workspace: Workspace) -> None:

@@ -209,8 +209,9 @@ def test_the_gain_is_set_against_the_noise_between_seeds() -> None:
     assert found.gain == pytest.approx(0.02)
     assert found.high == pytest.approx(0.02 + 4.3027 * 0.0002**0.5, rel=1e-4)
     assert found.decision == "noise" and "within the noise;" in found.sentence
-    assert compare([0.80, 0.801], [0.70, 0.701], 0.95).decision == "better"
-    assert compare([0.60, 0.61], [0.70, 0.71], 0.95).decision == "worse"
+    better, worse = compare([0.80, 0.801], [0.70, 0.701], 0.95), compare([0.60, 0.61], [0.70, 0.71], 0.95)
+    assert better.decision == "better" and "more than the noise between seeds" in better.sentence
+    assert worse.decision == "worse" and "the winner of the search was luck" in worse.sentence
     single = compare([0.8], [0.7], 0.95)
     assert single.low is None and "says nothing of the noise" in single.sentence
     assert "--repeats 2" in compare([], [0.7], 0.95).sentence

@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 from dataclasses import asdict, replace
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
+from flows.commands.cli import app
 from flows.commands.plan import CANDIDATES, gather, measured, plan
 from segmill import progress
 from segmill.cluster.connection import connect
+from segmill.data.schema.manifest import read_manifest, write_manifest
 from segmill.errors import InputError
 from segmill.params import read_params
 from segmill.training.measure.probe import measure
@@ -43,13 +47,19 @@ def checked(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def test_without_a_manifest_it_says_what_to_do(workspace: Workspace) -> None:
-    with pytest.raises(InputError, match="run `segmill validate` first"):
-        plan(workspace, read_params(workspace.params), 60, quiet(), accepted=False)
+    done = CliRunner().invoke(app, ["plan", "--minutes", "60", "--workspace", str(workspace.root)])
+    assert isinstance(done.exception, InputError) and "run `segmill validate` first" in str(done.exception)
+
+
+def test_an_empty_train_split_says_what_to_do(checked: Workspace) -> None:
+    table = read_manifest(checked.manifest)
+    val = pa.array(["val"] * len(table))
+    write_manifest(checked.manifest, table.set_column(table.column_names.index("split"), "split", val))
+    with pytest.raises(InputError, match="the train split is empty"):
+        gather(checked, read_params(checked.params), quiet())
 
 
 def test_the_facts_are_those_of_train(checked: Workspace) -> None:
-    from segmill.data.schema.manifest import read_manifest
-
     every = read_manifest(checked.manifest).to_pylist()
     rows = [row for row in every if row["split"] == "train"]
     facts = gather(checked, read_params(checked.params), quiet())

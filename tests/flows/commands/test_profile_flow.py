@@ -6,7 +6,9 @@ import sys
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from flows.commands.cli import app
 from flows.commands.profile import profile, show
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
@@ -20,6 +22,8 @@ def test_what_cannot_be_profiled_is_a_sentence(workspace: Workspace) -> None:
     params, console = read_params(workspace.params), Console(quiet=True)
     with pytest.raises(InputError, match=r"there is no member 'lite0-unit'; did you mean 'lite0-unet'\?"):
         profile(workspace, params, "lite0-unit", console)
+    done = CliRunner().invoke(app, ["profile", "lite0-unit", "--workspace", str(workspace.root)])
+    assert isinstance(done.exception, InputError) and "did you mean 'lite0-unet'?" in str(done.exception)
     with pytest.raises(InputError, match="shades is an svm: it is fitted once, without steps; name a network"):
         profile(workspace, params, "shades", console)
 
@@ -47,6 +51,7 @@ def test_a_member_is_profiled_before_and_after_prepare(
         profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
         facts = json.loads(capsys.readouterr().out)
         assert facts["made_up"] and facts["size_px"] == [64, 96] and facts["batch_size"] == 4
+        set_params(workspace.params, ["augment.recipe=[{HorizontalFlip: {p: 0.5}}]"])
         for stage in ("fingerprint", "validate", "prepare"):
             run(workspace, stage, read_params(workspace.params))
         profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
