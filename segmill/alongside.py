@@ -10,21 +10,29 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import ParamSpec, TypeVar
 
+PATIENCE_S = 10.0
+
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
 
 
 @contextmanager
 def alongside(function: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run ``function`` in a thread while the block runs; the event it is given is set at the end, then waited for."""
+    """Run ``function`` in a thread while the block runs; the event it is given is set at the end, then waited for.
+
+    Where the block raised, a thread that does not end (it may wait for a server that is gone) is left behind.
+    """
     over = threading.Event()
     thread = threading.Thread(target=function, args=(over,), daemon=True)
     thread.start()
     try:
         yield
-    finally:
+    except BaseException:
         over.set()
-        thread.join()
+        thread.join(PATIENCE_S)
+        raise
+    over.set()
+    thread.join()
 
 
 @contextmanager

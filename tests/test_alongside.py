@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from segmill.alongside import answered_alongside
+from segmill import alongside as module
+from segmill.alongside import alongside, answered_alongside
 from segmill.errors import InputError
 
 
@@ -27,6 +29,16 @@ def die_unless(here: int) -> int:
 def sleep(note: Path) -> None:
     note.touch()
     time.sleep(60)
+
+
+def test_a_thread_that_never_ends_does_not_hold_up_what_was_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    never = threading.Event()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), alongside(lambda over: never.wait() and None):
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 10
+    never.set()
 
 
 def test_the_answer_comes_from_another_process() -> None:
