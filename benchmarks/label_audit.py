@@ -31,7 +31,7 @@ from segmill.data.storage.images import read_mask
 from segmill.data.validation.checks import validate_dataset
 from segmill.evaluation.audit import Source, audit
 from segmill.evaluation.audit_report import csv_text, page_of
-from segmill.evaluation.folds import deal_folds, train_groups, write_fold
+from segmill.evaluation.folds import assign_folds, train_groups, write_fold
 from segmill.models.members import MemberSpec, build, save_member
 from segmill.models.precision import pick_device
 from segmill.models.weights import Weights, load_into, resolve
@@ -157,7 +157,7 @@ def _audit(root: Path, options: argparse.Namespace) -> tuple[list[str], int]:
     validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.0, 0.0, 0), accept=ACCEPTED)
     info = pack(root / "raw", root / "manifest.parquet", root / "packed")
     sources = []
-    for number, part in enumerate(deal_folds(train_groups(root / "packed"), 2)):
+    for number, part in enumerate(assign_folds(train_groups(root / "packed"), 2)):
         fold = root / f"fold-{number}"
         write_fold(root / "packed", fold, part)
         _train(fold, info, options)

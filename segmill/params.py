@@ -124,7 +124,8 @@ class NetworkParams(Block):
     decoder: str = Field(description="Decoder: fpn, unet, deeplabv3plus, ...")
     weights: str = Field(
         description=(
-            "Initial weights of the encoder: timm, timm:TAG, smp, torchvision:NAME, file:PATH, package:NAME or none."
+            "Initial weights of the encoder: timm, timm:TAG, smp, torchvision:ENUM.MEMBER, file:PATH, package:NAME or "
+            "none."
         )
     )
     lr: float = Field(gt=0, description="Peak learning rate; a pretrained encoder has encoder_lr_factor times this.")

@@ -45,7 +45,8 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
         folder: made where it is missing.
 
     Raises:
-        InputError: there is no such version, or an image can't be read.
+        InputError: there is no such version, an image can't be read, or a result would replace an image or another
+            image's result.
         SegmillError: the version does not load or fails to predict.
     """
     import numpy as np
@@ -65,6 +66,7 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
         version = found.version
     else:
         raise InputError(f"{name} has no version called {model}; `segmill status` shows what there is")
+    _refuse_to_overwrite(images, folder)
     pixels = [_read(path) for path in images]
     info = read_dataset_info(workspace.root / params.data.path)
     colors = palette(info.colors)
@@ -78,6 +80,18 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
             mixed = OVERLAY_SHARE * colors[ids_HW] + (1 - OVERLAY_SHARE) * image_HWC
             Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{path.stem}-overlay.png")
             yield mask
+
+
+def _refuse_to_overwrite(images: list[Path], folder: Path) -> None:
+    results: dict[Path, Path] = {}
+    for image in images:
+        for result in (folder / f"{image.stem}.png", folder / f"{image.stem}-overlay.png"):
+            if (other := results.setdefault(result, image)) != image:
+                raise InputError(f"{other} and {image} would both be written to {result}; predict them one by one, "
+                                 "with another --to")  # fmt: skip
+    for image in images:
+        if any(result.exists() and result.samefile(image) for result in results):
+            raise InputError(f"{image} would be replaced by its mask; name another folder with --to")
 
 
 def _read(path: Path) -> np.ndarray:

@@ -21,6 +21,7 @@ from segmill.workspace import Workspace
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
+OF_TRAINING = "#/?workflowType=machine_learning"  # left alone, MLflow's page shows its side for language models
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes that only serve its chat features
 
 
@@ -59,7 +60,7 @@ def serve(workspace: Workspace, tracking_uri: str, prefect_port: int, mlflow_por
             "-m", "mlflow", "server", "--host", HOST, "--port", str(_free(mlflow_port, "mlflow")),
             "--backend-store-uri", tracking_uri, "--workers", "1",
         ]  # fmt: skip
-        pages["MLflow"] = f"http://{HOST}:{mlflow_port}"
+        pages["MLflow"] = f"http://{HOST}:{mlflow_port}/{OF_TRAINING}"
     logs = workspace.scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     servers: dict[str, subprocess.Popen[bytes]] = {}

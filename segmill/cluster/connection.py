@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 
+REACHED_WITHIN_S = 10.0
 _CONNECTING = threading.Lock()
 
 
@@ -65,6 +67,24 @@ def connecting(address: str) -> Iterator[None]:
         yield
 
 
+def _refuse_unreachable(address: str) -> None:
+    """Raise InfrastructureError where nothing listens at ``host:port``: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN_S).close()
+    except OSError as reason:
+        raise _no_cluster(address, reason) from None
+
+
+def _no_cluster(address: str, reason: Exception) -> InfrastructureError:
+    return InfrastructureError(
+        f"no Ray cluster at {address} ({first_line(reason)}); start one with `ray start --head`, set ray.address "
+        "to local, or, where the cluster asks for a token, RAY_AUTH_MODE=token"
+    )
+
+
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -80,6 +100,7 @@ def _init(address: str, num_cpus: int | None) -> bool:
     ray = _import_ray()
     if ray.is_initialized():
         return False
+    _refuse_unreachable(address)
     local: dict[str, Any] = {}
     if address == "local":
         local = {"num_cpus": num_cpus, "include_dashboard": False}
@@ -93,8 +114,5 @@ def _init(address: str, num_cpus: int | None) -> bool:
             raise InfrastructureError(
                 f"Ray did not start on this machine ({first_line(reason)}); where it is overloaded, try again later"
             ) from reason
-        raise InfrastructureError(
-            f"no Ray cluster at {address} ({first_line(reason)}); start one with `ray start --head`, set ray.address "
-            "to local, or, where the cluster asks for a token, RAY_AUTH_MODE=token"
-        ) from reason
+        raise _no_cluster(address, reason) from reason
     return True

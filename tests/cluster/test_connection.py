@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -19,6 +21,16 @@ def test_importing_it_is_light(module: str) -> None:
 def test_no_cluster_at_the_address() -> None:
     with pytest.raises(InfrastructureError, match="no Ray cluster at"), connect("nowhere"):
         pass
+
+
+def test_a_cluster_that_is_gone_is_said_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(InfrastructureError, match=f"no Ray cluster at {address} .*refused"), connect(address):
+            pass
+    assert time.monotonic() - began < 10
 
 
 def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
