@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from segmill.alongside import alongside
-from segmill.cluster.work import first_line
+from segmill.cluster.work import allow_waiting, first_line, stop_waiting
 from segmill.errors import InfrastructureError
 
 # How glibc gives memory to the processes of a cluster that is started here (mallopt(3)): one heap that keeps what is
@@ -44,6 +44,8 @@ def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
         over = not isinstance(reason, Exception)
         raise
     finally:
+        if over:
+            stop_waiting()
         if mine or over:
             import ray
 
@@ -101,6 +103,7 @@ def _init(address: str, num_cpus: int | None) -> bool:
     if ray.is_initialized():
         return False
     _refuse_unreachable(address)
+    allow_waiting()
     local: dict[str, Any] = {}
     if address == "local":
         local = {"num_cpus": num_cpus, "include_dashboard": False}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segmill.cluster.memory import ran_out_of_memory
 from segmill.cluster.resources import Resources, check_resources
@@ -17,6 +19,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 ONE_CPU = Resources()
+LOOK_EVERY_S = 0.5
+
+_STOPPED = threading.Event()
+_WAITING: set[int] = set()  # threads
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ def on_ray(function: Callable[[Job], Result], job: Job, resources: Resources = O
     """
     import ray
 
+    raise_if_stopped()
     check_resources(function.__name__, resources)
     remote = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(function)
     return Running(remote.remote(job))
@@ -52,11 +59,10 @@ def wait(running: Running[Result]) -> Result:
     Errors of ours come out as they went in. Raises InputError where the work ran out of memory and
     InfrastructureError where its process died or the cluster went away.
     """
-    import ray
     from ray import exceptions
 
     try:
-        result: Result = ray.get(running.reference)
+        result: Result = fetch(running.reference)
         return result
     except exceptions.RayTaskError as error:
         if isinstance(error.cause, SegmillError | OSError):
@@ -72,6 +78,44 @@ def wait(running: Running[Result]) -> Result:
         raise InfrastructureError(
             f"Ray lost the work ({first_line(error)}); run again: what is done is kept"
         ) from error
+
+
+def fetch(reference: ObjectRef) -> Any:
+    """Return what ``ray.get`` returns, and raise what it raises.
+
+    A thread that is inside ``ray.get`` while another ends the connection may never come out of it. One that waits here
+    leaves before that, with a SegmillError.
+    """
+    import ray
+
+    thread = threading.get_ident()
+    _WAITING.add(thread)
+    try:
+        raise_if_stopped()
+        while not ray.wait([reference], timeout=LOOK_EVERY_S)[0]:
+            raise_if_stopped()
+        return ray.get(reference)
+    finally:
+        _WAITING.discard(thread)
+
+
+def raise_if_stopped() -> None:
+    """Raise SegmillError where the connection is ending: Ray would start a new cluster for whoever asks it then."""
+    if _STOPPED.is_set():
+        raise SegmillError("the run was stopped")
+
+
+def stop_waiting() -> None:
+    """Make every other thread leave ``fetch``, until ``allow_waiting``; return when all have, or after some seconds."""
+    _STOPPED.set()
+    until = time.monotonic() + 10 * LOOK_EVERY_S
+    while _WAITING - {threading.get_ident()} and time.monotonic() < until:
+        time.sleep(LOOK_EVERY_S / 10)
+
+
+def allow_waiting() -> None:
+    """Take back ``stop_waiting``: there is a new connection."""
+    _STOPPED.clear()
 
 
 def first_line(error: BaseException) -> str:

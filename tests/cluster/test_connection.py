@@ -4,11 +4,18 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from segmill.cluster.connection import connect
-from segmill.errors import InfrastructureError
+from segmill.cluster.work import on_ray, wait
+from segmill.errors import InfrastructureError, SegmillError
+
+
+def sleep(seconds: int) -> int:
+    time.sleep(seconds)
+    return seconds
 
 
 @pytest.mark.parametrize("module", ["connection", "memory", "resources", "work"])
@@ -31,6 +38,23 @@ def test_a_cluster_that_is_gone_is_said_at_once() -> None:
         with pytest.raises(InfrastructureError, match=f"no Ray cluster at {address} .*refused"), connect(address):
             pass
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_whoever_waits_in_another_thread_and_work_is_taken_again_later() -> None:
+    """Within ray.get the thread may stay for ever, taking a whole core."""
+    with ThreadPoolExecutor(1) as threads:
+        with pytest.raises(KeyboardInterrupt), connect("local", 1):
+            waiting = threads.submit(lambda: wait(on_ray(sleep, 60)))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=3)
+            raise KeyboardInterrupt
+        with pytest.raises(SegmillError, match=r"^the run was stopped$"):
+            waiting.result(timeout=20)
+        with pytest.raises(SegmillError, match=r"^the run was stopped$"):
+            on_ray(sleep, 0)
+    with connect("local", 1):
+        assert wait(on_ray(sleep, 0)) == 0
 
 
 def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

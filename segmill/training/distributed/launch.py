@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from segmill import progress
 from segmill.cluster.memory import out_of_memory, ran_out_of_memory
 from segmill.cluster.resources import Resources, check_resources
-from segmill.cluster.work import first_line
+from segmill.cluster.work import fetch, first_line, raise_if_stopped
 from segmill.errors import InfrastructureError, SegmillError
 from segmill.training.job import TrainJob
 
@@ -71,6 +71,7 @@ def _train(job: TrainJob) -> None:
     A worker group takes four processes beside the ranks' own (controller, synchronisation, dataset manager, placement
     group cleaner), each 2 s of a core; they keep ranks together, and a single one needs none of them.
     """
+    raise_if_stopped()
     if job.workers.count > 1:
         _fit(job)
         return
@@ -82,7 +83,7 @@ def _train(job: TrainJob) -> None:
         max_retries=0,
         max_calls=1,  # its process ends with it
     )(_fit)
-    ray.get(alone.remote(job))
+    fetch(alone.remote(job))
 
 
 def _fit(job: TrainJob) -> None:
