@@ -89,8 +89,9 @@ def _refuse_to_overwrite(images: list[Path], folder: Path) -> None:
             if (other := results.setdefault(result, image)) != image:
                 raise InputError(f"{other} and {image} would both be written to {result}; predict them one by one, "
                                  "with another --to")  # fmt: skip
+    replaced = {result.resolve() for result in results}
     for image in images:
-        if any(result.exists() and result.samefile(image) for result in results):
+        if image.resolve() in replaced:
             raise InputError(f"{image} would be replaced by its mask; name another folder with --to")
 
 

@@ -56,8 +56,8 @@ def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
 def connecting(address: str) -> Iterator[None]:
     """Begin to ``connect`` while the block already runs; a ``connect`` inside it waits for that, and says what failed.
 
-    The thread that starts Ray stays until the end: Ray's processes are told to die with it. Ray is imported before it
-    starts: of two threads that import at once, one may see modules of which the other has made half.
+    The thread that starts Ray stays until the end: Ray's processes end with it. Ray is imported before that thread
+    starts: where two threads import at once, one may get a module that the other has only partly imported.
     """
     _import_ray()
 
