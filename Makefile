@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start hundreds of processes: compiling the same modules in each would take minutes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-quick check docs-tree clean
@@ -31,7 +33,7 @@ demo: $(VENV)/.installed-demo ## retrain on the built-in brain atlas, from the d
 test: $(VENV)/.installed-dev ## the whole test suite, with real servers
 	@$(PYTEST)
 
-test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: minutes
+test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: two minutes
 	@$(PYTEST) -m 'not slow'
 
 check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports

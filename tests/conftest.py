@@ -26,6 +26,8 @@ for _name in ("COLUMNS", "LINES"):
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers give way to every other process, the tests beside them too, which may keep them waiting for minutes.
 os.environ[NICENESS] = "0"
+# What `ray.init` sets for a cluster that it starts; who joins that one needs it before Ray is imported.
+os.environ["RAY_AUTH_MODE"] = "token"
 STREET_PX = (64, 64)
 
 
@@ -116,10 +118,18 @@ def ray_cluster() -> Iterator[str]:
         head.stdin.close()
 
 
+@pytest.fixture(scope="module")
+def joined(ray_cluster: str) -> Iterator[None]:
+    """Connect the tests' own process to the Ray that many runs share."""
+    from segmill.cluster.connection import connect
+
+    with connect(ray_cluster):
+        yield
+
+
 @pytest.fixture(scope="session")
 def servers(ray_cluster: str, prefect_server: str) -> dict[str, str]:
     """The variables that let a command join servers that run, instead of starting its own."""
-    # A Ray that `ray.init` starts asks for the token in the home folder.
     return {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "token", "PREFECT_API_URL": prefect_server}
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
+from flows.commands.cli import app
 from segmill.errors import InputError
 from segmill.params import parse_params, read_params, set_params
 from segmill.renamed_keys import RENAMED, former_keys, name_now, rename_former_keys, with_new_names
@@ -138,14 +139,15 @@ def test_recorded_values_are_read_under_the_names_of_now() -> None:
     assert with_new_names("svm", {"ema": 1}) == {"ema": 1}
 
 
+@pytest.mark.slow
 def test_doctor_fix_renames_says_so_and_leaves_the_rest_to_the_checks(former: Path) -> None:
     workspace = former.parent
     (workspace / "dvc.yaml").write_bytes((NOW.parent / "dvc.yaml").read_bytes())
     (workspace / ".dvc").mkdir()
 
     def doctor(*options: str) -> str:
-        command = ["segmill", "doctor", "--workspace", str(workspace), *options]
-        return subprocess.run(command, capture_output=True, text=True).stdout
+        runner = CliRunner(env={"COLUMNS": "300"})
+        return runner.invoke(app, ["doctor", "--workspace", str(workspace), *options]).output
 
     assert "fix   workspace  params.yaml: prepare.crop_px is called prepare.border_crop_px now" in doctor()
     assert "params.yaml: train.ema is train.ema_decay now" in doctor("--fix")

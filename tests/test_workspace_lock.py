@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.commands.cli import app
 from segmill.params import read_params
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, WorkspaceBusy, writer, writing
@@ -114,11 +116,14 @@ def test_commands_that_write_leave_with_exit_code_4_and_change_nothing(workspace
     with holder(workspace) as process:
         for command in (["retrain", "--set", "train.epochs=7"], ["validate"], ["audit"], ["tune", "lite0-unet"],
                         ["stage", "augment"], ["doctor", "--fix"]):  # fmt: skip
-            code, said = segmill(*command, cwd=workspace.root)
-            assert code == 4, said
-            (line,) = said.splitlines()
-            assert line.startswith("error `segmill retrain` has been running in ")
-            assert line.endswith(f"(process {process.pid}); wait until it is done, or add --wait")
+            done = CliRunner().invoke(app, [*command, "--workspace", str(workspace.root)])
+            assert isinstance(done.exception, WorkspaceBusy) and not done.output, command
+            assert f"(process {process.pid}); wait until it is done, or add --wait" in str(done.exception)
+        code, said = segmill("retrain", "--set", "train.epochs=7", cwd=workspace.root)
+        assert code == 4, said
+        (line,) = said.splitlines()
+        assert line.startswith("error `segmill retrain` has been running in ")
+        assert line.endswith(f"(process {process.pid}); wait until it is done, or add --wait")
         code, said = segmill("status", cwd=workspace.root)
         assert code == 0 and f"(process {process.pid})" in said
     assert workspace.params.read_bytes() == before

@@ -14,7 +14,7 @@ from tasks.adoption import ADOPTED
 pytestmark = pytest.mark.slow
 
 
-def test_a_workspace_of_an_earlier_release_keeps_its_members(tmp_path: Path) -> None:
+def test_a_workspace_of_an_earlier_release_keeps_its_members(tmp_path: Path, servers: dict[str, str]) -> None:
     with tarfile.open(Path(__file__).with_name("workspace_2d2f2c2.tar.xz")) as packed:
         packed.extractall(tmp_path / "former", filter="data")
     workspace = Workspace(tmp_path / "former")
@@ -22,12 +22,12 @@ def test_a_workspace_of_an_earlier_release_keeps_its_members(tmp_path: Path) -> 
     assert "segmill doctor --fix" in run(workspace, "segmill", "retrain", code=1)
     said = run(workspace, "segmill", "doctor", "--fix")
     assert "train.clip_norm is train.max_grad_norm now" in said and "dvc.yaml: " in said
-    said = run(workspace, "segmill", "retrain")
+    said = run(workspace, "segmill", "retrain", servers=servers)
     found = states(said)
     assert {found["finetune@net"], found["finetune@svm"]} == {"restored"}
     assert said.count(ADOPTED) == 2
     assert (found["ensemble"], found["evaluate"]) == ("ran", "ran")
     assert (workspace.member("net") / "weights.safetensors").read_bytes() == weights
-    assert "nothing to do" in run(workspace, "segmill", "retrain")
+    assert "nothing to do" in run(workspace, "segmill", "retrain", servers=servers)
     assert "up to date" in run(workspace, "dvc", "status")
     assert "Running stage" not in run(workspace, "dvc", "repro")

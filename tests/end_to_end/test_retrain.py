@@ -26,8 +26,10 @@ from ruamel.yaml import YAML
 from terminal import BIN, run, states, terminal
 
 from flows.commands.start import create
+from segmill import progress
 from segmill.data.ingest.builtin import write_brain
 from segmill.workspace import Workspace
+from tasks.finetune import curves_path
 
 pytestmark = pytest.mark.slow
 
@@ -130,28 +132,6 @@ def test_mlflow_leads_back_to_data_params_code_and_commit(first: tuple[Workspace
         assert [point.step for point in client.get_metric_history(child.info.run_id, "val_miou")] == [1, 2]
 
 
-def test_prefect_kept_the_run_with_its_tasks_table_and_picture(first: tuple[Workspace, str]) -> None:
-    """Asks the database that Prefect's own pages read, through Prefect's client, in a fresh process."""
-    workspace, _ = first
-    program = (
-        "import json\n"
-        "from prefect.client.orchestration import get_client\n"
-        "with get_client(sync_client=True) as client:\n"
-        "    (run,) = client.read_flow_runs()\n"
-        "    tasks = sorted(task.name for task in client.read_task_runs())\n"
-        "    artifacts = {a.key: [a.type, a.data] for a in client.read_artifacts() if a.key}\n"
-        "print(json.dumps([run.state_name, tasks, artifacts]))"
-    )
-    environment = {**os.environ, "PREFECT_HOME": str(workspace.prefect_home)}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    state, names, artifacts = json.loads(done.stdout.splitlines()[-1])
-    assert state == "Completed"
-    assert {"finetune@fpn", "finetune@unet"} <= set(names)
-    assert {name.rpartition("-")[0] for name in names} >= {"version", "validate", "prepare", "promote"}
-    assert "| ensemble |" in artifacts["retrain-summary"][1]
-    assert artifacts["retrain-overlays"][1].startswith("data:image/png;base64,")
-
-
 def test_the_second_run_and_dvc_have_nothing_to_do(first: tuple[Workspace, str]) -> None:
     workspace, _ = first
     assert "nothing to do" in run(workspace, "segmill", "retrain")
@@ -193,31 +173,68 @@ def test_predict_writes_masks_and_overlays(first: tuple[Workspace, str], tmp_pat
     assert "torn.png" in run(workspace, "segmill", "predict", str(tmp_path / "torn.png"), "--to", "none", code=1)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(folder)]).returncode:
-        pytest.skip("mounting a small file system needs root")
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that is a file system of 700 MiB, where we may mount one."""
+    folder = tmp_path_factory.mktemp("disk")
+    mounted = not os.geteuid() and not subprocess.call(
+        ["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(folder)]
+    )
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    if mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(
-    small_disk: Path, brain_workspace: Callable[..., Workspace], servers: dict[str, str]
+@pytest.fixture(scope="module")
+def stopped(
+    first: tuple[Workspace, str], small_disk: Path, brain_workspace: Callable[..., Workspace]
+) -> tuple[Workspace, str, list[psutil.Process]]:
+    """A workspace whose first training a signal stopped, what was printed, and the processes that ran."""
+    workspace = brain_workspace(small_disk, "fpn", epochs=200)
+    shutil.copytree(first[0].prefect_home, workspace.prefect_home)  # Prefect's database, laid out already
+    said = workspace.root.with_name("said")
+    own = terminal() | {"PYTHONFAULTHANDLER": "1"}
+    with said.open("w") as out:
+        process = psutil.Popen([BIN / "segmill", "retrain"], cwd=workspace.root, stdout=out, stderr=out, env=own)
+    while not list(workspace.checkpoints.rglob("state.pt")):
+        assert process.poll() is None, said.read_text()
+        time.sleep(0.1)
+    started = process.children(recursive=True)
+    process.terminate()
+    assert process.wait(timeout=60) == 130, said.read_text()
+    return workspace, said.read_text(), started
+
+
+def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
+    stopped: tuple[Workspace, str, list[psutil.Process]],
+) -> None:
+    workspace, said, started = stopped
+    assert "interrupted; what was finished is recorded" in said
+    assert len(started) > 3, "Ray's and Prefect's"
+    assert psutil.wait_procs(started, timeout=30)[1] == []
+    assert list(workspace.checkpoints.rglob("state.pt"))
+
+
+def test_the_next_run_resumes_and_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(
+    stopped: tuple[Workspace, str, list[psutil.Process]], small_disk: Path, servers: dict[str, str]
 ) -> None:
     """On a real file system of 700 MiB, filled to the last byte while the member trains."""
-    workspace = brain_workspace(small_disk, "fpn", epochs=20)
-    filler = small_disk / "filler"
+    if not os.path.ismount(small_disk):
+        pytest.skip("mounting a small file system needs root")
+    workspace = stopped[0]
+    filler, note = small_disk / "filler", workspace.progress / "finetune@fpn.member.json"
+    epochs = len(curves_path(workspace, "fpn").read_text().splitlines()) - 1
+    note.unlink()
     with ThreadPoolExecutor(1) as background:
         running = background.submit(run, workspace, "segmill", "retrain", code=1, servers=servers)
-        while not workspace.progress.joinpath("finetune@fpn.json").exists():
+        while "epoch" not in (facts := progress.read(note) or {}):
             assert not running.done(), running.result()
             time.sleep(0.1)
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**20))
         said = running.result()
+    assert facts["epoch"] >= epochs, "it did not begin again"
     assert said.splitlines()[-1].startswith("error the disk is full: ")
     os.truncate(filler, filler.stat().st_size - 100 * 2**20)
     assert "a run may take about 3" in run(workspace, "segmill", "retrain", code=1), "refused before anything starts"
@@ -245,24 +262,28 @@ def test_weights_out_of_reach_stop_the_run_before_any_training(
     assert not list(workspace.checkpoints.rglob("state.pt"))
 
 
-def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
-    first: tuple[Workspace, str], tmp_path: Path, brain_workspace: Callable[..., Workspace]
-) -> None:
-    workspace = brain_workspace(tmp_path, "fpn", epochs=200)
-    shutil.copytree(first[0].prefect_home, workspace.prefect_home)  # Prefect's database, laid out already
-    said = tmp_path / "said"
-    with said.open("w") as out:
-        process = psutil.Popen([BIN / "segmill", "retrain"], cwd=workspace.root, stdout=out, stderr=out, env=terminal())
-    while not list(workspace.checkpoints.rglob("state.pt")):
-        assert process.poll() is None, said.read_text()
-        time.sleep(0.1)
-    started = process.children(recursive=True)
-    assert len(started) > 3, "Ray's and Prefect's"
-    process.terminate()
-    assert process.wait(timeout=60) == 130
-    assert "interrupted; what was finished is recorded" in said.read_text()
-    assert psutil.wait_procs(started, timeout=30)[1] == []
-    assert list(workspace.checkpoints.rglob("state.pt")), "the next run goes on from here"
+KEPT = """
+import json
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    (run,) = client.read_flow_runs()
+    tasks = sorted(task.name for task in client.read_task_runs())
+    artifacts = {a.key: [a.type, a.data] for a in client.read_artifacts() if a.key}
+print(json.dumps([run.state_name, tasks, artifacts]))
+"""
+
+
+def prefect_kept_the_run_with_its_tasks_table_and_picture(api: str) -> None:
+    """Ask what Prefect's own pages ask, in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT], capture_output=True, text=True, check=True, env=terminal({"PREFECT_API_URL": api})
+    )
+    state, names, artifacts = json.loads(done.stdout.splitlines()[-1])
+    assert state == "Completed"
+    assert {"finetune@fpn", "finetune@unet"} <= set(names)
+    assert {name.rpartition("-")[0] for name in names} >= {"version", "validate", "prepare", "promote"}
+    assert "| ensemble |" in artifacts["retrain-summary"][1]
+    assert artifacts["retrain-overlays"][1].startswith("data:image/png;base64,")
 
 
 SCHEDULED = """
@@ -295,7 +316,9 @@ def a_schedule_fires(api: str, folder: Path) -> None:
     runner.wait(timeout=60)
 
 
-def test_the_pages_answer_on_any_port_and_end_with_the_command(first: tuple[Workspace, str], tmp_path: Path) -> None:
+def test_the_pages_answer_on_any_port_know_the_run_and_end_with_the_command(
+    first: tuple[Workspace, str], tmp_path: Path
+) -> None:
     workspace, _ = first
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0)), other.bind(("127.0.0.1", 0))
@@ -307,6 +330,7 @@ def test_the_pages_answer_on_any_port_and_end_with_the_command(first: tuple[Work
     settings = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/ui-settings"))
     assert settings["api_url"] == f"http://127.0.0.1:{ports[0]}/api", "where the page in the browser asks"
     assert "<title>MLflow</title>" in urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}").read().decode()
+    prefect_kept_the_run_with_its_tasks_table_and_picture(f"http://127.0.0.1:{ports[0]}/api")
     a_schedule_fires(f"http://127.0.0.1:{ports[0]}/api", tmp_path)
     started = process.children(recursive=True)
     process.terminate()

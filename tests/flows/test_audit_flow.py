@@ -17,7 +17,6 @@ from ruamel.yaml import YAML
 
 from flows.audit import _fold_member, audit, fold_job, fold_training
 from flows.commands.audit import show
-from segmill.cluster.connection import connect
 from segmill.errors import InputError
 from segmill.evaluation.audit_job import AuditResult
 from segmill.params import read_params, set_params
@@ -99,7 +98,7 @@ def test_a_folds_record_says_how_it_was_trained_not_how_its_member_is(tmp_path: 
 
 
 @pytest.mark.slow
-def test_held_out_and_folds_with_real_trainings(workspace: Workspace) -> None:
+def test_held_out_and_folds_with_real_trainings(workspace: Workspace, joined: None) -> None:
     yaml = YAML()
     content = yaml.load(workspace.params)
     content["members"] = {
@@ -115,17 +114,16 @@ def test_held_out_and_folds_with_real_trainings(workspace: Workspace) -> None:
         swapped[mask == 0], swapped[mask == 1] = 1, 0
         cv2.imwrite(str(path), swapped)
     params = read_params(workspace.params)
-    with connect("local", num_cpus=2):
-        for name in stage_names(params):
-            if name != "evaluate":
-                bring_up_to_date(workspace, name)
-        with pytest.raises(InputError, match="there is no network 'tinny'; did you mean 'tiny'"):
-            audited(workspace, folds=2, member="tinny")
-        with pytest.raises(InputError, match="--folds is 99 and train has"):
-            audited(workspace, folds=99)
-        audited(workspace, folds=2, epochs=6)
-        models = {path: path.stat().st_mtime_ns for path in (workspace.scratch / "audit").glob("*/member/member.json")}
-        again = audited(workspace, folds=2, epochs=6)
+    for name in stage_names(params):
+        if name != "evaluate":
+            bring_up_to_date(workspace, name)
+    with pytest.raises(InputError, match="there is no network 'tinny'; did you mean 'tiny'"):
+        audited(workspace, folds=2, member="tinny")
+    with pytest.raises(InputError, match="--folds is 99 and train has"):
+        audited(workspace, folds=99)
+    audited(workspace, folds=2, epochs=6)
+    models = {path: path.stat().st_mtime_ns for path in (workspace.scratch / "audit").glob("*/member/member.json")}
+    again = audited(workspace, folds=2, epochs=6)
     assert len(models) == 2 and all(path.stat().st_mtime_ns == written for path, written in models.items())
     for path in models:
         recorded = json.loads(path.read_text())["params"]

@@ -38,6 +38,7 @@ def assert_close(
     assert curves["val_miou"] == [miou and pytest.approx(miou, abs=MIOU_TOLERANCE) for miou in recorded["val_miou"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_trains_as_recorded(recipe, golden, golden_street: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     before = 3 if RECIPES[recipe].get("weights") == START else 0
@@ -51,6 +52,7 @@ def test_another_recipe_would_be_noticed(recipe, golden) -> None:  # type: ignor
             assert_close(golden["curves"][other], golden["curves"][recipe])
 
 
+@pytest.mark.slow
 def test_the_svm_is_fitted_as_recorded(golden, golden_street: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert_close(fit_classical(golden_street, tmp_path), golden["svm"])
 

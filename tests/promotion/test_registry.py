@@ -63,6 +63,7 @@ class Registered:
     run_id: str
     version: str
     artifacts: Path
+    files: tuple[Path, ...]  # of the artifacts, before anybody loads them
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +73,11 @@ def registered(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Regis
     run_id = tracking.start_run(uri, "street", "retrain", artifacts=str(root / "mlartifacts"))
     version = registry.register(uri, run_id, judging / "ensemble", NAME, tags={"data_version": "v1"})
     registry.set_alias(uri, NAME, registry.CHAMPION, version)
-    return Registered(uri, run_id, version, root / "mlartifacts")
+    files = tuple(path for path in (root / "mlartifacts").rglob("*") if path.is_file())
+    return Registered(uri, run_id, version, root / "mlartifacts", files)
 
 
+@pytest.mark.slow
 def test_loads_and_predicts_in_a_process_that_knows_nothing(
     registered: Registered, judging: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +116,7 @@ np.savez(sys.argv[3], **{f"{name}:{head}": one for name, heads in answer["aux"].
 """
 
 
+@pytest.mark.slow
 def test_the_served_model_answers_the_auxiliary_heads_that_were_kept(tmp_path: Path) -> None:
     spec = MemberSpec("rich", "mobilenetv2_050", "fpn", 3, heads=("presence", "boundary"))
     save_member(
@@ -139,7 +143,7 @@ def test_the_served_model_answers_the_auxiliary_heads_that_were_kept(tmp_path: P
 
 
 def test_holds_no_pickle_and_no_path_of_this_machine(registered: Registered, judging: Path) -> None:
-    files = [path for path in registered.artifacts.rglob("*") if path.is_file()]
+    files = registered.files
     assert {"MLmodel", "served.py", "ensemble.json", "weights.safetensors"} <= {path.name for path in files}
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".pyc")]
     model = next(path for path in files if path.name == "MLmodel").read_text()
@@ -179,6 +183,7 @@ def scoring(registered: Registered, version: str, packed_dir: Path) -> ScoreJob:
     return ScoreJob(uri=registered.uri, model_name=NAME, version=version, packed_dir=packed_dir)
 
 
+@pytest.mark.slow
 def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered, judging: Path) -> None:
     counts = score_registered(scoring(registered, registered.version, judging / "packed"))
     test = PackedSplit(judging / "packed" / "test")
@@ -197,6 +202,7 @@ def test_a_version_of_other_classes_is_not_compared(registered: Registered, judg
         score_registered(scoring(registered, registered.version, tmp_path / "packed"))
 
 
+@pytest.mark.slow
 def test_a_version_that_does_not_load_says_why(registered: Registered, judging: Path) -> None:
     """A champion whose files are gone from the store: an error with its last words, not a hang."""
     with tracking.reaching(registered.uri) as client:

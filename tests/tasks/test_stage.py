@@ -70,6 +70,7 @@ def test_dvc_finds_nothing_to_do_after_the_bridge(brought: Workspace) -> None:
     assert "Running" not in dvc(brought, "repro", "augment")
 
 
+@pytest.mark.slow
 def test_the_bridge_finds_nothing_to_do_after_dvc(workspace: Workspace) -> None:
     version(workspace, read_params(workspace.params))
     assert "Running stage 'prepare'" in dvc(workspace, "repro", "augment")
@@ -130,6 +131,7 @@ def test_params_are_read_once_and_an_edit_in_the_middle_counts_for_the_next_run(
     assert found["augment"].why == "augment.seed 0 -> 5"
 
 
+@pytest.mark.slow
 def test_dvc_records_no_result_of_other_settings_than_it_wrote_down(brought: Workspace) -> None:
     set_params(brought.params, ["prepare.size_px=[32, 64]"])
     with pytest.raises(InputError, match=r"other settings for prepare .*prepare.size_px \[64, 64\] -> \[32, 64\]"):

@@ -14,6 +14,7 @@ from segmill.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+IMPORTED_ONCE = ["__main__", "numpy", "cv2", "PIL.Image"]  # by the process from which all others are forked
 BIG = 500  # below this many items starting processes costs more than it saves
 
 
@@ -74,8 +75,11 @@ def map_ordered(
 
 
 def _processes(jobs: int) -> ProcessPoolExecutor:
-    # Fresh processes: the caller may hold threads (Prefect, Ray, OpenCV) that a forked child would inherit locked.
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    # The caller may hold threads (Prefect, Ray, OpenCV) that a child forked from it would inherit locked: processes are
+    # forked from one that holds none. A fresh process for each would import the same libraries again.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED_ONCE)
+    return ProcessPoolExecutor(jobs, mp_context=context)
 
 
 def _each(function: Callable[[Item], Result], work: Sequence[Item]) -> list[Result]:

@@ -218,6 +218,8 @@ def test_versions_live_on_s3_with_credentials_from_the_environment(root: Path, c
     import boto3
 
     boto3.client("s3").create_bucket(Bucket="labels")
+    for path in raw(root).glob("*/street_s000[14-7]_*"):  # each file takes a request
+        path.unlink()
     first = bring_data(root, "data/raw", "s3://labels/street")
     shutil.rmtree(raw(root))
     shutil.rmtree(root / ".dvc" / "cache")

@@ -91,6 +91,7 @@ def test_status_of_a_new_workspace(workspace: Workspace) -> None:
     assert "none yet" not in said and "no run yet" in said  # init recorded the set as its first version
 
 
+@pytest.mark.slow
 def test_init_makes_a_workspace_that_validates(street: Path, tmp_path: Path) -> None:
     code, said = segmill("init", "mine", "--data", str(street), cwd=tmp_path)
     assert code == 0 and "segmill validate, then segmill plan" in said, said

@@ -38,24 +38,21 @@ def test_the_module_is_light() -> None:
 
 @pytest.mark.slow
 def test_a_member_is_profiled_before_and_after_prepare(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], joined: None
 ) -> None:
     set_params(workspace.params, ["prepare.size_px=null", "train.batch_size=4"])
     name = "resnet18-linknet"
-    from segmill.cluster.connection import connect
-
-    with connect("local", 1):
-        with pytest.raises(InputError, match=r"nothing is prepared yet and prepare\.size_px is null"):
-            profile(workspace, read_params(workspace.params), name, Console(quiet=True))
-        set_params(workspace.params, ["prepare.size_px=[64, 96]"])
-        profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
-        facts = json.loads(capsys.readouterr().out)
-        assert facts["made_up"] and facts["size_px"] == [64, 96] and facts["batch_size"] == 4
-        set_params(workspace.params, ["augment.recipe=[{HorizontalFlip: {p: 0.5}}]"])
-        for stage in ("fingerprint", "validate", "prepare"):
-            run(workspace, stage, read_params(workspace.params))
-        profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
-        facts = json.loads(capsys.readouterr().out)
+    with pytest.raises(InputError, match=r"nothing is prepared yet and prepare\.size_px is null"):
+        profile(workspace, read_params(workspace.params), name, Console(quiet=True))
+    set_params(workspace.params, ["prepare.size_px=[64, 96]"])
+    profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["made_up"] and facts["size_px"] == [64, 96] and facts["batch_size"] == 4
+    set_params(workspace.params, ["augment.recipe=[{HorizontalFlip: {p: 0.5}}]"])
+    for stage in ("fingerprint", "validate", "prepare"):
+        run(workspace, stage, read_params(workspace.params))
+    profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
+    facts = json.loads(capsys.readouterr().out)
     assert not facts["made_up"] and facts["images_s"] > 0 and facts["step_flop"] > 1e9
     assert sum(facts["kinds"].values()) == pytest.approx(1)
     console = Console(width=120)

