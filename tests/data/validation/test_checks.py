@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +80,27 @@ Image.open = opened
 """
 
 
+EXAMINE = """
+import json, sys
+from pathlib import Path
+from segmill.data.validation.examination import examine
+found = examine(Path(sys.argv[1]))
+print(json.dumps([{issue.kind: issue.files for issue in found.issues}, found.table["id"].to_pylist()]))
+"""
+
+
 @pytest.mark.slow
-def test_what_kills_the_process_that_decodes_it_is_named_and_nothing_else(
-    street_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_kills_the_process_that_decodes_it_is_named_and_nothing_else(street_set: Path, tmp_path: Path) -> None:
     """Processes of the examination read this at their start, so an image of 13 x 17 px kills them as a crash would."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(KILLS_WHO_OPENS_IT)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
     save(street_set, "images/s03.png", np.zeros((17, 13, 3), np.uint8))
-    found = examine(street_set)
-    assert {issue.kind: issue.files for issue in found.issues} == {"crashes_decoder": ("images/s03.png",)}
-    assert found.table["id"].to_pylist() == ["s00", "s01", "s02", "s04", "s05", "s06", "s07"]
+    command = [sys.executable, "-c", EXAMINE, str(street_set)]
+    said = subprocess.check_output(command, env={**os.environ, "PYTHONPATH": path}, text=True)
+    issues, ids = json.loads(said)
+    assert issues == {"crashes_decoder": ["images/s03.png"]}
+    assert ids == ["s00", "s01", "s02", "s04", "s05", "s06", "s07"]
 
 
 def test_all_bad_files_are_said_at_once(street_set: Path, tmp_path: Path) -> None:
