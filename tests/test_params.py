@@ -158,3 +158,17 @@ def test_keys_that_dvcs_run_cache_overlooks_are_refused(values: dict[str, Any]) 
         parse_params(values | {"augment": {"recipe": recipe}}, "params.yaml")
     with pytest.raises(InputError, match=r"members\.size"):
         parse_params(values | {"members": {"size": values["members"]["lite0-unet"]}}, "params.yaml")
+
+
+def test_what_is_no_parameter_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^params\.yaml holds list, not blocks of keys"):
+        parse_params(["train"], "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"train:\n  epochs: 3 # \xff\n")
+    with pytest.raises(InputError, match=r"params\.yaml is not UTF-8 text"):
+        read_params(tmp_path / "params.yaml")
+
+
+def test_tiles_overlap_by_less_than_their_side(values: dict[str, Any]) -> None:
+    values["prepare"] |= {"resize": "tile", "size_px": [64, 48], "overlap_px": 48}
+    with pytest.raises(InputError, match=r"overlap_px 48 must be smaller than size_px \[64, 48\]"):
+        parse_params(values, "params.yaml")

@@ -127,3 +127,20 @@ def test_a_download_with_other_bytes_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="another sha256"):
         weights._download((tmp_path / "net-0123abcd.pth").as_uri())
     assert not list((tmp_path / "cache").rglob("*.pth*"))
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path: Path, wrapper: str) -> None:
+    encoder = Encoder()
+    given = as_timm(encoder)
+    torch.save({wrapper: given}, tmp_path / "w.pth")
+    load_into(encoder, resolve(f"file:{tmp_path / 'w.pth'}", "tiny"))
+    assert torch.equal(encoder.state_dict()["model.stem.weight"], given["stem.weight"])
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="holds no state dict"):
+        load_into(encoder, resolve(f"file:{tmp_path / 'w.pth'}", "tiny"))
+
+
+def test_a_backbone_that_timm_trained_nowhere_is_said() -> None:
+    with pytest.raises(InputError, match="timm has no weights for resnet10; write weights: smp, file:PATH"):
+        resolve("timm", "resnet10")

@@ -145,3 +145,12 @@ def test_any_samples_come_back_from_shards_in_order_of_id(written: list[Sample],
             np.testing.assert_array_equal(split.image(number), sample.image)
             np.testing.assert_array_equal(split.mask(number), sample.mask)
             assert split.shape(number) == sample.mask.shape
+
+
+def test_a_sample_that_is_not_of_bytes_is_refused(tmp_path: Path) -> None:
+    image, mask = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
+    with SplitWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match="a: image uint16 and mask uint8 must be uint8"):
+            writer.add(Sample("a", "g", image.astype(np.uint16), mask))
+        with pytest.raises(ValueError, match=r"a: image \(4, 6, 3\) does not go with mask \(4, 5\)"):
+            writer.add(Sample("a", "g", image, mask[:, :5]))

@@ -247,3 +247,11 @@ def test_ten_thousand_groups_take_seconds() -> None:
 def test_a_part_names_the_group_it_is_of(name: str, whole: str) -> None:
     assert whole_group(name) == whole
     assert whole_group(part_of_group(name, "val")) == name
+
+
+def test_empty_lines_of_splits_csv_count_for_nothing_and_other_encodings_are_said(tmp_path: Path) -> None:
+    (tmp_path / "splits.csv").write_text("group,split\n\na,train\n\n")
+    assert read_frozen(tmp_path) == {"a": "train"}
+    (tmp_path / "splits.csv").write_bytes("group,split\nä,train\n".encode("latin-1"))
+    with pytest.raises(InputError, match="is not a UTF-8 table of comma-separated values"):
+        read_frozen(tmp_path)

@@ -233,3 +233,13 @@ def test_pairs_and_what_is_no_pair(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images does not exist"):
         list_samples(tmp_path)
+
+
+def test_an_image_without_a_finite_value_is_black() -> None:
+    assert not to_8_bits(np.full((3, 4), np.nan, np.float32)).any()
+
+
+def test_damaged_exif_turns_nothing() -> None:
+    content = BytesIO()
+    Image.new("RGB", (20, 10)).save(content, "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert image_size(content.getvalue()) == (10, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -11,7 +12,9 @@ from PIL import Image
 from terminal import BIN, terminal
 from typer.testing import CliRunner
 
+from flows.commands import cli
 from flows.commands.cli import app
+from segmill.errors import GateRefused, InfrastructureError
 from segmill.workspace import Workspace
 
 COMMANDS = (
@@ -121,3 +124,43 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, street: Path) -> None:
         subprocess.run(["umount", str(small)], check=True)
     assert code == 1
     assert "the disk is full" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            1,
+            "/x may not be written or read (Permission denied)",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "free on the disk of the workspace; free some space"),
+        (OSError(errno.EIO, "Input/output error", "/x"), 1, "error /x: Input/output error; run again with --debug"),
+        (KeyError("lost"), 1, "error unexpected KeyError: 'lost'; run again with --debug for the traceback"),
+        (InfrastructureError("[b]nobody[/b] answers"), 4, "error [b]nobody[/b] answers"),
+        (GateRefused("not better"), 3, "gate not better"),
+        (KeyboardInterrupt(), 130, "error interrupted; what was finished is recorded"),
+        (SystemExit("nothing"), 1, ""),
+    ],
+)
+def test_every_error_becomes_one_sentence_and_an_exit_code(
+    raised: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["segmill", "status"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_command_that_succeeds_ends_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "app", lambda *_, **__: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
