@@ -38,7 +38,7 @@ def watched(study: Study, keys: Sequence[str], minutes: float | None, console: C
                 yield line(number, trial, keys)
         running = sum(trial.state == "open" for trial in trials)
         if running and not over and pauses.over("trials", began):
-            yield f"{running} trials run, {clock(run_seconds(study))} spent"
+            yield f"{'1 trial runs' if running == 1 else f'{running} trials run'}, {clock(run_seconds(study))} spent"
 
     with watching(console, lambda: table(study, keys, minutes), news):
         yield

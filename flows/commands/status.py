@@ -212,7 +212,7 @@ def model_line(model: dict[str, Any] | None) -> str:
 
 
 def show_history(workspace: Workspace, console: Console) -> None:
-    """Print the ledger, oldest first."""
+    """Print the ledger, oldest first, in 80 columns; "against" is the champion of that time."""
     from segmill.promotion import ledger
     from tasks.promote import ledger_url
 
@@ -222,7 +222,7 @@ def show_history(workspace: Workspace, console: Console) -> None:
         return
     console.print(f"[bold]{entries[0].model}[/], the latest last")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("time (UTC)", "version", "action", "verdict", "champion before", "mIoU", "gain"):
+    for heading in ("time (UTC)", "version", "action", "verdict", "against", "mIoU", "gain"):
         table.add_column(heading, no_wrap=True)
     for entry in reversed(entries):
         gain, miou = entry.facts.get("gain"), entry.facts.get("challenger_miou")

@@ -1,0 +1,74 @@
+"""`segmill history` and `segmill status`: what they print, from a real ledger and the notes of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from rich.console import Console
+
+from flows.commands.status import Status, model_line, show, show_history
+from segmill.promotion import ledger
+from segmill.workspace import Workspace
+from tasks.promote import ledger_url
+
+CHAMPION = {"name": "segmill-street", "version": "12", "miou": 0.71239, "verdict": "PASS", "data_version": "0123456789"}
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=80)
+
+
+def printed(console: Console) -> str:
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_no_verdict_says_what_brings_one(workspace: Workspace) -> None:
+    narrow = console()
+    show_history(workspace, narrow)
+    assert printed(narrow) == "no verdict yet: `segmill retrain` brings the first\n"
+
+
+def test_every_verdict_is_a_line_that_is_whole_in_80_columns(workspace: Workspace) -> None:
+    url, facts = ledger_url(workspace), {"gain": -0.0123, "challenger_miou": 0.71239}
+    entries = [
+        ledger.Entry("promote", "segmill-street", "1", None, "PASS", facts={"challenger_miou": 0.6}),
+        ledger.Entry("refuse", "segmill-street", "112", "1", "INCONCLUSIVE", facts=facts),
+        ledger.Entry("rollback", "segmill-street", "1", "112"),
+    ]
+    for number, entry in enumerate(entries):
+        ledger.append(url, entry, after=number)
+    narrow = console()
+    show_history(workspace, narrow)
+    title, heading, first, second, third = printed(narrow).splitlines()
+    assert title == "segmill-street, the latest last"
+    assert heading.split() == ["time", "(UTC)", "version", "action", "verdict", "against", "mIoU", "gain"]
+    assert first.split()[1:] == ["1", "promote", "PASS", "-", "0.6000", "-"]
+    assert second.split()[1:] == ["112", "refuse", "INCONCLUSIVE", "1", "0.7124", "-0.0123"]
+    assert third.split()[1:] == ["1", "rollback", "-", "112", "-", "-"]
+
+
+def status(workspace: Workspace, **own: object) -> Status:
+    facts = {
+        "data_version": "0123", "data_why": "files changed", "stages": {}, "last_run": None, "champion": CHAMPION,
+        "challenger": None, "judged": False, "writer": "",
+    }  # fmt: skip
+    return Status(workspace, **{**facts, **own})  # type: ignore[arg-type]
+
+
+def test_the_models_that_stand_and_the_last_run_are_said(workspace: Workspace) -> None:
+    assert model_line(CHAMPION) == "segmill-street version 12, test mIoU 0.7124, PASS, data 01234567"
+    wide = Console(file=io.StringIO(), width=160)
+    show(status(workspace, writer="`segmill tune` runs", last_run={"finished": "today", "outcome": "[b]done"}), wide)
+    said = printed(wide)
+    assert "champion      segmill-street version 12" in said and "challenger    none" in said
+    assert "data version  0123  (files changed)" in said
+    assert "now           `segmill tune` runs" in said and "last run today, [b]done" in said
+
+
+def test_a_torn_note_of_the_last_run_is_said(workspace: Workspace) -> None:
+    workspace.last_run.parent.mkdir(exist_ok=True)
+    workspace.last_run.write_text(json.dumps({"finished": "today"})[:9])
+    wide = Console(file=io.StringIO(), width=160)
+    show(status(workspace), wide)
+    assert "is damaged; the next run writes it anew" in printed(wide)
