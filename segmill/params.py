@@ -295,13 +295,21 @@ def parse_params(values: Any, source: str) -> Params:
     """Turn plain values into Params; ``source`` names them in the error."""
     if not isinstance(values, dict):
         raise InputError(f"{source} holds {type(values).__name__}, not blocks of keys; see the project's params.yaml")
+    params, faults = _checked(values)
+    if faults or params is None:
+        raise InputError("\n".join(f"{source}: {fault}" for fault in faults))
+    return params
+
+
+def _checked(values: dict[str, Any]) -> tuple[Params | None, list[str]]:
+    """Return the parameters, and a sentence for each fault; None where there is any."""
     untracked = [key for key in _all_keys(values) if key.rpartition(".")[2] in UNTRACKED_KEYS]
     if untracked:
-        raise InputError(
-            f"{source}: {', '.join(untracked)}: DVC's run-cache takes no notice of keys named size or nfiles and would "
+        return None, [
+            f"{', '.join(untracked)}: DVC's run-cache takes no notice of keys named size or nfiles and would "
             "give back a result made with other values; write size_px"
-        )
-    faults = []
+        ]
+    params, faults = None, []
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
@@ -311,22 +319,21 @@ def parse_params(values: Any, source: str) -> Params:
             _TRAIN.validate_python(own)
         except ValidationError as error:
             faults += [_sentence(fault, ["members", name]) for fault in error.errors()]
-    if faults:
-        raise InputError("\n".join(f"{source}: {fault}" for fault in faults))
-    return params
+    return params, faults
 
 
 def set_params(path: Path, assignments: list[str]) -> list[str]:
     """Apply ``key=value`` assignments to params.yaml, its comments kept; return a line per value that changed.
 
     The value is read as YAML. Everything is checked before the file is touched, which is replaced atomically.
-    Raises InputError for an assignment without ``=``, or one that makes the file invalid.
+    Raises InputError for an assignment without ``=``, or one that makes the file invalid; a fault that was in the file
+    before, and that no assignment mends, is said of the file.
     """
     yaml = _yaml()
     values = _load(path)
-    if former_keys(values):
+    if not isinstance(values, dict) or former_keys(values):
         parse_params(values, path.name)
-    changes = []
+    before, changes = _checked(values)[1], []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -346,7 +353,8 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
         block[leaf] = value
         if isinstance(block, CommentedMap) and (comments := block.ca.items.get(leaf)):
             comments[3] = None  # what stood before a value in block style; ruamel would break the file over it
-    parse_params(values, "--set")
+    if faults := _checked(values)[1]:
+        raise InputError("\n".join(f"{path.name if fault in before else '--set'}: {fault}" for fault in faults))
     if changes:
         with replacing(path) as draft, draft.open("w") as file:
             yaml.dump(values, file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import segmill
 from segmill.errors import InputError
@@ -31,9 +32,14 @@ class Workspace:
             )
         for name in ("params.yaml", "dvc.yaml"):
             if not (root / name).is_file():
+                if cls(root).scratch.is_dir():
+                    raise InputError(
+                        f"{root} has lost its {name}; `git -C {quote(str(root))} checkout HEAD -- {name}` brings back "
+                        "the last one that was committed"
+                    )
                 raise InputError(
-                    f"{root} is not a workspace: it has no {name}; make one with `segmill init {folder} --data PATH`, "
-                    "try the built-in data with `segmill demo`, or name another folder with --workspace"
+                    f"{root} is not a workspace: it has no {name}; make one with `segmill init {quote(str(folder))} "
+                    "--data PATH`, try the built-in data with `segmill demo`, or name another folder with --workspace"
                 )
         if not (root / ".dvc").is_dir():
             raise InputError(f"{root} is not a DVC repository: it has no .dvc folder; run `dvc init` there")

@@ -172,3 +172,16 @@ def test_tiles_overlap_by_less_than_their_side(values: dict[str, Any]) -> None:
     values["prepare"] |= {"resize": "tile", "size_px": [64, 48], "overlap_px": 48}
     with pytest.raises(InputError, match=r"overlap_px 48 must be smaller than size_px \[64, 48\]"):
         parse_params(values, "params.yaml")
+
+
+def test_a_fault_is_said_of_the_file_or_of_set_as_it_came_from(file: Path) -> None:
+    typo = file.read_text().replace("  epochs:", "  epoch:", 1)
+    file.write_text(typo)
+    with pytest.raises(InputError, match=r"^params\.yaml: unknown key train\.epoch; did you mean 'epochs'\? [^\n]*$"):
+        set_params(file, [])
+    with pytest.raises(InputError) as both:
+        set_params(file, ["train.lrr=0.1"])
+    assert sorted(line.split(":")[0] for line in str(both.value).splitlines()) == ["--set", "params.yaml"]
+    assert file.read_text() == typo
+    file.write_text(template("params.yaml").read_text().replace("  epochs: ", "  epochs: -", 1))
+    assert set_params(file, ["train.epochs=3"])[0].endswith("-> 3"), "a fault that an assignment mends is none"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import platform
 import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -49,8 +51,18 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
 }
 
 
+def say_version(asked: bool) -> None:
+    """Print the release and what it runs on, and end the command."""
+    if asked:
+        print(f"segmill {version('segmill')} (Python {platform.python_version()}, {platform.system()})")
+        raise typer.Exit
+
+
 @app.callback()
 def main_options(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Say which release this is.", callback=say_version, is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere in the line.")] = False,
 ) -> None:
     """Options of every command (``--debug`` is taken out of the line before it is parsed)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -58,11 +59,32 @@ def test_no_workspace_says_how_to_make_one(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
+def test_a_workspace_that_lost_a_file_is_not_made_anew(workspace: Workspace, name: str) -> None:
+    folder = workspace.root.with_name("my workspace")
+    workspace.root.rename(folder)
+    (folder / ".segmill").mkdir(exist_ok=True)
+    before = (folder / name).read_bytes()
+    (folder / name).unlink()
+    code, said = segmill("status", cwd=folder)
+    assert code == 1 and f"has lost its {name}; " in said and "init" not in said
+    command = said.split("`")[1]
+    assert f"'{folder}'" in command, "a path with a space in it is quoted"
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert (folder / name).read_bytes() == before
+
+
+def test_the_release_is_said() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0
+    assert done.output.startswith(f"segmill {version('segmill')} (Python 3.")
+
+
 def test_a_mistyped_key_stops_before_anything_runs(workspace: Workspace) -> None:
     workspace.params.write_text(workspace.params.read_text().replace("epochs:", "epoch:"))
     code, said = segmill("retrain", cwd=workspace.root)
     assert code == 1
-    assert "unknown key train.epoch; did you mean 'epochs'?" in said
+    assert "error params.yaml: unknown key train.epoch; did you mean 'epochs'?" in said, "nobody gave a --set"
     assert not (workspace.root / "dvc.lock").exists()
 
 
