@@ -302,7 +302,7 @@ def parse_params(values: Any, source: str) -> Params:
 
 
 def _checked(values: dict[str, Any]) -> tuple[Params | None, list[str]]:
-    """Return the parameters, and a sentence for each fault; None where there is any."""
+    """Return the parameters, None where they can't be read, and a sentence for each fault."""
     untracked = [key for key in _all_keys(values) if key.rpartition(".")[2] in UNTRACKED_KEYS]
     if untracked:
         return None, [

@@ -196,7 +196,8 @@ def stopped(
     own = terminal() | {"PYTHONFAULTHANDLER": "1"}
     with said.open("w") as out:
         process = psutil.Popen([BIN / "segmill", "retrain"], cwd=workspace.root, stdout=out, stderr=out, env=own)
-    while not list(workspace.checkpoints.rglob("state.pt")):
+    curves = curves_path(workspace, "fpn")
+    while not curves.exists() or len(curves.read_text().splitlines()) < 1 + 4:  # epochs: who begins again has fewer
         assert process.poll() is None, said.read_text()
         time.sleep(0.1)
     started = process.children(recursive=True)
