@@ -141,6 +141,12 @@ def test_data_is_added_beside_a_run_that_has_read_it_and_not_before(workspace: W
         assert (code, "80 known already" in said) == (0, True), said
 
 
+def test_a_demo_whose_workspace_is_taken_names_the_other(workspace: Workspace) -> None:
+    with holder(workspace) as process:
+        code, said = segmill("demo", "--workspace", str(workspace.root), cwd=workspace.root)
+    assert code == 4 and f"(process {process.pid})" in said
+
+
 def test_dvc_repro_stops_with_the_same_sentence(workspace: Workspace) -> None:
     from tasks.version import version
 

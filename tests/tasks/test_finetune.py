@@ -94,7 +94,7 @@ def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Wo
     assert look() is None and not (workspace.root / "mlflow.db").exists()
     run = tracking.start_run(uri, "e", "r", artifacts=str(tmp_path / "artifacts"))
 
-    def promote(classes: list[str]) -> None:
+    def promote(classes: list[str], alias: str = registry.CHAMPION) -> None:
         ensemble = _made(tmp_path / f"{len(classes)}" / "ensemble")
         facts = {"format": 1, "classes": [{"name": name} for name in classes], "weights": {}, "flips": False}
         (ensemble / "ensemble.json").write_text(json.dumps(facts))
@@ -102,8 +102,10 @@ def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Wo
         (member / "member.json").write_text(json.dumps({"params": {"split": params.split.model_dump()}}))
         (member / "weights.safetensors").write_bytes(b"weights")
         version = registry.register(uri, run, ensemble, "segmill-street")
-        registry.set_alias(uri, "segmill-street", registry.CHAMPION, version)
+        registry.set_alias(uri, "segmill-street", alias, version)
 
+    promote(names, registry.CHALLENGER)
+    assert look() is None  # none was ever promoted
     promote(names)
     found = look()
     assert found is not None and found.source == "champion:segmill-street/1"

@@ -25,6 +25,7 @@ from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
 from segmill.training.finite import MemberFailed
 from segmill.training.loop import Step, make_objective, train_member
+from segmill.training.objective import Learner
 from segmill.training.settings import Settings
 from segmill.training.validation import share_statistics, validate
 from tests.training.conftest import HEADS, SETTINGS, Tiny, batches, tiny_module
@@ -54,6 +55,21 @@ def test_it_learns_and_keeps_the_best(split: PackedSplit) -> None:
     module.load_state_dict(training.best_weights)
     counts = validate(module, split, SETTINGS, device=CPU, rank=Rank(), dtype=None)
     assert scores.miou(counts) == training.best_miou
+
+
+def test_compile_on_compiles_what_trains_and_changes_no_result(
+    split: PackedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without code being made, which takes a minute; tests/training/measure compares what the compiled code computes."""
+    compiled: list[Learner] = []
+    compiles = Learner.compile
+    monkeypatch.setattr(Learner, "compile", lambda self, **how: (compiled.append(self), compiles(self, **how)))
+    plain = train(split, SETTINGS)
+    assert not compiled
+    with torch.compiler.set_stance("force_eager"):
+        other = train(split, replace(SETTINGS, compile="on"))
+    assert len(compiled) == 1 and compiled[0]._compiled_call_impl is not None
+    assert [row["loss"] for row in other.curves] == [row["loss"] for row in plain.curves]
 
 
 def test_counts_are_those_of_the_metrics_room(split: PackedSplit) -> None:

@@ -158,8 +158,6 @@ def read_raw_mask(source: Path | bytes) -> RawMask:
             values = _decode(image)  # with alpha: HW2
             grey = (values if values.ndim == 2 else values[:, :, 0]) // stretch
             return RawMask(grey, lossy=lossy, top=1 if image.mode == "1" else 255 // stretch)
-        if image.mode not in _COLOUR_MODES:
-            raise InputError(f"its pixels are '{image.mode}', not grey or colour", "convert it")
         return RawMask(_one_channel(_decode(image, "RGB", upright=False)), lossy=lossy)
 
 

@@ -29,6 +29,14 @@ def png_header(width: int, height: int, bits: int, color_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
 
 
+DEEP = np.array([[[0, 100, 200], [300, 400, 600]]], np.uint16)  # HW3
+
+
+def deep_colour(suffix: str) -> bytes:
+    """DEEP as a file."""
+    return cv2.imencode(suffix, DEEP[:, :, ::-1])[1].tobytes()
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -74,6 +82,11 @@ def test_pixels_of_another_kind_are_refused(tmp_path: Path) -> None:
         read_mask(colour)
     with pytest.raises(InputError, match="not 8-bit grey or colour"):
         read_image(deep)
+    Image.new("LAB", (2, 2)).save(tmp_path / "lab.tif")
+    with pytest.raises(InputError, match="'LAB', not grey or colour"):
+        read_image(tmp_path / "lab.tif")
+    with pytest.raises(InputError, match="colours of more than 8 bits, which name no class"):
+        read_raw_mask(deep_colour(".png"))
     with pytest.raises(InputError, match="'L;4', not 8 bits"):  # a decoder would turn id 1 into 17
         read_mask(png_header(2, 2, bits=4, color_type=0))
 
@@ -91,14 +104,13 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         read_image(content[: len(content) // 2])
     with pytest.raises(InputError, match="can't be read as an image"):
         read_image(b"not an image")
-
-
-DEEP = np.array([[[0, 100, 200], [300, 400, 600]]], np.uint16)  # HW3
+    with pytest.raises(InputError, match="can't be decoded"):
+        read_deep_image(deep_colour(".png")[:-20])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_16_bit_colour_is_scaled_over_all_channels_alike(suffix: str) -> None:
-    content = cv2.imencode(suffix, DEEP[:, :, ::-1])[1].tobytes()
+    content = deep_colour(suffix)
     with pytest.raises(InputError, match="not 8-bit grey or colour"):
         read_image(content)
     np.testing.assert_array_equal(read_deep_image(content), [[[0, 42, 85], [128, 170, 255]]])  # 255 / 600 each

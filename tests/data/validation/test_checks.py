@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -65,6 +67,18 @@ def test_a_good_set_becomes_a_manifest(street_set: Path, tmp_path: Path) -> None
     assert len(row["image_sha256"]) == 64
     assert manifest_info(table).num_classes == 5
     assert read_issues(tmp_path / "m.parquet") == summary.issues
+
+
+def test_a_table_that_says_nothing_of_issues_is_no_manifest_of_this_version(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "old.parquet")
+    with pytest.raises(InputError, match=r"old\.parquet keeps no issues.*make it again"):
+        read_issues(tmp_path / "old.parquet")
+
+
+def test_many_kinds_of_issues_are_printed_in_part() -> None:
+    issues = [Issue(f"kind {number}", "error", ("a.png",), "it is", "mend it") for number in range(PRINTED + 2)]
+    lines = str(IssuesFound(Path("raw"), issues)).splitlines()
+    assert len(lines) == 1 + PRINTED + 1 and lines[-1] == "  and 2 more"
 
 
 KILLS_WHO_OPENS_IT = """
@@ -325,6 +339,10 @@ def test_nothing_that_is_no_file_is_opened(street_set: Path, tmp_path: Path) -> 
         "unreadable": ("masks/s06.png", "masks/s07.png"),
     }
     with pytest.raises(InputError, match=r"(?s)nothing in it was opened.*link_outside \(2\)"):
+        refuse_special_files(street_set)
+    (images / "s00.png").unlink()
+    (images / "s00.png").symlink_to("../masks")
+    with pytest.raises(InputError, match=r"not_a_file \(.*images/s00\.png.*: a link to a folder"):
         refuse_special_files(street_set)
 
 

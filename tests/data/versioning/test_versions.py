@@ -10,7 +10,7 @@ import pytest
 
 from segmill.data.ingest.intake import NewSample, change_set
 from segmill.data.splitting.shares import SplitShares
-from segmill.data.versioning.history import compare, read_contents
+from segmill.data.versioning.history import compare, log_path, read_contents, read_log
 from segmill.data.versioning.repository import create_repository
 from segmill.data.versioning.versions import (
     DataVersion,
@@ -56,6 +56,15 @@ def test_changed_data_becomes_another_version(root: Path) -> None:
     assert (second.files, second.md5 != first.md5) == (160, True)
 
 
+def test_a_change_that_fails_leaves_its_message_to_no_later_one(root: Path) -> None:
+    bring_data(root, "data/raw", ".dvc-remote")
+    with pytest.raises(ZeroDivisionError), explained(root, "data/raw", "never came about"):
+        raise ZeroDivisionError
+    next((raw(root) / "images").glob("*.png")).unlink()
+    bring_data(root, "data/raw", ".dvc-remote")
+    assert read_log(log_path(raw(root)))[-1].message == "changed in place"
+
+
 def test_lost_data_comes_back_from_the_remote_alone(root: Path) -> None:
     first = bring_data(root, "data/raw", ".dvc-remote")
     shutil.rmtree(raw(root))
@@ -64,6 +73,9 @@ def test_lost_data_comes_back_from_the_remote_alone(root: Path) -> None:
     back = bring_data(root, "data/raw", ".dvc-remote")
     assert (back.state, back.md5) == ("restored", first.md5)
     assert len(list((raw(root) / "masks").iterdir())) == 80
+    shutil.rmtree(raw(root))
+    shutil.rmtree(root / ".dvc-remote")
+    assert bring_data(root, "data/raw", ".dvc-remote").state == "restored", "the cache alone is enough"
 
 
 def test_data_that_is_nowhere_is_said_with_what_to_do(root: Path) -> None:

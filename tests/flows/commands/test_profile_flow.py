@@ -9,7 +9,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.commands.cli import app
-from flows.commands.profile import profile, show
+from flows.commands.profile import _data, profile, show
+from segmill.data.loading.policy import read_policy
 from segmill.errors import InputError
 from segmill.params import read_params, set_params
 from segmill.training.measure.profile_job import ProfileResult
@@ -45,9 +46,10 @@ def test_a_member_is_profiled_before_and_after_prepare(
     with pytest.raises(InputError, match=r"nothing is prepared yet and prepare\.size_px is null"):
         profile(workspace, read_params(workspace.params), name, Console(quiet=True))
     set_params(workspace.params, ["prepare.size_px=[64, 96]"])
-    profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["made_up"] and facts["size_px"] == [64, 96] and facts["batch_size"] == 4
+    profile(workspace, read_params(workspace.params), name, Console(width=120), steps=1)
+    said = capsys.readouterr().out
+    assert "resnet18-linknet:" in said and "a step of 4 images of 64 x 96 px" in said and "waiting for data" in said
+    assert "nothing is prepared yet" in said
     set_params(workspace.params, ["augment.recipe=[{HorizontalFlip: {p: 0.5}}]"])
     for stage in ("fingerprint", "validate", "prepare"):
         run(workspace, stage, read_params(workspace.params))
@@ -55,8 +57,9 @@ def test_a_member_is_profiled_before_and_after_prepare(
     facts = json.loads(capsys.readouterr().out)
     assert not facts["made_up"] and facts["images_s"] > 0 and facts["step_flop"] > 1e9
     assert sum(facts["kinds"].values()) == pytest.approx(1)
-    console = Console(width=120)
-    show(ProfileResult(**facts | {"made_up": True}), console)
+    show(ProfileResult(**facts), Console(width=120))
     said = capsys.readouterr().out
-    assert "resnet18-linknet:" in said and "waiting for data" in said and facts["advice"] in said
-    assert "nothing is prepared yet" in said
+    assert facts["advice"] in said and "nothing is prepared yet" not in said
+    run(workspace, "augment", read_params(workspace.params))
+    settled = read_policy(workspace.augmented / "recipe.json")
+    assert _data(workspace, read_params(workspace.params)).policy == settled

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,22 +51,30 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert cache_folder() == Path.home() / ".cache" / "segmill" / "compiling"
 
 
-def test_a_machine_that_cannot_compile_says_so() -> None:
+def uncompilable(message: str) -> Callable[[bool], Rehearsal]:
+    """Steps of two seconds, which fail with ``message`` when compiled."""
+
     class Uncompilable:
         def __init__(self, compiled: bool) -> None:
             self.compiled = compiled
 
         def step(self, batch_size: int) -> float:
             if self.compiled:
-                raise RuntimeError(
-                    "backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler found\nmore"
-                )
+                raise RuntimeError(message)
             return 2.0
 
-    speeds = measure(Uncompilable, 2)  # type: ignore[arg-type]
+    return Uncompilable  # type: ignore[return-value]
+
+
+def test_a_machine_that_cannot_compile_says_so() -> None:
+    said = "backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler found\nmore"
+    speeds = measure(uncompilable(said), 2)
     assert speeds == Speeds(2.0, reason="InvalidCxxCompiler: No working C++ compiler found")
+
+
+def test_memory_that_runs_out_while_compiling_is_no_missing_compiler() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
-        measure(lambda compiled: (_ for _ in ()).throw(RuntimeError("out of memory")), 2)
+        measure(uncompilable("CUDA error: out of memory"), 2)
 
 
 @pytest.mark.slow
