@@ -2,16 +2,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from shared_servers import folder_of_servers, shared_server
 from terminal import NICENESS
 
 from flows.environment import switch_telemetry_off
@@ -29,6 +26,14 @@ os.environ[NICENESS] = "0"
 # What `ray.init` sets for a cluster that it starts; who joins that one needs it before Ray is imported.
 os.environ["RAY_AUTH_MODE"] = "token"
 STREET_PX = (64, 64)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a place for shared servers in the process that starts the others; servers end with it."""
+    if not hasattr(config, "workerinput"):
+        place = ExitStack()
+        place.enter_context(folder_of_servers())
+        config.add_cleanup(place.close)
 
 
 @pytest.fixture(scope="session")
@@ -60,62 +65,16 @@ def workspace(tmp_path: Path, _street_workspace: Workspace) -> Iterator[Workspac
     os.environ.update(kept)
 
 
-@contextmanager
-def serving(program: str, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Run a server of the environment on a free port of loopback while the block runs; give its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name(program)), *options, str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **quiet)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(url).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < until, f"{program} did not start"
-                time.sleep(0.2)
-        yield url
-    finally:
-        server.terminate()
-        server.wait()
-
-
 @pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
+def s3() -> str:
     """Return the address of a real S3 API on loopback: moto's server in a process of its own."""
-    with serving("moto_server", "-H", "127.0.0.1", "-p") as url:
-        yield url
+    return shared_server("s3")
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the API of a Prefect server that many runs share: to start one takes each run seconds."""
-    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
-    with serving("prefect", "server", "start", "--host", "127.0.0.1", "--port", environment=home) as url:
-        yield f"{url}/api"
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """Return the address of a Ray of two cores that many runs share, as a cluster is: to start one takes seconds."""
-    program = (
-        "import sys, ray; from segmill.cluster.connection import connect\n"
-        "with connect('local', 2):\n"
-        "    print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as head:  # it ends when its standard input is closed
-        assert head.stdin and head.stdout
-        address = head.stdout.readline().strip()
-        assert address
-        yield address
-        head.stdin.close()
+def ray_cluster() -> str:
+    """Return the address of a Ray that all runs share, as a cluster is: to start one takes seconds."""
+    return shared_server("ray")
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +87,11 @@ def joined(ray_cluster: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def servers(ray_cluster: str, prefect_server: str) -> dict[str, str]:
-    """The variables that let a command join servers that run, instead of starting its own."""
-    return {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "token", "PREFECT_API_URL": prefect_server}
+def servers() -> dict[str, str]:
+    """The variables that let a command join a Ray and a Prefect server that run, instead of starting its own."""
+    with ThreadPoolExecutor() as both:
+        cluster, api = both.map(shared_server, ("ray", "prefect"))
+    return {"RAY_ADDRESS": cluster, "RAY_AUTH_MODE": "token", "PREFECT_API_URL": api}
 
 
 @pytest.fixture
