@@ -6,15 +6,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +23,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 from terminal import BIN, run, states, terminal
 
-from flows.commands.start import create
-from segmill import progress
 from segmill.data.ingest.builtin import write_brain
 from segmill.workspace import Workspace
-from tasks.finetune import curves_path
 
 pytestmark = pytest.mark.slow
-
-SMALL: dict[str, Any] = {
-    "prepare": {"size_px": [96, 96]},
-    "members": {
-        "fpn": {"backbone": "mobilenetv3_small_050", "decoder": "fpn", "weights": "none", "lr": 0.003},
-        "unet": {"backbone": "resnet10t", "decoder": "unet", "weights": "none", "lr": 0.003},
-    },
-    "promotion": {"floor_miou": 0.05, "min_gain": 0.0, "confidence": 0.95},
-}
-
-
-@pytest.fixture(scope="module")
-def brain_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workspace]:
-    """Return what gives a new workspace around the atlas."""
-    folder = tmp_path_factory.mktemp("template")
-    write_brain(folder / "atlas", every=4)
-    template = create(folder / "workspace", folder / "atlas")
-
-    def copy(folder: Path, *members: str, epochs: int = 2) -> Workspace:
-        shutil.copytree(template.root, folder / "workspace", symlinks=True)
-        workspace = Workspace.open(folder / "workspace")
-        yaml = YAML()
-        params = yaml.load(workspace.params)
-        params["train"] |= {"epochs": epochs, "val_every": 1}
-        chosen = {name: SMALL["members"][name] for name in members or SMALL["members"]}
-        yaml.dump({**params, **SMALL, "members": chosen}, workspace.params)
-        return workspace
-
-    return copy
 
 
 @pytest.fixture(scope="module")
@@ -171,96 +137,6 @@ def test_predict_writes_masks_and_overlays(first: tuple[Workspace, str], tmp_pat
     )
     (tmp_path / "torn.png").write_bytes(images[0].read_bytes()[:100])
     assert "torn.png" in run(workspace, "segmill", "predict", str(tmp_path / "torn.png"), "--to", "none", code=1)
-
-
-@pytest.fixture(scope="module")
-def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that is a file system of 700 MiB, where we may mount one."""
-    folder = tmp_path_factory.mktemp("disk")
-    mounted = not os.geteuid() and not subprocess.call(
-        ["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(folder)]
-    )
-    yield folder
-    if mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@pytest.fixture(scope="module")
-def stopped(
-    first: tuple[Workspace, str], small_disk: Path, brain_workspace: Callable[..., Workspace]
-) -> tuple[Workspace, str, list[psutil.Process]]:
-    """A workspace whose first training a signal stopped, what was printed, and the processes that ran."""
-    workspace = brain_workspace(small_disk, "fpn", epochs=200)
-    shutil.copytree(first[0].prefect_home, workspace.prefect_home)  # Prefect's database, laid out already
-    said = workspace.root.with_name("said")
-    own = terminal() | {"PYTHONFAULTHANDLER": "1"}
-    with said.open("w") as out:
-        process = psutil.Popen([BIN / "segmill", "retrain"], cwd=workspace.root, stdout=out, stderr=out, env=own)
-    curves = curves_path(workspace, "fpn")
-    while not curves.exists() or len(curves.read_text().splitlines()) < 1 + 4:  # epochs: who begins again has fewer
-        assert process.poll() is None, said.read_text()
-        time.sleep(0.1)
-    started = process.children(recursive=True)
-    process.terminate()
-    assert process.wait(timeout=60) == 130, said.read_text()
-    return workspace, said.read_text(), started
-
-
-def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
-    stopped: tuple[Workspace, str, list[psutil.Process]],
-) -> None:
-    workspace, said, started = stopped
-    assert "interrupted; what was finished is recorded" in said
-    assert len(started) > 3, "Ray's and Prefect's"
-    assert psutil.wait_procs(started, timeout=30)[1] == []
-    assert list(workspace.checkpoints.rglob("state.pt"))
-
-
-def test_the_next_run_resumes_and_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(
-    stopped: tuple[Workspace, str, list[psutil.Process]], small_disk: Path, servers: dict[str, str]
-) -> None:
-    """On a real file system of 700 MiB, filled to the last byte while the member trains."""
-    if not os.path.ismount(small_disk):
-        pytest.skip("mounting a small file system needs root")
-    workspace = stopped[0]
-    filler, note = small_disk / "filler", workspace.progress / "finetune@fpn.member.json"
-    epochs = len(curves_path(workspace, "fpn").read_text().splitlines()) - 1
-    note.unlink()
-    with ThreadPoolExecutor(1) as background:
-        running = background.submit(run, workspace, "segmill", "retrain", code=1, servers=servers)
-        while "epoch" not in (facts := progress.read(note) or {}):
-            assert not running.done(), running.result()
-            time.sleep(0.1)
-        with suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(2**20))
-        said = running.result()
-    assert facts["epoch"] >= epochs, "it did not begin again"
-    assert said.splitlines()[-1].startswith("error the disk is full: ")
-    os.truncate(filler, filler.stat().st_size - 100 * 2**20)
-    assert "a run may take about 3" in run(workspace, "segmill", "retrain", code=1), "refused before anything starts"
-    filler.unlink()
-    yaml = YAML()
-    yaml.dump(
-        yaml.load(workspace.params) | {"train": yaml.load(workspace.params)["train"] | {"epochs": 1}}, workspace.params
-    )
-    found = states(run(workspace, "segmill", "retrain", servers=servers))
-    assert (found["prepare"], found["finetune@fpn"], found["promote"]) == ("fresh", "ran", "ran")
-
-
-def test_weights_out_of_reach_stop_the_run_before_any_training(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    brain_workspace: Callable[..., Workspace],
-    servers: dict[str, str],
-) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    workspace = brain_workspace(tmp_path, "fpn")
-    said = run(workspace, "segmill", "retrain", "--set", "members.fpn.weights=timm", code=1, servers=servers)
-    assert "weights" in said.splitlines()[-1] and "none" in said.splitlines()[-1], "says what to write instead"
-    assert "finetune@fpn" not in states(said)
-    assert not list(workspace.checkpoints.rglob("state.pt"))
 
 
 KEPT = """
