@@ -96,7 +96,7 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"weights 'timm' for resnet10t can't be fetched .*or none to start"):
         resolve("timm", "resnet10t")
-    with pytest.raises(InputError, match=r"weights 'timm' for legacy_senet154 can't be fetched"):  # from its own address
+    with pytest.raises(InputError, match=r"weights 'timm' for legacy_senet154 can't be fetched"):
         resolve("timm", "legacy_senet154")
 
 

@@ -60,7 +60,7 @@ def test_it_learns_and_keeps_the_best(split: PackedSplit) -> None:
 def test_compile_on_compiles_what_trains_and_changes_no_result(
     split: PackedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without code being made, which takes a minute; tests/training/measure compares what the compiled code computes."""
+    """Without compiled code, which takes a minute: tests/training/measure compares what that computes."""
     compiled: list[Learner] = []
     compiles = Learner.compile
     monkeypatch.setattr(Learner, "compile", lambda self, **how: (compiled.append(self), compiles(self, **how)))
