@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -49,8 +51,19 @@ def on_ray(function: Callable[[Job], Result], job: Job, resources: Resources = O
 
     raise_if_stopped()
     check_resources(function.__name__, resources)
-    remote = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(function)
-    return Running(remote.remote(job))
+    remote = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(_do)
+    return Running(remote.options(name=function.__name__).remote(function, job))
+
+
+def _do(function: Callable[[Job], Result], job: Job) -> Result:
+    """Run ``function(job)`` with as many threads as CPUs were taken, in a process that may have worked before.
+
+    Ray says how many in OMP_NUM_THREADS before each work; PyTorch reads it once, when it is imported.
+    """
+    torch, threads = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS", "")
+    if torch is not None and threads.isdigit():
+        torch.set_num_threads(int(threads))
+    return function(job)
 
 
 def wait(running: Running[Result]) -> Result:

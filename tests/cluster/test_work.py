@@ -36,14 +36,22 @@ def fail(kind: str) -> None:
     }[kind]
 
 
+def threads(_: None) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
 def die(signal_number: int) -> None:
     os.kill(os.getpid(), signal_number)
 
 
 @pytest.fixture(scope="module")
 def ray_of_two() -> Iterator[None]:
-    with connect("local", 2):
-        yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("OMP_NUM_THREADS", raising=False)  # as where nobody sets it: Ray does for each task
+        with connect("local", 2):
+            yield
 
 
 @pytest.mark.slow
@@ -55,6 +63,13 @@ def test_a_function_and_its_job_go_to_ray_and_the_result_comes_back(ray_of_two: 
 @pytest.mark.slow
 def test_workers_of_a_cluster_started_here_keep_what_they_free(ray_of_two: None) -> None:
     assert wait(on_ray(allocator, tuple(ALLOCATOR))) == ALLOCATOR
+
+
+@pytest.mark.slow
+def test_a_process_that_worked_before_takes_as_many_threads_as_cpus(ray_of_two: None) -> None:
+    both = [on_ray(threads, None), on_ray(threads, None)]  # each of the two processes imports torch
+    assert [wait(one) for one in both] == [1, 1]
+    assert wait(on_ray(threads, None, Resources(2))) == 2
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from segmill import progress
 from segmill.cluster.memory import out_of_memory, ran_out_of_memory
 from segmill.cluster.resources import Resources, check_resources
-from segmill.cluster.work import fetch, first_line, raise_if_stopped
+from segmill.cluster.work import fetch, first_line, on_ray, raise_if_stopped
 from segmill.errors import InfrastructureError, SegmillError
 from segmill.training.job import TrainJob
 
@@ -69,21 +69,15 @@ def _train(job: TrainJob) -> None:
     """Run Ray Train: several ranks in its worker group, a single one in a Ray task that holds its share of the cluster.
 
     A worker group takes four processes beside the ranks' own (controller, synchronisation, dataset manager, placement
-    group cleaner), each 2 s of a core; they keep ranks together, and a single one needs none of them.
+    group cleaner), each 2 s of a core; they keep ranks together, and a single one needs none of them. It may train in
+    a process that worked before, which saves the seconds of importing torch; where a task takes a GPU, Ray ends its
+    process with it, so that the memory is free for the next.
     """
-    raise_if_stopped()
-    if job.workers.count > 1:
-        _fit(job)
+    if job.workers.count == 1:
+        fetch(on_ray(_fit, job, Resources(job.workers.cpus, job.workers.gpus)).reference)
         return
-    import ray
-
-    alone = ray.remote(
-        num_cpus=job.workers.cpus,
-        num_gpus=job.workers.gpus,
-        max_retries=0,
-        max_calls=1,  # its process ends with it
-    )(_fit)
-    fetch(alone.remote(job))
+    raise_if_stopped()
+    _fit(job)
 
 
 def _fit(job: TrainJob) -> None:

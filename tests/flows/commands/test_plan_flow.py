@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from flows.commands.cli import app
 from flows.commands.plan import CANDIDATES, gather, measured, plan
 from segmill import progress
-from segmill.cluster.connection import connect
 from segmill.data.schema.manifest import read_manifest, write_manifest
 from segmill.errors import InputError
 from segmill.params import read_params
@@ -105,17 +104,17 @@ def test_candidates_that_can_not_be_built_are_left_out_and_weights_out_of_reach_
 
 @pytest.mark.slow
 def test_the_machine_is_measured_once_for_the_same_candidates(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, ray_cluster: str
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, joined: None
 ) -> None:
     small = replace(CANDIDATES[0], backbone="mobilenetv3_small_050", starts=("none",))
     monkeypatch.setattr("platform.node", lambda: "here")
     monkeypatch.setattr("flows.commands.plan.CANDIDATES", (small,))
-    with connect(ray_cluster):
-        found = measured(workspace, read_params(workspace.params), 4, quiet())
+    found = measured(workspace, read_params(workspace.params), 4, quiet())
     assert [one.weights for one in found[0]] == ["none"]
     assert isinstance(found[1].quick_bf16, bool)
-    assert measured(workspace, read_params(workspace.params), 4, quiet()) == found, "without Ray this time"
+    with monkeypatch.context() as patch:
+        patch.delattr("segmill.cluster.work.on_ray")
+        assert measured(workspace, read_params(workspace.params), 4, quiet()) == found
     monkeypatch.setattr("flows.commands.plan.CANDIDATES", (replace(small, name="other"),))
-    with connect(ray_cluster):
-        again = measured(workspace, read_params(workspace.params), 4, quiet())
+    again = measured(workspace, read_params(workspace.params), 4, quiet())
     assert [one.name for one in again[0]] == ["other"], "other candidates are measured"

@@ -90,6 +90,8 @@ def test_a_killed_worker_is_replaced_and_the_member_is_the_same(joined: None, pa
     assert metrics[0] == metrics[1]
     weights = [(job.out_dir / "weights.safetensors").read_bytes() for job in (calm, killed)]
     assert weights[0] == weights[1]
+    launch.train_member(again := a_job(tmp_path / "again", packed))
+    assert (again.out_dir / "weights.safetensors").read_bytes() == weights[0], "in a process that trained before"
     losses = [_losses(job.out_dir / "curves.csv") for job in (calm, killed)]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     growing = killed.curves_path.read_text().splitlines()
