@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check docs-tree clean
+.PHONY: help demo test test-quick test-faults check docs-tree clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,11 +30,14 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 demo: $(VENV)/.installed-demo ## retrain on the built-in brain atlas, from the data to the promoted model, in .demo/
 	@segmill demo --workspace .demo
 
-test: $(VENV)/.installed-dev ## the whole test suite, with real servers
-	@$(PYTEST)
+test: $(VENV)/.installed-dev ## the test suite, with real servers
+	@$(PYTEST) -m 'not fault'
 
 test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: two minutes
-	@$(PYTEST) -m 'not slow'
+	@$(PYTEST) -m 'not slow and not fault'
+
+test-faults: $(VENV)/.installed-dev ## long runs that are killed or starved in their middle
+	@$(PYTEST) -m fault
 
 check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports
 	@ruff check . && ruff format --check . && mypy && lint-imports

@@ -62,6 +62,7 @@ def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
     assert list(workspace.checkpoints.rglob("state.pt"))
 
 
+@pytest.mark.fault
 def test_the_next_run_resumes_and_a_disk_that_runs_full_in_the_middle_costs_only_that_stage(
     stopped: tuple[Workspace, str, list[psutil.Process]], small_disk: Path, servers: dict[str, str]
 ) -> None:

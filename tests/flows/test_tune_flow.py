@@ -126,7 +126,7 @@ def trials(workspace: Workspace) -> list[Any]:
     return read_trials(Study(folders[0])) if folders else []
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 def test_a_killed_search_goes_on_and_ends_with_a_patch(workspace: Workspace, servers: dict[str, str]) -> None:
     """Killed without warning when the first trial is over; the same command again repeats none of its epochs."""
     command = [str(BIN / "segmill"), "tune", "tiny", "--search", "lr=1e-3..1e-2:log",
