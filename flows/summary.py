@@ -14,6 +14,9 @@ from rich.text import Text
 
 from segmill.names import for_markdown, visible
 
+LOST_IOU = 0.005  # a class that lost less is not named
+MOST_LOST = 5
+
 
 def run_scores(metrics: dict[str, Any], facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one row per member, for the ensemble and, where one was met, the champion.
@@ -34,8 +37,35 @@ def run_scores(metrics: dict[str, Any], facts: dict[str, Any]) -> list[dict[str,
         for name, scores in named
     ]
     if facts.get("champion_miou") is not None:
-        rows.append({"name": "champion", "miou": facts["champion_miou"], "mdice": None, "iou": {}})
+        iou = dict(zip(classes, facts.get("champion_iou", []), strict=False))  # none in verdicts of earlier releases
+        rows.append({"name": "champion", "miou": facts["champion_miou"], "mdice": None, "iou": iou})
     return rows
+
+
+def next_steps(result: dict[str, Any]) -> list[str]:
+    """Say what can be done where a version was not promoted: a line for each thing; none after a PASS."""
+    if result["verdict"]["decision"] == "PASS":
+        return []
+    rows = {row["name"]: row["iou"] for row in result["scores"]}
+    own, champion = rows["ensemble"], rows.get("champion", {})
+    lost = {
+        name: before - own[name]
+        for name, before in champion.items()
+        if before is not None and own.get(name) is not None and before - own[name] >= LOST_IOU
+    }
+    lines = [
+        f"{visible(name)} lost {100 * loss:.1f} IoU points against the champion "
+        f"({champion[name]:.4f} to {own[name]:.4f})"
+        for name, loss in sorted(lost.items(), key=lambda item: -item[1])[:MOST_LOST]
+    ]
+    if result["verdict"]["decision"] == "INCONCLUSIVE":
+        lines.append("more test groups can decide: `segmill data add` assigns a share of the new groups to test")
+    else:
+        lines.append(
+            "to improve it: more labelled images (`segmill data add`), other settings (`segmill tune MEMBER`), or "
+            "labels that are wrong (`segmill audit`)"
+        )
+    return [*lines, f"to try it all the same: segmill predict IMAGE --version {result['version']}"]
 
 
 def run_table(scores: list[dict[str, Any]], width: int) -> Table:
@@ -87,6 +117,8 @@ def show_result(result: dict[str, Any], console: Console) -> None:
     console.print(f"[{style}]{result['verdict']['decision']}[/]  {outcome}", highlight=False, soft_wrap=True)
     for reason in result["verdict"]["reasons"]:
         console.print(f"  - {reason}", highlight=False, markup=False, soft_wrap=True)
+    for line in next_steps(result):
+        console.print(f"  > {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report  {result['report']}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -106,11 +138,12 @@ def publish(result: dict[str, Any], picture: Path) -> None:
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the table and verdict as Markdown."""
-    classes = list(result["scores"][0]["iou"])
+    classes, what_next = list(result["scores"][0]["iou"]), next_steps(result)
     lines = [
         f"**{result['verdict']['decision']}**: {result['outcome']}",
         "",
         *(f"- {reason}" for reason in result["verdict"]["reasons"]),
+        *(["", "What next:", "", *(f"- {for_markdown(line)}" for line in what_next)] if what_next else []),
         "",
         "| model | mIoU | mean Dice | " + " | ".join(f"IoU {for_markdown(name)}" for name in classes) + " |",
         "|---|" + "---:|" * (len(classes) + 2),

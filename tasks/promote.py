@@ -29,7 +29,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
 
     A version that was judged before against the same champion and under the same settings is not judged again. One
     that serves already is judged against the version that it replaced; if it fails now, it serves until another one
-    passes.
+    passes. The version that serves is no challenger any more.
 
     Raises:
         InputError: the champion knows other classes than the data.
@@ -40,6 +40,8 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     champion = registry.aliased(uri, registered.model, registry.CHAMPION)
     serving = champion.version if champion else None
     if known := earlier_judgement(workspace, registered, serving, params.promotion):
+        if serving == registered.version:
+            registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
         return known
     rival = _replaced_by(workspace, registered) if serving == registered.version else serving
     versions = [registered.version, *([rival] if rival else [])]
@@ -76,6 +78,8 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     )
     if passed and serving != registered.version:
         registry.set_alias(uri, registered.model, registry.CHAMPION, registered.version)
+    if passed or serving == registered.version:
+        registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
     return _judged(entry)
 
 

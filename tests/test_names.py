@@ -16,7 +16,7 @@ from rich.table import Table
 from flows.commands import audit as audit_command
 from flows.commands import data as data_command
 from flows.commands import status as status_command
-from flows.commands.validate import issues_table
+from flows.commands.validate import issues_list
 from flows.summary import markdown, run_scores, run_table, show_result
 from segmill import progress, tracking
 from segmill.data.schema.issues import Issue
@@ -78,7 +78,7 @@ def test_the_other_tables_print_any_class_and_id(name: str, capsys: pytest.Captu
     assert_tame(out.getvalue())
     tables: list[Table] = [
         data_command._class_table({name: 1}, {name: 2}),
-        issues_table([Issue("a-kind", "error", (name,), name, "do")], ()),
+        issues_list([Issue("a-kind", "error", (name,), name, "do")], ()),
     ]
     for table in tables:
         text = printed(table)
@@ -115,7 +115,10 @@ def test_a_result_prints_reasons_as_they_are() -> None:
     scores = [{"name": "ensemble", "miou": 0.5, "mdice": 0.5, "iou": {"[/b]x": 0.5}}]
     verdict = {"decision": "FAIL", "reasons": ["class [/b]x"]}
     out = io.StringIO()
-    show_result({"scores": scores, "verdict": verdict, "outcome": "[/i]", "report": "/[/b]/r"}, Console(file=out))
+    result = {"scores": scores, "verdict": verdict, "outcome": "[/i]", "report": "/[/b]/r", "version": "2"}
+    result["scores"].append({"name": "champion", "miou": 0.9, "mdice": None, "iou": {"[/b]x": 0.9}})
+    show_result(result, Console(file=out))
+    assert "[/b]x lost 40.0 IoU points" in out.getvalue()
     assert "class [/b]x" in out.getvalue() and "/[/b]/r" in out.getvalue()
 
 

@@ -25,7 +25,9 @@ def predict_command(
     to: Annotated[Path, typer.Option(help="Folder for the masks (PNG of class ids) and overlays.")] = Path(
         "predictions"
     ),
-    model: Annotated[str, typer.Option(help="An alias or a version number of the registered model.")] = "champion",
+    model: Annotated[
+        str, typer.Option("--model", "--version", help="An alias or a version number of the registered model.")
+    ] = "champion",
     workspace: WorkspaceOption = HERE,
 ) -> None:
     """Segment images with the champion."""

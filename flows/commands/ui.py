@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
-from segmill.errors import InfrastructureError, InputError
+from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.workspace import Workspace
+
+if TYPE_CHECKING:
+    from segmill.params import Params
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
@@ -34,11 +38,31 @@ def ui_command(
     from flows.environment import tracking_uri
 
     space, params = open_workspace(workspace)
-    serve(space, tracking_uri(space, params), prefect_port, mlflow_port, out)
+    serve(space, tracking_uri(space, params), model_of(space, params), prefect_port, mlflow_port, out)
 
 
-def serve(workspace: Workspace, tracking_uri: str, prefect_port: int, mlflow_port: int, console: Console) -> None:
+def model_of(workspace: Workspace, params: Params) -> str | None:
+    """Return the registered model's name; None where the labelled set, which names it, is not there."""
+    from tasks.register import model_name
+
+    try:
+        return model_name(workspace, params)
+    except SegmillError:
+        return None
+
+
+def serve(
+    workspace: Workspace,
+    tracking_uri: str,
+    model: str | None,
+    prefect_port: int,
+    mlflow_port: int,
+    console: Console,
+) -> None:
     """Start what does not run elsewhere already, say where each page is, and stop what was started at the end.
+
+    Args:
+        model: the registered model whose page is named too.
 
     Raises:
         InputError: a port is taken.
@@ -73,7 +97,11 @@ def serve(workspace: Workspace, tracking_uri: str, prefect_port: int, mlflow_por
             console.print(f"{name} starts ...", highlight=False, style="dim")
             _await(name, server, pages[name], logs / f"{name.lower()}.log")
         for name, page in pages.items():
-            console.print(f"[bold]{name:8}[/] {page}", highlight=False)
+            console.print(f"[bold]{name:8}[/] {page}", highlight=False, soft_wrap=True)
+        if model:
+            models = f"{pages['MLflow'].partition('#')[0].rstrip('/')}/#/models"
+            query = OF_TRAINING.removeprefix("#/")
+            console.print(f"[bold]{'model':8}[/] {models}/{quote(model)}{query}", highlight=False, soft_wrap=True)
         if not servers:
             return
         console.print("Ctrl-C stops them")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmill.metrics.intervals import LEAST_GROUPS, gain_interval
-from segmill.metrics.scores import miou
+from segmill.metrics.scores import iou, miou
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -20,7 +20,8 @@ class Verdict:
     """The gate's answer: the decision, its reasons as sentences, and the figures in those sentences.
 
     ``facts`` is JSON-able: challenger_miou, floor_miou, samples; and where there is a champion champion_miou,
-    gain, gain_low, gain_high, min_gain, confidence, groups, classes_compared.
+    champion_iou (per class; None where nothing was there to be right or wrong about), gain, gain_low, gain_high,
+    min_gain, confidence, groups, classes_compared.
     """
 
     decision: Decision
@@ -73,6 +74,7 @@ def decide(
     gain = gain_interval(challenger_counts_NKK, champion_counts_NKK, groups, confidence=confidence, seed=seed)
     facts |= {
         "champion_miou": _number(miou(champion_counts_NKK)),
+        "champion_iou": [_number(float(value)) for value in iou(champion_counts_NKK)],
         "gain": _number(gain.estimate),
         "gain_low": _number(gain.low),
         "gain_high": _number(gain.high),

@@ -148,6 +148,21 @@ def set_alias(uri: str, model_name: str, alias: str, version: str) -> None:
         client.set_registered_model_alias(model_name, alias, version)
 
 
+def drop_alias(uri: str, model_name: str, alias: str, version: str) -> None:
+    """Take an alias from the version; nothing where another version carries it, or none does."""
+    if (found := aliased(uri, model_name, alias)) and found.version == version:
+        with reaching(uri) as client:
+            client.delete_registered_model_alias(model_name, alias)
+
+
+def describe_version(uri: str, model_name: str, version: str, markdown: str, tags: Mapping[str, str]) -> None:
+    """Put text on the version's page, and facts to search by; an existing tag is replaced."""
+    with reaching(uri) as client:
+        client.update_model_version(model_name, version, description=markdown)
+        for key, value in tags.items():
+            client.set_model_version_tag(model_name, version, key, value)
+
+
 def fetch_member(uri: str, model_name: str, version: str, member: str, to: Path) -> bool:
     """Copy the folder of one member of a registered version to ``to``; False where it has no such member.
 

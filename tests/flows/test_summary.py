@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.summary import markdown, run_scores, run_table
+from flows.summary import markdown, next_steps, run_scores, run_table, show_result
 
 METRICS: dict[str, Any] = {
     "classes": ["road", "car"],
@@ -35,6 +35,33 @@ def test_a_narrow_one_shows_the_worst() -> None:
         ["ensemble", "0.7500", "0.8000", "0.7500", "road"],
         ["champion", "0.7000", "-", "-"],
     ]
+
+
+def refused(decision: str, champion_iou: list[float | None]) -> dict[str, Any]:
+    return {
+        "scores": run_scores(METRICS, {"champion_miou": 0.8, "champion_iou": champion_iou}),
+        "verdict": {"decision": decision, "reasons": ["It is no better."]},
+        "outcome": "version 7 was not promoted",
+        "data_version": "abc",
+        "model": "segmill-street",
+        "version": "7",
+        "report": "reports/index.html",
+    }
+
+
+def test_a_refusal_says_which_classes_lost_and_what_can_be_done() -> None:
+    lines = next_steps(refused("FAIL", [0.8, 0.9]))
+    assert lines[0] == "road lost 5.0 IoU points against the champion (0.8000 to 0.7500)"
+    assert len(lines) == 3 and "segmill audit" in lines[1], "car is in no test image: nothing is said of it"
+    assert lines[-1] == "to try it all the same: segmill predict IMAGE --version 7"
+    (more, _) = next_steps(refused("INCONCLUSIVE", [0.7539, None]))
+    assert "more test groups" in more, "less than half a point is no loss to speak of"
+    assert next_steps(refused("PASS", [0.8, 0.9])) == []
+    out = io.StringIO()
+    show_result(refused("FAIL", [0.8, 0.9]), Console(file=out, width=80))
+    assert "  > road lost 5.0 IoU points" in out.getvalue()
+    assert ["champion", "0.8000", "-", "0.8000", "0.9000"] in [line.split() for line in out.getvalue().splitlines()]
+    assert "What next:\n\n- road lost 5.0 IoU points" in markdown(refused("FAIL", [0.8, 0.9]))
 
 
 def test_the_pages_show_the_same_table() -> None:

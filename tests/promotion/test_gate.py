@@ -37,6 +37,7 @@ def test_better_everywhere_passes() -> None:
     assert verdict.decision == "PASS"
     assert verdict.facts["gain_low"] > 0 and verdict.facts["groups"] == 10
     assert "all of it above min_gain 0" in verdict.reasons[-1]
+    assert verdict.facts["champion_iou"] == pytest.approx([verdict.facts["champion_miou"]] * 2), "errors spread evenly"
 
 
 def test_worse_everywhere_fails() -> None:

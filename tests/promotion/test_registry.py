@@ -177,6 +177,11 @@ def test_aliases_move(registered: Registered) -> None:
     registry.set_alias(registered.uri, NAME, registry.CHALLENGER, registered.version)
     challenger = registry.aliased(registered.uri, NAME, registry.CHALLENGER)
     assert challenger is not None and challenger.version == registered.version
+    registry.drop_alias(registered.uri, NAME, registry.CHALLENGER, "77")
+    assert registry.aliased(registered.uri, NAME, registry.CHALLENGER) == challenger, "77 does not carry it"
+    registry.drop_alias(registered.uri, NAME, registry.CHALLENGER, registered.version)
+    registry.drop_alias(registered.uri, NAME, registry.CHALLENGER, registered.version)
+    assert registry.aliased(registered.uri, NAME, registry.CHALLENGER) is None
 
 
 def scoring(registered: Registered, version: str, packed_dir: Path) -> ScoreJob:
