@@ -54,15 +54,24 @@ def watching(
                 last = over.wait(LIVE_INTERVAL_S)
                 live.update(picture(), refresh=True)
 
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with alongside(draw if console.is_terminal else _teller(news, say)):
+        yield
+
+
+def _teller(news: Callable[[bool], Iterable[str]], say: Callable[[str], None]) -> Callable[[threading.Event], None]:
+    """Return what says news until it is told that it is over, and then the last."""
+
     def tell(over: threading.Event) -> None:
         last = False
         while not last:
             last = over.wait(LIVE_INTERVAL_S)
             for line in news(last):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                say(line)
 
-    with alongside(draw if console.is_terminal else tell):
-        yield
+    return tell
 
 
 class Pauses:
@@ -95,6 +104,15 @@ def showing(workspace: Workspace, steps: list[str], console: Console) -> Iterato
 
 
 @contextmanager
+def telling(workspace: Workspace, steps: list[str], say: Callable[[str], None]) -> Iterator[None]:
+    """Say each line that a terminal which is a file shows of ``steps``, until the block ends."""
+    shown: dict[str, str] = {}
+    pauses = Pauses()
+    with alongside(_teller(lambda over: _news(workspace.progress, steps, shown, pauses), say)):
+        yield
+
+
+@contextmanager
 def counting(console: Console) -> Iterator[OnCount]:
     """Give a function to call with how many samples are done; show the counts until the block ends."""
     counts: dict[str, tuple[int, int | None]] = {}
@@ -107,20 +125,22 @@ def counting(console: Console) -> Iterator[OnCount]:
 
 
 @contextmanager
-def following(console: Console, what: str, path: Path) -> Iterator[None]:
-    """Show the counts that ``progress.counter`` writes to ``path``, until the block ends."""
+def following(console: Console, what: str, path: Path, *, unit: str = "samples") -> Iterator[None]:
+    """Show the counts of ``unit`` that ``progress.counter`` writes to ``path``, until the block ends."""
     path.unlink(missing_ok=True)
 
     def counts() -> dict[str, tuple[int, int | None]]:
         facts = progress.read(path)
         return {what: (facts["done"], facts["total"])} if facts else {}
 
-    with _showing_counts(console, counts):
+    with _showing_counts(console, counts, unit):
         yield
 
 
 @contextmanager
-def _showing_counts(console: Console, counts: Callable[[], Mapping[str, tuple[int, int | None]]]) -> Iterator[None]:
+def _showing_counts(
+    console: Console, counts: Callable[[], Mapping[str, tuple[int, int | None]]], unit: str = "samples"
+) -> Iterator[None]:
     began: dict[str, float] = {}
     pauses = Pauses()
 
@@ -130,7 +150,7 @@ def _showing_counts(console: Console, counts: Callable[[], Mapping[str, tuple[in
             since = time.time() - began.setdefault(what, time.time())
             left = f"{clock(since * (total - done) / done)} left" if total and 0 < done < total and since > 1 else ""
             share = ProgressBar(completed=done, total=total, width=4 * BAR_WIDTH, pulse=total is None)
-            table.add_row(Text(what), share, count_line(done, total), left)
+            table.add_row(Text(what), share, count_line(done, total, unit), left)
         return table
 
     def news(over: bool) -> Iterator[str]:
@@ -139,15 +159,15 @@ def _showing_counts(console: Console, counts: Callable[[], Mapping[str, tuple[in
                 began[what] = time.time()
                 pauses.over(what, began[what])  # what is done within the first pause says nothing
             elif done != total and not over and pauses.over(what, began[what]):
-                yield f"{what}: {count_line(done, total)}"
+                yield f"{what}: {count_line(done, total, unit)}"
 
     with watching(console, picture, news, stays=False):
         yield
 
 
-def count_line(done: int, total: int | None) -> str:
+def count_line(done: int, total: int | None, unit: str = "samples") -> str:
     """Say how many samples are done, of how many where that is known."""
-    return f"{done:,} of {total:,} samples" if total is not None else f"{done:,} samples"
+    return f"{done:,} of {total:,} {unit}" if total is not None else f"{done:,} {unit}"
 
 
 def running_line(facts: dict[str, Any]) -> str:

@@ -17,12 +17,16 @@ from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
 from segmill import progress
 from segmill.errors import InputError
 from segmill.names import visible_lines
-from segmill.training.measure.probe_job import Machine, ProbeCandidate, ProbeJob, probe_on_ray
+from segmill.training.measure.probe_job import Machine, ProbeCandidate, Probed, ProbeJob, ProbeResult, probe_on_ray
+from segmill.user_cache import user_cache
 from segmill.workspace import Workspace
 
 if TYPE_CHECKING:
     from segmill.params import Params
     from segmill.tuning.plan import Candidate, Facts, Proposal
+
+MEASURING_SHARE, MOST_MEASURING_S = 0.1, 120.0  # of the time that the run may take
+BUSY = 0.35  # share of the cores; this command and the start of Ray alone come to less
 
 # All light: in a given time the number of passes is worth more than a heavier decoder (docs/log.md). `starts` are tried
 # in order.
@@ -43,14 +47,26 @@ CANDIDATES = tuple(
 def plan_command(
     minutes: Annotated[float, typer.Option(help="Time that a whole run may take.", min=1)] = 60,
     accept: Annotated[bool, typer.Option("--accept", help="Write the proposals to params.yaml.")] = False,
+    measure_again: Annotated[
+        bool,
+        typer.Option("--measure-again", help="Measure this machine anew; it is measured once."),
+    ] = False,
     workspace: WorkspaceOption = HERE,
 ) -> None:
     """Propose settings for this data, machine and time, with reasons."""
     space, params = open_workspace(workspace)
-    plan(space, params, minutes, out, accepted=accept)
+    plan(space, params, minutes, out, accepted=accept, measure_again=measure_again)
 
 
-def plan(workspace: Workspace, params: Params, minutes: float, console: Console, *, accepted: bool) -> list[Proposal]:
+def plan(
+    workspace: Workspace,
+    params: Params,
+    minutes: float,
+    console: Console,
+    *,
+    accepted: bool,
+    measure_again: bool = False,
+) -> list[Proposal]:
     """Print proposals for a run of ``minutes`` beside the current settings, with reasons; write them if ``accepted``.
 
     Raises InputError where there is no manifest yet, or train is empty.
@@ -60,7 +76,8 @@ def plan(workspace: Workspace, params: Params, minutes: float, console: Console,
     from segmill.params import say, set_params
     from segmill.tuning.plan import propose
 
-    facts = gather(workspace, params, console)
+    seconds = min(MOST_MEASURING_S, 60 * minutes * MEASURING_SHARE)
+    facts = gather(workspace, params, console, seconds=seconds, measure_again=measure_again)
     proposals = propose(facts, minutes)
     values = YAML(typ="safe").load(workspace.params.read_text())
     console.print(listed(proposals, values))
@@ -74,8 +91,15 @@ def plan(workspace: Workspace, params: Params, minutes: float, console: Console,
     return proposals
 
 
-def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
-    """Return the facts: of train from the manifest, of the machine from a short measurement that is remembered."""
+def gather(
+    workspace: Workspace, params: Params, console: Console, *, seconds: float, measure_again: bool = False
+) -> Facts:
+    """Return the facts: of train from the manifest, of the machine from a short measurement that is remembered.
+
+    Args:
+        seconds: what the measurement may take.
+        measure_again: do not take what is remembered.
+    """
     from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
     from segmill.tuning.plan import Facts
 
@@ -91,7 +115,7 @@ def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
             "the train split is empty, so nothing can be planned; add data or lower split.val and split.test"
         )
     counts = [row["class_pixels"] for row in train]
-    candidates, machine = measured(workspace, params, len(names), console)
+    candidates, machine = measured(workspace, params, len(names), console, seconds=seconds, again=measure_again)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Facts(
         samples=len(train),
@@ -111,32 +135,60 @@ def gather(workspace: Workspace, params: Params, console: Console) -> Facts:
 
 
 def measured(
-    workspace: Workspace, params: Params, num_classes: int, console: Console
+    workspace: Workspace, params: Params, num_classes: int, console: Console, *, seconds: float, again: bool = False
 ) -> tuple[tuple[Candidate, ...], Machine]:
-    """Return what this machine does with the candidates: measured once for the same candidates, in the scratch."""
-    from segmill.tuning.plan import Candidate
+    """Return what this machine does with the candidates: measured once, and kept for all workspaces of the user.
 
-    path = workspace.scratch / "speed" / f"{platform.node() or 'machine'}.json"
+    Args:
+        seconds: what the measurement may take, besides building the candidates and one step of each.
+        again: measure even where it is known.
+    """
+    path = user_cache("speed") / f"{platform.node() or 'machine'}.json"
     asked = [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES]
     known = progress.read(path)
-    if known is not None and known.get("asked") == asked:
-        return tuple(Candidate(**one) for one in known["candidates"]), Machine(**known["machine"])
-    console.print(f"measuring {len(CANDIDATES)} candidates on this machine, once", highlight=False)
+    if again or known is None or known.get("asked") != asked:
+        result = _measure(workspace, params, num_classes, console, seconds)
+        candidates = [_candidate(probed) for probed in result.candidates]
+        known = {"asked": asked, "candidates": candidates, "machine": asdict(result.machine)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        progress.report(path, **known)
+    from segmill.tuning.plan import Candidate
+
+    machine = Machine(**known["machine"])
+    if machine.load > BUSY:
+        console.print(
+            f"the machine was busy when it was measured ({machine.load:.0%} of its cores): speeds may be too low; "
+            "when it is idle: segmill plan --measure-again",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    return tuple(Candidate(**one) for one in known["candidates"]), machine
+
+
+def _measure(workspace: Workspace, params: Params, num_classes: int, console: Console, seconds: float) -> ProbeResult:
+    from flows.display import following
     from flows.environment import ray_address
     from segmill.cluster.connection import connect
     from segmill.cluster.resources import whole_node
     from segmill.cluster.work import on_ray, wait
 
-    with connect(ray_address(params)):
-        result = wait(on_ray(probe_on_ray, ProbeJob(CANDIDATES, num_classes), whole_node()))
-    found = tuple(
-        Candidate(one.name, one.backbone, one.decoder, probed.weights, one.lr, probed.pixels_s, dict(one.settings))
-        for probed in result.candidates
-        for one in [probed.candidate]
-    )
-    facts = [asdict(one) for one in found]
-    progress.report(path, asked=asked, candidates=facts, machine=asdict(result.machine))
-    return found, result.machine
+    note = workspace.count("plan")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    console.print(
+        f"measuring {len(CANDIDATES)} networks on this machine, once: about {seconds:.0f} s, and as long as it takes "
+        "to build them",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    with following(console, "measuring", note, unit="networks"), connect(ray_address(params)):
+        job = ProbeJob(CANDIDATES, num_classes, seconds=seconds, progress_path=note)
+        return wait(on_ray(probe_on_ray, job, whole_node()))
+
+
+def _candidate(probed: Probed) -> dict[str, Any]:
+    one = probed.candidate
+    return {
+        "name": one.name, "backbone": one.backbone, "decoder": one.decoder, "weights": probed.weights, "lr": one.lr,
+        "pixels_s": probed.pixels_s, "settings": dict(one.settings),
+    }  # fmt: skip
 
 
 def listed(proposals: list[Proposal], values: dict[str, Any]) -> Group:

@@ -49,6 +49,7 @@ REASONS: dict[str, dict[str, str]] = {
         "cluster.memory": MACHINE,
         "training.measure.batch_size": MACHINE,
         "training.measure.compiling": MACHINE,
+        "user_cache": MACHINE,
         "training.measure.rehearsal": MACHINE,
         "training.checkpoint": "a training that resumes",
         "training.warm_start": "a training that begins with the champion",

@@ -16,6 +16,7 @@ import torch
 from segmill.cluster.memory import ran_out_of_memory
 from segmill.files import write_atomically
 from segmill.training.measure.rehearsal import Rehearsal
+from segmill.user_cache import user_cache
 
 STEPS = 3
 
@@ -75,7 +76,7 @@ def remembered(facts: dict[str, Any], measure: Callable[[], Speeds], folder: Pat
     version; a file that can't be read is measured again.
     """
     known = json.dumps({**facts, **machine()}, sort_keys=True, default=str)
-    folder = folder or cache_folder()
+    folder = folder or user_cache("compiling")
     path = folder / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.json"
     try:
         return Speeds(**json.loads(path.read_text()))
@@ -97,8 +98,3 @@ def machine() -> dict[str, Any]:
         "gpu": gpu,
         "torch": torch.__version__,
     }
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder for this, as the XDG base directory specification has it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmill" / "compiling"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -21,11 +22,17 @@ class ProbeCandidate:
 
 @dataclass(frozen=True)
 class ProbeJob:
-    """Measure ``candidates`` for ``num_classes`` classes on images of ``side_px`` x ``side_px``."""
+    """Measure ``candidates`` for ``num_classes`` classes on images of ``side_px`` x ``side_px``.
+
+    ``seconds``: what it may take, besides building each candidate and one step of it. ``progress_path``: counts the
+    candidates that are done.
+    """
 
     candidates: tuple[ProbeCandidate, ...]
     num_classes: int
     side_px: int = 256
+    seconds: float = 120.0
+    progress_path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,15 @@ class Probed:
 
 @dataclass(frozen=True)
 class Machine:
-    """``gpu``: its name, None without one. ``quick_bf16``: whether half the bytes are also half the time."""
+    """``gpu``: its name, None without one. ``quick_bf16``: whether half the bytes are also half the time.
+
+    ``load``: processes that wanted a core in the minute before the measurement, as a share of its cores.
+    """
 
     gpu: str | None
     gpu_memory_gib: float
     quick_bf16: bool
+    load: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,4 +69,5 @@ def probe_on_ray(job: ProbeJob) -> ProbeResult:
     """Be what Ray runs."""
     from segmill.training.measure.probe import machine, measure
 
-    return ProbeResult(measure(job), machine())
+    abilities = machine()  # first: its load is that of before
+    return ProbeResult(measure(job), abilities)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -19,6 +21,7 @@ from segmill.errors import InputError
 from segmill.params import read_params
 from segmill.training.measure.probe import measure
 from segmill.training.measure.probe_job import ProbeCandidate, ProbeJob
+from segmill.user_cache import user_cache
 from segmill.workspace import Workspace
 from tasks.stage import run
 
@@ -29,20 +32,31 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=160)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("platform.node", lambda: "here")
+
+
 @pytest.fixture
-def checked(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def checked(workspace: Workspace) -> Workspace:
     """A checked set on a machine whose speed is remembered."""
     for name in ("fingerprint", "validate"):
         run(workspace, name, read_params(workspace.params))
-    monkeypatch.setattr("platform.node", lambda: "here")
     names = ("backbone", "decoder", "name", "lr", "settings")
     asked = [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES]
     candidates = [
         {**{key: one[key] for key in names}, "weights": one["starts"][0], "pixels_s": 1e6 + place}
         for place, one in enumerate(asked)
     ]
-    progress.report(workspace.scratch / "speed" / "here.json", asked=asked, candidates=candidates, machine=MACHINE)
+    keep(asked, candidates)
     return workspace
+
+
+def keep(asked: object, candidates: object, **machine: object) -> None:
+    """Remember the speed of the machine "here" for the user."""
+    user_cache("speed").mkdir(parents=True, exist_ok=True)
+    progress.report(user_cache("speed") / "here.json", asked=asked, candidates=candidates, machine=MACHINE | machine)
 
 
 def test_without_a_manifest_it_says_what_to_do(workspace: Workspace) -> None:
@@ -55,13 +69,13 @@ def test_an_empty_train_split_says_what_to_do(checked: Workspace) -> None:
     val = pa.array(["val"] * len(table))
     write_manifest(checked.manifest, table.set_column(table.column_names.index("split"), "split", val))
     with pytest.raises(InputError, match="the train split is empty"):
-        gather(checked, read_params(checked.params), quiet())
+        gather(checked, read_params(checked.params), quiet(), seconds=9)
 
 
 def test_the_facts_are_those_of_train(checked: Workspace) -> None:
     every = read_manifest(checked.manifest).to_pylist()
     rows = [row for row in every if row["split"] == "train"]
-    facts = gather(checked, read_params(checked.params), quiet())
+    facts = gather(checked, read_params(checked.params), quiet(), seconds=9)
     assert facts.samples == len(rows) and facts.sizes == {(64, 64): len(rows)}
     assert facts.val_samples == sum(row["split"] == "val" for row in every) > 0
     assert facts.groups == len({row["group"] for row in rows})
@@ -102,19 +116,43 @@ def test_candidates_that_can_not_be_built_are_left_out_and_weights_out_of_reach_
     assert found[0].pixels_s > 0
 
 
+def test_measuring_ends_in_time_and_counts(tmp_path: Path) -> None:
+    small = ProbeCandidate(
+        name="a", backbone="mobilenetv3_small_050", decoder="fpn", lr=0.001, settings={}, starts=("none",)
+    )
+    note = tmp_path / "count.json"
+    began = time.monotonic()
+    found = measure(ProbeJob((small, small, small), num_classes=3, side_px=256, seconds=0.0, progress_path=note))
+    assert len(found) == 3 and all(one.pixels_s > 0 for one in found)
+    assert time.monotonic() - began < 30, "building and two to four steps of each"
+    assert progress.read(note) == {"done": 3, "total": 3}
+
+
 @pytest.mark.slow
-def test_the_machine_is_measured_once_for_the_same_candidates(
+def test_the_machine_is_measured_once_for_the_same_candidates_in_all_workspaces(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, joined: None
 ) -> None:
     small = replace(CANDIDATES[0], backbone="mobilenetv3_small_050", starts=("none",))
-    monkeypatch.setattr("platform.node", lambda: "here")
     monkeypatch.setattr("flows.commands.plan.CANDIDATES", (small,))
-    found = measured(workspace, read_params(workspace.params), 4, quiet())
+    params = read_params(workspace.params)
+    found = measured(workspace, params, 4, quiet(), seconds=2)
     assert [one.weights for one in found[0]] == ["none"]
-    assert isinstance(found[1].quick_bf16, bool)
+    assert isinstance(found[1].quick_bf16, bool) and found[1].load >= 0
     with monkeypatch.context() as patch:
         patch.delattr("segmill.cluster.work.on_ray")
-        assert measured(workspace, read_params(workspace.params), 4, quiet()) == found
+        assert measured(Workspace(workspace.root / "another"), params, 4, quiet(), seconds=2) == found
+        with pytest.raises(ImportError):
+            measured(workspace, params, 4, quiet(), seconds=2, again=True)
     monkeypatch.setattr("flows.commands.plan.CANDIDATES", (replace(small, name="other"),))
-    again = measured(workspace, read_params(workspace.params), 4, quiet())
+    again = measured(workspace, params, 4, quiet(), seconds=2)
     assert [one.name for one in again[0]] == ["other"], "other candidates are measured"
+
+
+def test_speeds_of_a_busy_machine_are_not_kept_without_a_word(checked: Workspace) -> None:
+    known = progress.read(user_cache("speed") / "here.json")
+    assert known is not None
+    keep(known["asked"], known["candidates"], load=0.9)
+    console = quiet()
+    gather(checked, read_params(checked.params), console, seconds=9)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "busy when it was measured (90% of its cores)" in said and "segmill plan --measure-again" in said

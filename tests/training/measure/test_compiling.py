@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segmill.training.measure.compiling import Speeds, cache_folder, measure, remembered
+from segmill.training.measure.compiling import Speeds, measure, remembered
 from segmill.training.measure.rehearsal import Rehearsal
 from tests.training.conftest import SETTINGS, SIDE_PX, tiny_module
 
@@ -42,13 +42,6 @@ def test_a_member_is_measured_once_per_machine(tmp_path: Path) -> None:
     for file in (tmp_path / "new").iterdir():
         file.write_text("half")
     assert remembered({"batch": 4}, first, tmp_path / "new") == Speeds(2.0, 1.0, 30.0)
-
-
-def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "segmill" / "compiling"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "segmill" / "compiling"
 
 
 def uncompilable(message: str) -> Callable[[bool], Rehearsal]:
