@@ -7,10 +7,9 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +39,8 @@ IGNORED = (
 LARGEST_SIDE_PX = 512
 STREET_COUNT, STREET_PX = 200, (128, 128)
 LOOKED_AT = 1000  # images whose size decides prepare.size_px
+MOST = 0.8  # of the images: if so many have one size, it is the set's
+ALIKE = 1.25  # how much larger the 90th percentile of sides, and of shapes, may be than the 10th
 
 
 class DemoSet(StrEnum):
@@ -127,9 +128,12 @@ def create(
                 packed=found.count > SHARDS_ABOVE, facts=data if found.layout == "segmill" else None,
                 on_progress=on_count,
             )  # fmt: skip
-        size = _usual_size(raw)
-        set_params(folder / "params.yaml", [f"prepare.size_px={size}"])
-        say(f"prepare.size_px is {size} (height, width), from the commonest image size; change it in params.yaml")
+        size, resize, why = choose_size(_sizes(raw))
+        set_params(folder / "params.yaml", [f"prepare.size_px={list(size)}", f"prepare.resize={resize}"])
+        say(
+            f"prepare.size_px is {list(size)} (height, width), prepare.resize {resize}: {why}; change them in "
+            "params.yaml"
+        )
         return _finish(folder, f"{data.resolve().name}, layout {found.layout}")
 
 
@@ -288,17 +292,40 @@ def _finish(folder: Path, message: str) -> Workspace:
     return workspace
 
 
-def _usual_size(raw: Path) -> list[int]:
-    """Return the commonest image size, shrunk to ``LARGEST_SIDE_PX`` and rounded to whole strides of 32 px."""
-    from PIL import Image
+def choose_size(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], str, str]:
+    """Return ``prepare.size_px`` and ``prepare.resize`` for images of these heights and widths, and why.
 
-    from segmill.data.schema.samples import list_samples
+    The size that most images have, else the median of heights and of widths; shrunk to ``LARGEST_SIDE_PX`` and rounded
+    to whole strides of 32 px. Where sizes or shapes vary widely, images are fitted in: stretching would distort them.
+    """
+    (commonest, count) = Counter(sizes).most_common(1)[0]
+    if count >= MOST * len(sizes):
+        share = "all" if count == len(sizes) else f"{count / len(sizes):.0%}"
+        return _whole_strides(*commonest), "stretch", f"{share} of the images have {commonest[0]} x {commonest[1]} px"
+    heights, widths = (sorted(side) for side in zip(*sizes, strict=True))
+    usual = heights[len(sizes) // 2], widths[len(sizes) // 2]
+    span = f"from {heights[0]} x {widths[0]} to {heights[-1]} x {widths[-1]} px"
+    shapes = sorted(height / width for height, width in sizes)
+    low, high = len(sizes) // 10, len(sizes) - 1 - len(sizes) // 10
+    if max(side[high] / side[low] for side in (heights, widths, shapes)) <= ALIKE:
+        return _whole_strides(*usual), "stretch", f"the images have {span}, and this is near the median"
+    why = (
+        f"the images have {span}; fit keeps their shapes and pads, and tile (prepare.resize) would keep their scale "
+        "where small things matter"
+    )
+    return _whole_strides(*usual), "fit", why
 
-    sizes: Counter[tuple[int, int]] = Counter()
-    entries, _ = list_samples(raw)
-    for entry in entries[:: len(entries) // LOOKED_AT + 1]:
-        with Image.open(BytesIO(entry.image.read(raw))) as image:
-            sizes[image.height, image.width] += 1
-    height, width = sizes.most_common(1)[0][0]
+
+def _whole_strides(height: int, width: int) -> tuple[int, int]:
     shrink = min(1.0, LARGEST_SIDE_PX / max(height, width))
-    return [max(32, round(side * shrink / 32) * 32) for side in (height, width)]
+    height, width = (max(32, round(side * shrink / 32) * 32) for side in (height, width))
+    return height, width
+
+
+def _sizes(raw: Path) -> list[tuple[int, int]]:
+    """Return height and width of at most ``LOOKED_AT`` images, evenly chosen."""
+    from segmill.data.schema.samples import list_samples
+    from segmill.data.storage.images import image_size
+
+    entries, _ = list_samples(raw)
+    return [image_size(entry.image.read(raw)) for entry in entries[:: len(entries) // LOOKED_AT + 1]]

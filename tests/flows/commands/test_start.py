@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.commands.start import create, create_demo
+from flows.commands.start import choose_size, create, create_demo
 from segmill.data.schema.issues import IssuesFound
 from segmill.data.schema.samples import list_samples
 from segmill.data.versioning.history import log_path, read_log
@@ -209,3 +209,32 @@ def test_two_processes_do_not_make_one_workspace(tmp_path: Path, street: Path) -
     finally:
         os.close(lock)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_size_is_that_of_most_images_or_the_median_and_shapes_are_kept_where_they_vary() -> None:
+    assert choose_size([(360, 480)] * 9 + [(200, 200)])[:2] == ((352, 480), "stretch")
+    assert choose_size([(2000, 1000)] * 2)[:2] == ((512, 256), "stretch"), "no side above 512 px"
+    near = [(100 + place, 150 + place) for place in range(20)]
+    size, resize, why = choose_size(near)
+    assert (size, resize) == ((96, 160), "stretch") and "from 100 x 150 to 119 x 169 px" in why
+    photos = [(60, 100), (400, 300), (173, 400), (350, 173), (300, 320)] * 30 + [(20, 64)] * 40
+    size, resize, why = choose_size(photos)
+    assert (size, resize) == ((160, 160), "fit"), "not 32 x 64, the commonest"
+    assert "fit keeps their shapes" in why and "tile" in why
+    assert choose_size([(10, 10)])[0] == (32, 32)
+
+
+def test_a_set_of_mixed_sizes_is_fitted_and_says_why(tmp_path: Path, street: Path) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(street, mixed)
+    for number, path in enumerate(sorted((mixed / "images").glob("*.png"))):
+        size = (64 + 8 * (number % 20), 200 - 6 * (number % 20))
+        for kind in ("images", "masks"):
+            with Image.open(mixed / kind / path.name) as picture:
+                resized = picture.resize(size, Image.Resampling.NEAREST)
+            resized.save(mixed / kind / path.name)
+    said: list[str] = []
+    workspace = create(tmp_path / "workspace", mixed, say=said.append)
+    params = read_params(workspace.params)
+    assert params.prepare.resize == "fit" and params.prepare.size_px is not None
+    assert f"prepare.size_px is {list(params.prepare.size_px)} (height, width), prepare.resize fit: " in said[-1]
