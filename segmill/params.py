@@ -242,6 +242,12 @@ class PrefectParams(Block):
     )
 
 
+class GitParams(Block):
+    commit: bool | None = Field(
+        None, description="Commit settings and records after a run; null does in repositories that segmill init made."
+    )
+
+
 class Params(Block):
     """The whole of params.yaml. What DVC tracks must be there; what only says where things run has defaults."""
 
@@ -257,6 +263,7 @@ class Params(Block):
     ray: RayParams = RayParams()
     mlflow: MlflowParams = MlflowParams()
     prefect: PrefectParams = PrefectParams()
+    git: GitParams = GitParams()
 
     def training_of(self, name: str) -> TrainSettings:
         """Return the training settings with what the network member ``name`` says instead."""

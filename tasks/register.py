@@ -10,7 +10,8 @@ from typing import Any
 
 from segmill import tracking
 from segmill.data.schema.manifest import read_dataset_info
-from segmill.data.versioning.repository import git_commit
+from segmill.data.versioning.history import log_path
+from segmill.data.versioning.repository import commit_contents, commits_runs, git_commit
 from segmill.params import Params
 from segmill.promotion import registry
 from segmill.workspace import Workspace
@@ -23,12 +24,13 @@ class RunInputs:
     """What a run was begun with, kept from its beginning: the files may be edited while it trains.
 
     ``model``: the registered model's name; ``params_yaml`` and ``pipeline_yaml``: the text of params.yaml and
-    dvc.yaml; ``git_commit``: where the workspace stood.
+    dvc.yaml; ``data_records``: what git has of the data, by path; ``git_commit``: where the workspace stood.
     """
 
     model: str
     params_yaml: str
     pipeline_yaml: str
+    data_records: dict[str, bytes]
     git_commit: str
 
 
@@ -42,14 +44,24 @@ class Registered:
 
 def run_inputs(workspace: Workspace, params: Params, params_yaml: str) -> RunInputs:
     """Return what to keep of the workspace when a run begins; the data are there already."""
-    pipeline_yaml = workspace.pipeline.read_text()
-    return RunInputs(model_name(workspace, params), params_yaml, pipeline_yaml, git_commit(workspace.root))
+    record, log = f"{params.data.path}.dvc", log_path(workspace.root / params.data.path)
+    return RunInputs(
+        model=model_name(workspace, params),
+        params_yaml=params_yaml,
+        pipeline_yaml=workspace.pipeline.read_text(),
+        data_records={
+            str(path.relative_to(workspace.root)): path.read_bytes()
+            for path in (workspace.root / record, log)
+            if path.is_file()
+        },
+        git_commit=git_commit(workspace.root),
+    )
 
 
 def register(
     workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome], inputs: RunInputs
 ) -> Registered:
-    """Log metrics, the report and the pipeline's files; register the ensemble and call it challenger.
+    """Commit the run's inputs; log metrics, the report and the pipeline's files; register the ensemble as challenger.
 
     What is recorded is what ran: the data version that the packed splits were made from, and the files as they were
     when the run began. An ensemble with the same bytes keeps its version. Raises InfrastructureError where MLflow
@@ -58,7 +70,9 @@ def register(
     metrics = json.loads(workspace.metrics.read_text())
     model = inputs.model
     lock = recorded_stages(workspace)
-    lineage = _lineage(workspace, params, inputs, lock)
+    lineage = _lineage(workspace, params, inputs, lock) | {
+        "git_commit": _commit(workspace, params, inputs, lock, outcomes)
+    }
     version = registry.register(
         run.uri,
         run.id,
@@ -71,7 +85,7 @@ def register(
         _log_member(workspace, run.uri, run_id, name, metrics["members"][name])
     stages = {f"stage.{outcome.stage}": f"{outcome.state}: {outcome.why}" for outcome in outcomes}
     tracking.set_tags(run.uri, run.id, {**lineage, "model": model, "version": version, **stages})
-    tracking.log_params(run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray"}))
+    tracking.log_params(run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git"}))
     tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]))
     tracking.log_artifacts(run.uri, run.id, workspace.reports, "report")
     with tempfile.TemporaryDirectory() as folder:
@@ -102,9 +116,31 @@ def _lineage(workspace: Workspace, params: Params, inputs: RunInputs, lock: byte
         "params_sha256": hashlib.sha256(inputs.params_yaml.encode()).hexdigest(),
         "code_sha256": hashlib.sha256(code).hexdigest(),
         "dvc_lock_sha256": hashlib.sha256(lock).hexdigest(),
-        "git_commit": inputs.git_commit,
         "segmill_version": version("segmill"),
     }
+
+
+def _commit(workspace: Workspace, params: Params, inputs: RunInputs, lock: bytes, outcomes: list[Outcome]) -> str:
+    """Commit what the run was made from, where that is wanted; return the commit, with ``-dirty`` where there is none.
+
+    None is made where somebody committed since the run began: a commit of older contents would undo that.
+    """
+    wanted = commits_runs(workspace.root) if params.git.commit is None else params.git.commit
+    if not wanted or inputs.git_commit == "none":
+        return inputs.git_commit
+    ignored = [folder / ".gitignore" for folder in (workspace.root, workspace.packed.parent, workspace.ensemble.parent,
+                                                    workspace.members)]  # fmt: skip
+    contents = {
+        "params.yaml": inputs.params_yaml.encode(),
+        "dvc.yaml": inputs.pipeline_yaml.encode(),
+        "dvc.lock": lock,
+        **inputs.data_records,
+        **{str(path.relative_to(workspace.root)): path.read_bytes() for path in ignored if path.is_file()},  # DVC's
+    }
+    ran = [f"{one.stage}: {one.state} ({one.why})" for one in outcomes if one.state != "fresh"]
+    title = f"retrain {inputs.model} on data {packed_version(workspace, params)[:8]}"
+    onto = inputs.git_commit.removesuffix("-dirty")
+    return commit_contents(workspace.root, contents, "\n".join([title, "", *ran]), onto=onto) or inputs.git_commit
 
 
 def _log_member(workspace: Workspace, uri: str, run_id: str, name: str, scores: dict[str, Any]) -> None:

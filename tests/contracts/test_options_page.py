@@ -27,6 +27,7 @@ BLOCKS = {
     "ray": params.RayParams,
     "mlflow": params.MlflowParams,
     "prefect": params.PrefectParams,
+    "git": params.GitParams,
 }
 
 

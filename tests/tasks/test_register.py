@@ -55,7 +55,7 @@ def test_data_added_and_settings_edited_meanwhile_are_not_what_a_version_was_mad
     tags = MlflowClient(uri, uri).get_model_version(registered.model, registered.version).tags
     assert tags["data_version"] == packed_version(workspace, read_params(workspace.params)) == first.md5
     assert tags["params_sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    assert tags["git_commit"].removesuffix("-dirty") == commit.removesuffix("-dirty")
+    assert tags["git_commit"].removesuffix("-dirty") == commit.removesuffix("-dirty"), "a commit would undo the other"
     folder = Path(download_artifacts(run_id=run.id, artifact_path="pipeline", tracking_uri=uri))
     assert (folder / "params.yaml").read_text() == text != workspace.params.read_text()
     assert "# edited" not in (folder / "dvc.yaml").read_text()

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import getpass
+import os
 import subprocess
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from segmill.data.versioning import dvc_adapter
 from segmill.errors import InputError
 
+COMMITS_RUNS = "segmill.commitRuns"  # a key of the repository's own git configuration
+
 
 def create_repository(root: Path) -> None:
-    """Make ``root`` a git and DVC repository of its own; a second call changes nothing."""
+    """Make ``root`` a git and DVC repository of its own, where runs are committed; a second call changes nothing."""
     root.mkdir(parents=True, exist_ok=True)
     if not (root / ".git").exists():
         _git(root, "init", "-q", "-b", "main")
+        _git(root, "config", COMMITS_RUNS, "true")
     if not (root / ".dvc").is_dir():
         dvc_adapter.init(root)
 
@@ -23,9 +29,47 @@ def commit_files(root: Path, message: str) -> None:
     """Commit everything git does not ignore. Works without a git identity: segmill signs then."""
     _git(root, "add", "-A")
     if _git(root, "status", "--porcelain"):
-        known = subprocess.run(["git", "-C", str(root), "config", "user.email"], capture_output=True).returncode == 0
-        identity = [] if known else ["-c", "user.name=segmill", "-c", "user.email=segmill@localhost"]
-        _git(root, *identity, "commit", "-q", "-m", message)
+        _git(root, *_identity(root), "commit", "-q", "-m", message)
+
+
+def commits_runs(root: Path) -> bool:
+    """Tell whether segmill made this repository, so that its runs may be committed there."""
+    done = subprocess.run(["git", "-C", str(root), "config", COMMITS_RUNS], capture_output=True, text=True)
+    return done.stdout.strip() == "true"
+
+
+def commit_contents(root: Path, contents: Mapping[str, bytes], message: str, *, onto: str) -> str | None:
+    """Commit files with these contents, whatever they hold now and whatever else is staged; return the commit.
+
+    Args:
+        contents: by path relative to ``root``.
+        onto: the commit that ``root`` was at when the contents were read.
+
+    Returns:
+        ``onto`` where it holds them already; None where somebody committed since.
+    """
+    if _git(root, "rev-parse", "HEAD") != onto:
+        return None
+    prefix = _git(root, "rev-parse", "--show-prefix")  # the workspace may be a folder of a larger repository
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        _git(root, "read-tree", onto, environment=index)
+        for path, content in contents.items():
+            blob = _git(root, "hash-object", "-w", "--stdin", stdin=content)
+            entry = f"100644,{blob},{prefix}{path}"
+            _git(root, "update-index", "--add", "--cacheinfo", entry, environment=index)
+        tree = _git(root, "write-tree", environment=index)
+    if tree == _git(root, "rev-parse", f"{onto}^{{tree}}"):
+        return onto
+    commit = _git(root, *_identity(root), "commit-tree", tree, "-p", onto, "-m", message)
+    _git(root, "update-ref", "-m", f"segmill: {message.splitlines()[0]}", "HEAD", commit, onto)
+    _git(root, "reset", "-q", "--", *contents)  # else they would be staged as they were before
+    return commit
+
+
+def _identity(root: Path) -> list[str]:
+    known = subprocess.run(["git", "-C", str(root), "config", "user.email"], capture_output=True).returncode == 0
+    return [] if known else ["-c", "user.name=segmill", "-c", "user.email=segmill@localhost"]
 
 
 def git_commit(root: Path) -> str:
@@ -50,11 +94,15 @@ def who_works(root: Path) -> str:
     return getpass.getuser()
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> str:
+    own = {**os.environ, **(environment or {})}
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, input=stdin, check=True, env=own
+        )
     except FileNotFoundError:
         raise InputError("git is not installed", "install it, DVC keeps its records in git") from None
     except subprocess.CalledProcessError as error:
-        raise InputError(f"git {arguments[0]} failed in {root}: {error.stderr.strip()}") from None
-    return done.stdout.strip()
+        said = error.stderr.decode(errors="replace").strip()
+        raise InputError(f"git {arguments[0]} failed in {root}: {said}") from None
+    return done.stdout.decode(errors="surrogateescape").strip()

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from segmill.data.versioning.repository import commit_files, create_repository, git_commit, who_works
+from segmill.data.versioning.repository import (
+    commit_contents,
+    commit_files,
+    commits_runs,
+    create_repository,
+    git_commit,
+    who_works,
+)
 
 
 def test_the_commit_is_told_and_whether_files_differ(tmp_path: Path) -> None:
@@ -29,3 +36,39 @@ def test_who_works_is_told_by_git_else_by_the_system(tmp_path: Path, monkeypatch
     assert who_works(tmp_path) == "Ada"
     subprocess.run(["git", "config", "user.email", "ada@localhost"], cwd=tmp_path, check=True)
     assert who_works(tmp_path) == "Ada <ada@localhost>"
+
+
+def git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout
+
+
+def test_contents_are_committed_whatever_the_files_hold_now_and_nothing_else_is(tmp_path: Path) -> None:
+    """In a folder of a larger repository, with something staged and a file edited since."""
+    root = tmp_path / "own" / "work"
+    create_repository(tmp_path / "own")
+    root.mkdir()
+    for name in ("params.yaml", "other"):
+        (root / name).write_text("one\n")
+    commit_files(tmp_path / "own", "first")
+    first = git_commit(root)
+    (root / "params.yaml").write_text("edited meanwhile\n")
+    (root / "other").write_text("staged\n")
+    git(root, "add", "other")
+    made = commit_contents(root, {"params.yaml": b"two\n", "dvc.lock": b"lock\n"}, "a run\n\nwhy", onto=first)
+    assert made is not None and git(root, "rev-parse", "HEAD", "HEAD~").split() == [made, first]
+    assert git(root, "show", "--no-patch", "--format=%B", "HEAD").split("\n")[:3] == ["a run", "", "why"]
+    assert git(root, "show", "HEAD:work/params.yaml") == "two\n" and git(root, "show", "HEAD:work/other") == "one\n"
+    assert sorted(git(root, "status", "--porcelain").splitlines()) == [
+        " D work/dvc.lock", " M work/params.yaml", "M  work/other",
+    ]  # fmt: skip
+    assert (root / "params.yaml").read_text() == "edited meanwhile\n"
+    assert commit_contents(root, {"params.yaml": b"two\n"}, "again", onto=made) == made, "nothing to commit"
+    assert commit_contents(root, {"params.yaml": b"three\n"}, "late", onto=first) is None, "somebody committed since"
+    assert git_commit(root).removesuffix("-dirty") == made
+
+
+def test_runs_are_committed_where_segmill_made_the_repository(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "theirs")
+    create_repository(tmp_path / "theirs")
+    create_repository(tmp_path / "own")
+    assert (commits_runs(tmp_path / "theirs"), commits_runs(tmp_path / "own")) == (False, True)
