@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,9 +43,19 @@ def status_command(
         show(found, out)
 
 
-def history_command(workspace: WorkspaceOption = HERE) -> None:
+def history_command(
+    workspace: WorkspaceOption = HERE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every entry with its reasons and figures.")] = False,
+) -> None:
     """List every verdict and move of the champion."""
-    show_history(open_workspace(workspace)[0], out)
+    from segmill.promotion import ledger
+    from tasks.promote import ledger_url
+
+    space = open_workspace(workspace)[0]
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in reversed(ledger.entries(ledger_url(space)))], indent=2))
+    else:
+        show_history(space, out)
 
 
 @dataclass(frozen=True)

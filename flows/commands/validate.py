@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out
@@ -52,9 +52,11 @@ def validate(workspace: Workspace, params: Params, console: Console, *, fix: boo
     if fix:
         repair(workspace, params, console)
     sound, issues = _check(workspace, params, console)
-    if issues:
-        console.print(issues_table(issues, params.data.accept))
-        page = issues_page(workspace)
+    page = issues_page(workspace)
+    if not issues:
+        console.print(f"no issues; the page of the checked set: {page}", highlight=False, soft_wrap=True)
+    else:
+        console.print(issues_list(issues, params.data.accept), highlight=False)
         _list_files(page.with_name("faults.csv"), issues)
         said = f"with pictures: {page}; all files: {page.with_name('faults.csv')}"
         console.print(said, highlight=False, soft_wrap=True, style="dim")
@@ -103,24 +105,20 @@ def repair(workspace: Workspace, params: Params, console: Console) -> None:
     console.print(said, highlight=False, soft_wrap=True)
 
 
-def issues_table(issues: Sequence[Issue], accept: Sequence[str]) -> Table:
-    """Return the table of issues: what stops first, then warnings, then what is accepted."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("issue", "", "files"):
-        table.add_column(heading, justify="right" if heading == "files" else "left", no_wrap=True)
-    for heading, ratio in (("first files", 2), ("what it is", 3), ("what to do", 3)):
-        table.add_column(heading, overflow="fold", ratio=ratio)
+def issues_list(issues: Sequence[Issue], accept: Sequence[str]) -> Group:
+    """Return a paragraph per issue, whole in any width: what stops first, then warnings, then what is accepted."""
     order = ("error", "warning", "accepted")
+    paragraphs: list[RenderableType] = []
     for issue in sorted(issues, key=lambda issue: order.index(_state(issue, accept))):
         state = _state(issue, accept)
         style = {"error": "red", "warning": "yellow", "accepted": "dim"}[state]
-        first = "\n".join(visible(name, None) for name in issue.files[:FIRST_FILES]) + (
-            "\n..." if len(issue.files) > FIRST_FILES else ""
-        )
+        files = f"{len(issue.files)} file" + ("s" if len(issue.files) > 1 else "")
+        first = ", ".join(visible(name, None) for name in issue.files[:FIRST_FILES])
+        more = ", ..." if len(issue.files) > FIRST_FILES else ""
         todo = f"{issue.fix} (--fix does)" if issue.repairable else issue.fix
-        row = (issue.kind, state, str(len(issue.files)), first, issue.what, todo)
-        table.add_row(*(Text(visible_lines(cell)) for cell in row), style=style)
-    return table
+        paragraphs.append(Text(visible_lines(f"{state} {issue.kind}, {files}: {first}{more}"), style=style))
+        paragraphs += [Padding(Text(visible_lines(line)), (0, 0, 0, 2)) for line in (issue.what, f"-> {todo}")]
+    return Group(*paragraphs)
 
 
 def _state(issue: Issue, accept: Sequence[str]) -> str:

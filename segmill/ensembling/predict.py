@@ -213,7 +213,8 @@ def as_images(images: Any) -> list[Image]:
 
     Args:
         images: an array B x H x W x C, or a list of H x W x C arrays or nested lists (as JSON brings them);
-            integers in 0..255, C is 3, or 1 for grey, which is repeated.
+            integers in 0..255, C is 3, or 1 for grey, which is repeated; alpha (C is 4 or 2) is dropped, as it is
+            from the files that training reads.
 
     Raises:
         InputError: anything else, or no image at all; the message names the image.
@@ -230,8 +231,11 @@ def _as_image(index: int, content: Any) -> Image:
         image = np.asarray(content)
     except ValueError as error:
         raise InputError(f"Image {index} is no array ({error}); give integers H x W x C.") from None
-    if image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
-        raise InputError(f"Image {index} has shape {image.shape}; allowed is H x W x 3, or H x W x 1 for grey.")
+    if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or not image.size:
+        raise InputError(
+            f"Image {index} has shape {image.shape}; allowed is H x W x 3, or x 1 for grey, and either with alpha."
+        )
+    image = image[:, :, : 1 if image.shape[2] < 3 else 3]
     if image.dtype.kind not in "iu" or not 0 <= int(image.min()) <= int(image.max()) <= 255:
         raise InputError(
             f"Image {index} is {image.dtype} in {image.min()}..{image.max()}; give uint8 in 0..255, not scaled to 0..1."

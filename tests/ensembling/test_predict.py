@@ -86,6 +86,8 @@ def test_grey_is_repeated_and_json_lists_are_read() -> None:
     grey = np.full((2, 2, 1), 7, np.uint8)
     assert as_images([grey])[0].tolist() == [[[7, 7, 7]] * 2] * 2
     assert as_images([[[[1, 2, 3]]]])[0].dtype == np.uint8
+    assert as_images([np.array([[[1, 2, 3, 99]]], np.uint8)])[0].tolist() == [[[1, 2, 3]]], "alpha is dropped"
+    assert as_images([np.array([[[7, 99]]], np.uint8)])[0].tolist() == [[[7, 7, 7]]]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_grey_is_repeated_and_json_lists_are_read() -> None:
         (np.zeros((2, 2, 3), np.uint8), r"give a batch B x H x W x C"),
         ([], "No image came"),
         ([np.zeros((2, 2), np.uint8)], r"Image 0 has shape \(2, 2\)"),
-        ([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 4), np.uint8)], r"Image 1 has shape \(2, 2, 4\)"),
+        ([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 5), np.uint8)], r"Image 1 has shape \(2, 2, 5\)"),
         ([np.full((2, 2, 3), 0.5)], r"Image 0 is float64 .* not scaled to 0\.\.1"),
         ([np.full((2, 2, 3), 300)], r"Image 0 is int64 in 300\.\.300"),
         ([[[1, 2], [3]]], "Image 0 is no array"),

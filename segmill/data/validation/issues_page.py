@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import DatasetInfo
@@ -16,7 +17,7 @@ from segmill.data.storage.raw_set import StoredFile
 from segmill.data.validation.leaks import Pair
 from segmill.errors import InputError
 from segmill.reports.checks_page import ChecksPage, FoundIssue, IssueKind, Side, SidePair, write_checks_page
-from segmill.reports.pictures import palette
+from segmill.reports.pictures import palette, sheet
 
 # Files of these kinds are not opened again: there is nothing to see, or opening them is what went wrong.
 _UNSEEN = ("unreadable", "crashes_decoder", "not_a_file", "link_outside", "wrong_file_type")
@@ -41,10 +42,14 @@ def write_issues_page(
     """
     wanted = {file for issue in issues for file in issue.files} | {file for pair in pairs for file in pair.files}
     entries = list_samples(raw_dir)[0] if wanted else []
-    parts = {part.name: part for entry in entries for part in (entry.image, entry.mask) if part.name in wanted}
+    parts: dict[str, tuple[StoredFile, ...]] = {
+        entry.image.name: (entry.image,) for entry in entries if entry.image.name in wanted
+    }
+    # A mask says little without its image: one that is empty is a black square.
+    parts |= {entry.mask.name: (entry.image, entry.mask) for entry in entries if entry.mask.name in wanted}
 
     def picture(name: str) -> NDArray[np.uint8] | None:
-        return pixels_to_look_at(raw_dir, parts[name], info) if name in parts else None
+        return side_by_side([pixels_to_look_at(raw_dir, part, info) for part in parts.get(name, ())])
 
     write_checks_page(ChecksPage(info.name, samples, issue_kinds(issues, pairs, accept), picture), path)
 
@@ -78,6 +83,12 @@ def pixels_to_look_at(raw_dir: Path, part: StoredFile, info: DatasetInfo) -> NDA
     shown = np.full((256, 3), 128, np.uint8)
     shown[: info.num_classes] = palette(info.colors)
     return shown[mask_HW]
+
+
+def side_by_side(pictures: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8] | None:
+    """Return HWC pictures, grey or RGB, as one, at their own sizes; None where there is none."""
+    seen = [np.broadcast_to(picture, (*picture.shape[:2], 3)) for picture in pictures if picture is not None]
+    return np.asarray(sheet([[Image.fromarray(picture) for picture in seen]])) if seen else None
 
 
 def _pair(pair: Pair) -> SidePair:

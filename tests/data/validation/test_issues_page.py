@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ from PIL import Image
 from segmill.data.schema.issues import Issue
 from segmill.data.schema.manifest import ClassInfo, DatasetInfo
 from segmill.data.storage.raw_set import StoredFile
-from segmill.data.validation.issues_page import issue_kinds, pixels_to_look_at
+from segmill.data.validation.issues_page import issue_kinds, pixels_to_look_at, side_by_side, write_issues_page
 from segmill.data.validation.leaks import Pair
 from segmill.reports.checks_page import LISTED_FILES, SHOWN_FILES, SHOWN_PAIRS, ChecksPage, Picture, write_checks_page
+from segmill.reports.pictures import GAP_PX
 
 PIXELS = np.full((30, 40, 3), 90, np.uint8)
 
@@ -139,3 +142,25 @@ def test_pictures_of_a_set(tmp_path: Path) -> None:
     assert image is not None and image.shape == (2, 3, 1)
     for name in ("images/broken.png", "images/gone.png"):
         assert pixels_to_look_at(tmp_path, StoredFile(name, name), info) is None
+
+
+def test_a_mask_is_shown_beside_its_image(tmp_path: Path) -> None:
+    info = DatasetInfo("x", (ClassInfo(0, "a", "#000000"), ClassInfo(1, "b", "#ff0000")))
+    for kind, pixels in (("images", np.full((60, 90), 200, np.uint8)), ("masks", np.zeros((60, 90), np.uint8))):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(pixels).save(tmp_path / kind / "a.png")
+    empty = Issue("empty_mask", "warning", ("masks/a.png",), "nothing is labelled", "label it")
+    write_issues_page(tmp_path / "p.html", tmp_path, info, 1, [empty], [], [])
+    (uri,) = Page(tmp_path / "p.html").images()
+    shown = np.asarray(Image.open(BytesIO(b64decode(uri.partition(",")[2]))).convert("L"))
+    assert shown.shape[1] > 2 * shown.shape[0] and shown[20, 20] > 150 and shown[20, -20] < 50
+
+
+def test_pictures_of_other_sizes_stand_side_by_side() -> None:
+    grey, rgb = np.full((4, 3, 1), 9, np.uint8), np.full((2, 5, 3), 7, np.uint8)
+    row = side_by_side([grey, None, rgb])
+    assert row is not None and row.shape == (4, 2 * 5 + GAP_PX, 3), "two cells of 4 x 5 px"
+    assert (row[:, :3] == 9).all() and (row[:2, 5 + GAP_PX :] == 7).all() and (row[2:, 5:] == 255).all()
+    assert side_by_side([None]) is None and side_by_side([]) is None
+    alone = side_by_side([grey])
+    assert alone is not None and alone.shape == (4, 3, 3)

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from flows.commands.start import create
-from flows.commands.validate import issues_table, validate
+from flows.commands.validate import issues_list, validate
 from segmill.data.schema.issues import issue_of
 from segmill.data.schema.samples import list_samples
 from segmill.data.storage import raw_set
@@ -25,10 +25,10 @@ from segmill.workspace import Workspace
 from tests.flows.commands.test_cli import segmill
 
 
-def said_of(table: object) -> str:
+def said_of(issues: object, width: int) -> list[str]:
     text = StringIO()
-    Console(file=text, width=160).print(table)
-    return text.getvalue()
+    Console(file=text, width=width).print(issues)
+    return text.getvalue().splitlines()
 
 
 def raw(workspace: Workspace) -> Path:
@@ -45,19 +45,30 @@ def check(workspace: Workspace, *, fix: bool = False) -> tuple[bool, str]:
     return sound, text.getvalue()
 
 
-def test_the_table_says_what_stops_first_and_what_fix_does() -> None:
+def test_the_list_says_what_stops_first_and_what_fix_does_in_any_width() -> None:
     issues = [
         issue_of("empty_mask", "masks/e.png"),
         issue_of("off_by_a_pixel", *(f"masks/{i}.png" for i in range(5))),
         issue_of("size_mismatch", "masks/z.png"),
     ]
-    lines = said_of(issues_table(issues, accept=["size_mismatch"])).splitlines()
-    kinds = [line.split()[0] for line in lines if line.startswith(("empty", "off", "size"))]
-    assert kinds == ["off_by_a_pixel", "empty_mask", "size_mismatch"]
-    first = next(line for line in lines if line.startswith("off"))
-    assert first.split()[1:4] == ["error", "5", "masks/0.png"] and "--fix does" in first
-    assert "masks/2.png" in "".join(lines) and "masks/3.png" not in "".join(lines)
-    assert next(line for line in lines if line.startswith("size")).split()[1] == "accepted"
+    for width in (80, 160):
+        lines = said_of(issues_list(issues, accept=["size_mismatch"]), width)
+        assert [line for line in lines if not line.startswith("  ")] == [
+            "error off_by_a_pixel, 5 files: masks/0.png, masks/1.png, masks/2.png, ...",
+            "warning empty_mask, 1 file: masks/e.png",
+            "accepted size_mismatch, 1 file: masks/z.png",
+        ]
+        said = " ".join(line.strip() for line in lines)
+        assert all(f"-> {issue.fix}" in said for issue in issues) and said.count("(--fix does)") == 1
+
+
+def test_a_clean_set_is_said_to_be_clean_with_the_page_to_look_at(workspace: Workspace) -> None:
+    sound, said = check(workspace)
+    if "no issues" not in said:  # the drawn scenes have none that stops
+        assert sound and "warning" in said
+    else:
+        page = said.split("the page of the checked set: ")[1].split()[0]
+        assert sound and Path(page).is_file()
 
 
 def test_warnings_are_printed_by_a_fresh_stage_too(workspace: Workspace) -> None:
