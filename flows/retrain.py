@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime
 from functools import partial
+from textwrap import shorten
 from typing import Any
 
-from prefect import Task, flow, task
+from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from rich.console import Console
 
-from flows.display import clock, showing
+from flows.display import clock, showing, telling
 from flows.environment import ray_address, tracking_uri
+from flows.pipeline_graph import PipelineGraph, name_run
+from flows.prefect_server import start_server
 from flows.summary import markdown, publish, run_scores
 from segmill import progress, tracking
 from segmill.cluster.connection import connect, connecting
@@ -24,14 +27,16 @@ from segmill.cluster.work import Running
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.params import Params, parse_params, read_params_and_text
+from segmill.promotion import registry
 from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check
 from tasks.promote import Judged, promote
 from tasks.register import Registered, RunInputs, register, run_inputs
-from tasks.stage import Outcome, bring_up_to_date, noted, stage_names
+from tasks.stage import Outcome, bring_up_to_date, noted, stage_edges, stage_names, survey
 from tasks.version import version
 
+CHECK = "check members"
 READING_DATA = ("fingerprint", "validate", "prepare")
 AFTER_TRAINING = ("ensemble", "evaluate")
 MEMBER_BYTES = 300 * 2**20
@@ -40,6 +45,32 @@ MEMBER_BYTES = 300 * 2**20
 def steps(params: Params) -> list[str]:
     """Return every step of the flow in its order."""
     return ["version", *stage_names(params), "register", "promote"]
+
+
+def dependencies(workspace: Workspace) -> dict[str, set[str]]:
+    """Return, per step, the steps it directly depends on: dvc.yaml's edges, and those of what is no stage."""
+    stages = stage_edges(workspace)
+    for name in ("validate", "prepare"):  # they read the data
+        stages[name].add("version")
+    for name in stages:
+        if name.startswith("finetune@"):
+            stages[name].add(CHECK)
+    return {"version": set(), **stages, CHECK: {"fingerprint"}, "register": {"evaluate"}, "promote": {"register"}}
+
+
+def reason(workspace: Workspace, params: Params, data: DataVersion) -> str:
+    """Say in a few words why there is something to do."""
+    if data.state in ("added", "changed"):
+        return "new data"
+    stale = [outcome for outcome in survey(workspace, params).values() if outcome.state == "stale"]
+    first = next((outcome for outcome in stale if outcome.stage != "fingerprint"), None)
+    if first is None:
+        return "another verdict"
+    if first.why == "never ran here" and not first.stage.startswith("finetune@"):
+        return "first run"
+    if f"{params.data.path} changed" in first.why:
+        return "new data"  # that `segmill data add` has recorded
+    return shorten(f"{first.stage}: {first.why}", 100, placeholder=" ...")
 
 
 def run_retrain(workspace: Workspace, params: Params, params_yaml: str, console: Console) -> dict[str, Any]:
@@ -53,6 +84,7 @@ def run_retrain(workspace: Workspace, params: Params, params_yaml: str, console:
     try:
         with showing(workspace, steps(params), console), connecting(ray_address(params)):
             tracking.warm_up()
+            start_server()
             result: dict[str, Any] = retrain(str(workspace.root), params.model_dump(mode="json"), params_yaml)
     except (SegmillError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
@@ -65,7 +97,12 @@ def run_retrain(workspace: Workspace, params: Params, params_yaml: str, console:
     return result
 
 
-@flow(name="retrain", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)  # type: ignore[arg-type]
+@flow(
+    name="retrain",
+    flow_run_name="retrain {folder}",
+    task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
+    persist_result=False,
+)
 def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str = "") -> dict[str, Any]:
     """Bring the workspace at ``folder`` up to date and return what came of it, as plain values.
 
@@ -81,21 +118,28 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
     with ExitStack() as reading_data, connect(ray_address(params)):
         check = begin_check(workspace, params)
         reading_data.enter_context(writing(workspace, Part.DATA, "segmill retrain", wait=True))
-        data = version_step(workspace, params)
+        graph = PipelineGraph(dependencies(workspace))
+        data = graph.run("version", version_step, workspace, params)
         inputs, members = run_inputs(workspace, params, params_yaml), list(params.members)
+        name_run(f"{inputs.model} data {data.md5[:8]}: {reason(workspace, params, data)}")
         artifacts = artifacts_of_new(workspace, uri)
         with tracking.open_run(uri, inputs.model, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
-            outcomes = [stage_steps[stage](workspace, params=params) for stage in READING_DATA]
+            outcomes = [graph.run(stage, stage_step, workspace, params, stage) for stage in READING_DATA]
             reading_data.close()  # from here the packed splits are read: `segmill data add` is allowed
-            outcomes.append(stage_steps["augment"](workspace, params=params))
-            check_members_step(workspace, params, check)
+            outcomes.append(graph.run("augment", stage_step, workspace, params, "augment"))
+            graph.run(CHECK, check_members_step, workspace, params, check)
             drop_former_members(workspace, params)
-            outcomes += every_result([finetune_step.submit(workspace, params, member, run) for member in members])
-            outcomes += [stage_steps[stage](workspace, params=params) for stage in AFTER_TRAINING]
-            registered = register_step(workspace, params, run, outcomes, inputs)
-            judged = promote_step(workspace, params, uri, registered)
+            trained = {f"finetune@{name}": (finetune_step, workspace, params, name, run) for name in members}
+            outcomes += every_result([graph.submit(name, *what) for name, what in trained.items()])
+            outcomes += [graph.run(stage, stage_step, workspace, params, stage) for stage in AFTER_TRAINING]
+            registered = graph.run("register", register_step, workspace, params, run, outcomes, inputs)
+            judged = graph.run("promote", promote_step, workspace, params, uri, registered)
             result = summary(workspace, data, outcomes, registered, judged)
-            tracking.describe(run, markdown(result))
+            described = markdown(result)
+            tracking.describe(run, described)
+            registry.describe_version(
+                uri, registered.model, registered.version, described, {"verdict": judged.decision}
+            )
     publish(result, workspace.reports / "figures" / "overview.png")
     return result
 
@@ -130,18 +174,20 @@ def _is_retryable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
 _step: Any = partial(task, persist_result=False, cache_policy=NO_CACHE)
 _talking_step: Any = partial(_step, retries=2, retry_delay_seconds=5, retry_condition_fn=_is_retryable)
 
-stage_steps = {
-    name: _step(partial(bring_up_to_date, name=name), name=name) for name in (*READING_DATA, "augment", *AFTER_TRAINING)
-}
+
+@_step(name="stage", task_run_name="{stage}")
+def stage_step(workspace: Workspace, params: Params, stage: str) -> Outcome:
+    with logged(workspace, stage):
+        return bring_up_to_date(workspace, stage, params)
 
 
-@_talking_step(name="version")
+@_talking_step(name="version", task_run_name="version")
 def version_step(workspace: Workspace, params: Params) -> DataVersion:
-    with noted(workspace, "version"):
+    with logged(workspace, "version"), noted(workspace, "version"):
         return version(workspace, params)
 
 
-@_step(name="check members")
+@_step(name=CHECK, task_run_name=CHECK)
 def check_members_step(workspace: Workspace, params: Params, begun: Running[None] | None) -> None:
     end_check(workspace, params, begun)
 
@@ -150,22 +196,27 @@ def check_members_step(workspace: Workspace, params: Params, begun: Running[None
 def finetune_step(workspace: Workspace, params: Params, member: str, run: tracking.Run) -> Outcome:
     growing, final = curves_path(workspace, member), workspace.member(member) / "curves.csv"
     growing.unlink(missing_ok=True)
-    with tracking.following(run.uri, run.members[member], growing, final):
+    with logged(workspace, f"finetune@{member}"), tracking.following(run.uri, run.members[member], growing, final):
         return bring_up_to_date(workspace, f"finetune@{member}", params)
 
 
-@_talking_step(name="register")
+@_talking_step(name="register", task_run_name="register")
 def register_step(
     workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome], inputs: RunInputs
 ) -> Registered:
-    with noted(workspace, "register"):
+    with logged(workspace, "register"), noted(workspace, "register"):
         return register(workspace, params, run, outcomes, inputs)
 
 
-@_talking_step(name="promote")
+@_talking_step(name="promote", task_run_name="promote")
 def promote_step(workspace: Workspace, params: Params, uri: str, registered: Registered) -> Judged:
-    with noted(workspace, "promote"):
+    with logged(workspace, "promote"), noted(workspace, "promote"):
         return promote(workspace, params, uri, registered)
+
+
+def logged(workspace: Workspace, step: str) -> AbstractContextManager[None]:
+    """Log to Prefect, while the block runs, what the terminal says of the step."""
+    return telling(workspace, [step], get_run_logger().info)
 
 
 def every_result(futures: list[PrefectFuture[Outcome]]) -> list[Outcome]:

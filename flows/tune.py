@@ -14,7 +14,9 @@ from rich.console import Console
 
 from flows.display import showing
 from flows.environment import ray_address, tracking_uri
-from flows.retrain import READING_DATA, _step, artifacts_of_new, stage_steps, version_step
+from flows.pipeline_graph import PipelineGraph
+from flows.prefect_server import start_server
+from flows.retrain import READING_DATA, _step, artifacts_of_new, dependencies, stage_step, version_step
 from flows.trials import logged, watched
 from segmill.cluster.connection import connect, connecting
 from segmill.cluster.resources import Resources
@@ -95,11 +97,17 @@ def run_tune(
     if minutes is None and trials is None:
         minutes = MINUTES
     with connecting(ray_address(params)):
+        start_server()
         found: dict[str, Any] = tune(str(workspace.root), member, searches, minutes, trials, epochs, repeats)
     return found
 
 
-@flow(name="tune", task_runner=ThreadPoolTaskRunner(max_workers=4), persist_result=False)  # type: ignore[arg-type]
+@flow(
+    name="tune",
+    flow_run_name="tune {member} in {folder}",
+    task_runner=ThreadPoolTaskRunner(max_workers=4),  # type: ignore[arg-type]
+    persist_result=False,
+)
 def tune(
     folder: str,
     member: str,
@@ -118,9 +126,10 @@ def tune(
     with connect(ray_address(params)):
         reading_data = writing(workspace, Part.DATA, f"segmill tune {member}", wait=True)
         with showing(workspace, ["version", *READING_DATA, "augment"], console), reading_data:
-            version_step(workspace, params)
+            graph = PipelineGraph(dependencies(workspace))
+            graph.run("version", version_step, workspace, params)
             for stage in (*READING_DATA, "augment"):
-                stage_steps[stage](workspace, params=params)
+                graph.run(stage, stage_step, workspace, params, stage)
             work = ready_step(workspace, params, values, space, member, epochs)
         study, keys = Study(work.folder), [dimension.key for dimension in space]
         with (

@@ -54,6 +54,12 @@ def stage_names(params: Params) -> list[str]:
     return [name for stage in STAGES for name in (members if stage == "finetune" else [stage])]
 
 
+def stage_edges(workspace: Workspace) -> dict[str, set[str]]:
+    """Return, per stage of dvc.yaml, upstream first, the stages that it directly depends on."""
+    with repository(workspace.root) as repo:
+        return repo.upstream()
+
+
 def survey(workspace: Workspace, params: Params | None = None) -> dict[str, Outcome]:
     """Say of every stage, upstream first, whether it is fresh or stale and why. Runs, records and writes nothing.
 

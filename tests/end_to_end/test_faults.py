@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +62,41 @@ def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
     assert len(started) > 3, "Ray's and Prefect's"
     assert psutil.wait_procs(started, timeout=30)[1] == []
     assert list(workspace.checkpoints.rglob("state.pt"))
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_run_and_leaves_its_servers_to_it(
+    tmp_path: Path, brain_workspace: Callable[..., Workspace]
+) -> None:
+    """A terminal sends it to every process; a run whose Prefect server was gone asked it for minutes."""
+    workspace = brain_workspace(tmp_path, "fpn", epochs=200)
+    terminal_end, own_end = os.openpty()
+    process = psutil.Popen(
+        [BIN / "segmill", "retrain"], cwd=workspace.root, stdin=own_end, stdout=own_end, stderr=own_end,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), env=terminal(),
+    )  # fmt: skip
+    os.close(own_end)
+    with ThreadPoolExecutor(1) as background:
+        said = background.submit(read_all, terminal_end)
+        curves = curves_path(workspace, "fpn")
+        while not curves.exists() or len(curves.read_text().splitlines()) < 2:
+            assert process.poll() is None, said.result()
+            time.sleep(0.1)
+        started = process.children(recursive=True)
+        os.write(terminal_end, b"\x03")
+        assert process.wait(timeout=60) == 130, said.result()
+        assert psutil.wait_procs(started, timeout=30)[1] == []
+        last = said.result().splitlines()[-1]
+    assert "interrupted; what was finished is recorded" in last
+
+
+def read_all(terminal_end: int) -> str:
+    """Return what a terminal shows until the last process closes it."""
+    shown = b""
+    with suppress(OSError):  # Linux's way to say that it is closed
+        while block := os.read(terminal_end, 65536):
+            shown += block
+    os.close(terminal_end)
+    return shown.decode()
 
 
 @pytest.mark.fault

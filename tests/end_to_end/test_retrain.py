@@ -25,6 +25,7 @@ from terminal import BIN, run, states, terminal
 
 from segmill.data.ingest.builtin import write_brain
 from segmill.workspace import Workspace
+from tasks.stage import stage_edges
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +67,8 @@ def test_the_first_run_ends_with_a_champion(first: tuple[Workspace, str]) -> Non
     assert 0 < metrics["ensemble"]["miou"] < 1
     status = json.loads(run(workspace, "segmill", "status", "--json"))
     assert {stage["state"] for stage in status["stages"].values()} == {"fresh"}
-    assert status["champion"]["version"] == status["challenger"]["version"] == "1"
+    assert (status["champion"]["version"], status["champion"]["verdict"]) == ("1", "PASS")
+    assert status["challenger"] is None, "it is the champion now"
     assert status["up_to_date"] is True
 
 
@@ -90,8 +92,14 @@ def test_mlflow_leads_back_to_data_params_code_and_commit(first: tuple[Workspace
     status = json.loads(run(workspace, "segmill", "status", "--json"))
     assert version.tags["data_version"] == status["data_version"]
     assert all(version.tags[tag] for tag in ("params_sha256", "code_sha256", "dvc_lock_sha256", "git_commit"))
+    commit = version.tags["git_commit"]
+    shown = subprocess.check_output(["git", "show", "--stat", "--format=%s%n%b", commit], cwd=workspace.root, text=True)
+    assert shown.startswith("retrain segmill-brain on data ") and "finetune@fpn: ran (never ran here)" in shown
+    assert {"params.yaml", "dvc.lock"} & set(shown.split()) == {"dvc.lock", "params.yaml"}
+    assert not subprocess.check_output(["git", "status", "--porcelain"], cwd=workspace.root)
+    assert version.tags["verdict"] == "PASS" and float(version.tags["test_miou"]) > 0
     parent = client.get_run(version.run_id)
-    assert "PASS" in parent.data.tags["mlflow.note.content"]
+    assert "**PASS**" in parent.data.tags["mlflow.note.content"] == version.description
     nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {child.info.run_name for child in nested} == {"fpn", "unet"}
     for child in nested:
@@ -144,21 +152,29 @@ import json
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
     (run,) = client.read_flow_runs()
-    tasks = sorted(task.name for task in client.read_task_runs())
     artifacts = {a.key: [a.type, a.data] for a in client.read_artifacts() if a.key}
-print(json.dumps([run.state_name, tasks, artifacts]))
+    logs = [log.message for log in client.read_logs()]
+    graph = client.request("GET", "/flow_runs/{id}/graph-v2", path_params={"id": run.id}).json()
+nodes = {id: (node["label"], [parent["id"] for parent in node["parents"]]) for id, node in graph["nodes"]}
+edges = {label: sorted({nodes[parent][0] for parent in parents}) for label, parents in nodes.values()}
+print(json.dumps([run.state_name, run.name, edges, artifacts, logs]))
 """
 
 
-def prefect_kept_the_run_with_its_tasks_table_and_picture(api: str) -> None:
+def prefect_kept_the_run_with_its_graph_table_picture_and_logs(workspace: Workspace, api: str) -> None:
     """Ask what Prefect's own pages ask, in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-c", KEPT], capture_output=True, text=True, check=True, env=terminal({"PREFECT_API_URL": api})
     )
-    state, names, artifacts = json.loads(done.stdout.splitlines()[-1])
+    state, name, edges, artifacts, logs = json.loads(done.stdout.splitlines()[-1])
     assert state == "Completed"
-    assert {"finetune@fpn", "finetune@unet"} <= set(names)
-    assert {name.rpartition("-")[0] for name in names} >= {"version", "validate", "prepare", "promote"}
+    assert re.fullmatch(r"segmill-brain data [0-9a-f]{8}: first run", name)
+    stages = stage_edges(workspace)
+    assert {step: set(edges[step]) & {*stages} for step in stages} == stages, "dvc.yaml's edges, and no other"
+    assert {step: parents for step, parents in edges.items() if step not in stages} == {
+        "version": [], "check members": ["fingerprint"], "register": ["evaluate"], "promote": ["register"],
+    }  # fmt: skip
+    assert "validate: ran" in " ".join(logs) and any(re.match(r"finetune@unet: ran in \d+s", line) for line in logs)
     assert "| ensemble |" in artifacts["retrain-summary"][1]
     assert artifacts["retrain-overlays"][1].startswith("data:image/png;base64,")
 
@@ -202,12 +218,15 @@ def test_the_pages_answer_on_any_port_know_the_run_and_end_with_the_command(
         ports = one.getsockname()[1], other.getsockname()[1]
     options = ("--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]))
     process = psutil.Popen([BIN / "segmill", "ui", *options], cwd=workspace.root, stdout=subprocess.PIPE, text=True)
-    while "Ctrl-C" not in (line := process.stdout.readline()):
-        assert line, "it ended"
+    said = []
+    while not said or "Ctrl-C" not in said[-1]:
+        said.append(process.stdout.readline())
+        assert said[-1], "it ended"
+    assert f"http://127.0.0.1:{ports[1]}/#/models/segmill-brain?workflowType=machine_learning" in "".join(said)
     settings = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/ui-settings"))
     assert settings["api_url"] == f"http://127.0.0.1:{ports[0]}/api", "where the page in the browser asks"
     assert "<title>MLflow</title>" in urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}").read().decode()
-    prefect_kept_the_run_with_its_tasks_table_and_picture(f"http://127.0.0.1:{ports[0]}/api")
+    prefect_kept_the_run_with_its_graph_table_picture_and_logs(workspace, f"http://127.0.0.1:{ports[0]}/api")
     a_schedule_fires(f"http://127.0.0.1:{ports[0]}/api", tmp_path)
     started = process.children(recursive=True)
     process.terminate()
