@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import termios
 import time
@@ -72,7 +73,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_run_and_leaves_its_servers_to_it(
     terminal_end, own_end = os.openpty()
     process = psutil.Popen(
         [BIN / "segmill", "retrain"], cwd=workspace.root, stdin=own_end, stdout=own_end, stderr=own_end,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), env=terminal(),
+        start_new_session=True, preexec_fn=as_a_shell_does, env=terminal(),
     )  # fmt: skip
     os.close(own_end)
     with ThreadPoolExecutor(1) as background:
@@ -87,6 +88,12 @@ def test_ctrl_c_in_a_terminal_reaches_the_run_and_leaves_its_servers_to_it(
         assert psutil.wait_procs(started, timeout=30)[1] == []
         last = said.result().splitlines()[-1]
     assert "interrupted; what was finished is recorded" in last
+
+
+def as_a_shell_does() -> None:
+    """Take standard input for the terminal, and hear Ctrl-C: who is started in the background ignores it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_all(terminal_end: int) -> str:
