@@ -62,7 +62,7 @@ def watching(
 
 
 def _teller(news: Callable[[bool], Iterable[str]], say: Callable[[str], None]) -> Callable[[threading.Event], None]:
-    """Return what says news until it is told that it is over, and then the last."""
+    """Return the work of a thread: say new lines as they come, and the last ones when the event is set."""
 
     def tell(over: threading.Event) -> None:
         last = False
@@ -105,7 +105,7 @@ def showing(workspace: Workspace, steps: list[str], console: Console) -> Iterato
 
 @contextmanager
 def telling(workspace: Workspace, steps: list[str], say: Callable[[str], None]) -> Iterator[None]:
-    """Say each line that a terminal which is a file shows of ``steps``, until the block ends."""
+    """Call ``say`` with each line that is printed of ``steps`` where the output is a file, until the block ends."""
     shown: dict[str, str] = {}
     pauses = Pauses()
     with alongside(_teller(lambda over: _news(workspace.progress, steps, shown, pauses), say)):
