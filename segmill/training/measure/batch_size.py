@@ -78,28 +78,28 @@ def _largest_foreseen(
 ) -> int | None:
     allowed = allowed_bytes(share)
     peaks = []
+    fits = None
     before = peak_bytes()
     step(sizes[0])  # what a training keeps whatever its batch
     for size in sizes:
         step(size)
         peak = peak_bytes()
+        if peak > allowed:
+            peaks.append((size, peak))
+            break
+        fits = size
         if peak > before:
             peaks.append((size, peak))
-        before = peak
-        if len(peaks) == 2 or peak > allowed:
+        if len(peaks) == 2:
             break
-    if not peaks:  # hidden below what starting this process took
-        return sizes[-1] if before <= allowed else None
-    return foresee(peaks, sizes, allowed)
+        before = peak
+    # One size alone may have raised the peak by what an earlier one left behind, so no line goes through it.
+    return foresee(peaks[0], peaks[1], sizes, allowed) if len(peaks) == 2 else fits
 
 
-def foresee(peaks: list[tuple[int, int]], sizes: list[int], allowed: float) -> int | None:
-    """Return the largest of ``sizes`` whose peak is at most ``allowed``, by the line through two (size, bytes).
-
-    Of one pair the bytes are taken to belong to its images alone.
-    """
-    size, peak = peaks[-1]
-    first_size, first_peak = peaks[0] if len(peaks) == 2 else (0, 0)
+def foresee(first: tuple[int, int], second: tuple[int, int], sizes: list[int], allowed: float) -> int | None:
+    """Return the largest of ``sizes`` whose peak is at most ``allowed``, by the line through two (size, bytes)."""
+    (first_size, first_peak), (size, peak) = first, second
     slope = (peak - first_peak) / (size - first_size)
     return max((one for one in sizes if peak + slope * (one - size) <= allowed), default=None)
 

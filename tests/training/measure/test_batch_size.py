@@ -32,11 +32,31 @@ print(batch_size.largest_batch(step, device=torch.device("cpu"), share=1), taken
 )
 def test_memory_grows_along_a_line(allowed: float, expected: int | None) -> None:
     # 800 at 2 and 1060 at 4: 130 an image, so 1580 at 8 and 2620 at 16.
-    assert foresee([(2, 800), (4, 1060)], SIZES, allowed) == expected
+    assert foresee((2, 800), (4, 1060), SIZES, allowed) == expected
 
 
-def test_what_only_one_size_showed() -> None:
-    assert foresee([(8, 800)], SIZES, 1600) == 16
+@pytest.mark.parametrize(
+    ("peaks", "expected"),
+    [
+        ([700, 700, 700, 700, 900, 900, 900], 64),  # one size found the process a little larger; the next ones fit
+        ([700, 700, 700, 700, 700, 700, 1001], 32),
+        ([700, 700, 700, 700, 700, 700, 700], 64),  # all is hidden below what starting this process took
+        ([700, 1001], None),
+        ([1001, 1001], None),
+    ],
+)
+def test_a_size_that_was_tried_and_fits_is_never_refused(
+    monkeypatch: pytest.MonkeyPatch, peaks: list[int], expected: int | None
+) -> None:
+    seen = iter(peaks)
+    monkeypatch.setattr("segmill.training.measure.batch_size.allowed_bytes", lambda share: 1000.0)
+    monkeypatch.setattr("segmill.training.measure.batch_size.peak_bytes", lambda: next(seen))
+    if expected is None:
+        with pytest.raises(InputError, match="not even 2 images"):
+            largest_batch(lambda size: None, device=CPU, share=1.0)
+    else:
+        assert largest_batch(lambda size: None, device=CPU, share=1.0) == expected
+        assert not list(seen)
 
 
 @pytest.mark.slow
