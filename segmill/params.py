@@ -14,7 +14,9 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
+from ruamel.yaml.tokens import CommentToken
 
 from segmill.errors import InputError, near_miss
 from segmill.files import replacing
@@ -357,7 +359,7 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
         value = _for_every_reader(yaml.load(text), key, in_flow=in_flow)
         if block.get(leaf) != value:
             changes.append(f"{key}: {say(block[leaf]) if leaf in block else 'not set'} -> {say(value)}")
-        block[leaf] = value
+        _put(block, leaf, value)
         if isinstance(block, CommentedMap) and (comments := block.ca.items.get(leaf)):
             comments[3] = None  # what stood before a value in block style; ruamel would break the file over it
     if faults := _checked(values)[1]:
@@ -381,6 +383,18 @@ def say(value: Any) -> str:
     return str(value)
 
 
+def _put(block: dict[str, Any], leaf: str, value: Any) -> None:
+    """Set the key; a new one follows the block's last, before the blank line that ends the block."""
+    comments = block.ca.items if isinstance(block, CommentedMap) else {}
+    last = next(reversed(block), None)
+    is_new = leaf not in block
+    block[leaf] = value
+    if is_new and last in comments and (comment := comments[last][2]) and not isinstance(value, dict):
+        own, _, after = comment.value.partition("\n")
+        comment.value = own + "\n"
+        comments[leaf] = [None, None, CommentToken("\n" + after, comment.start_mark, None), None]
+
+
 def _for_every_reader(value: Any, key: str, *, in_flow: bool) -> Any:
     """Return ``value``, which is for ``key``, so that it is written as the template does and every reader takes it.
 
@@ -399,9 +413,17 @@ def _for_every_reader(value: Any, key: str, *, in_flow: bool) -> Any:
     return value
 
 
+class _Representer(RoundTripRepresenter):
+    """Writes null as null: ruamel leaves its place empty."""
+
+
+_Representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
+
+
 def _yaml() -> YAML:
     yaml = YAML()
     yaml.preserve_quotes = True
+    yaml.Representer = _Representer
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     return yaml

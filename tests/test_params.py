@@ -81,6 +81,15 @@ def test_set_changes_the_value_and_keeps_the_comments(file: Path) -> None:
     assert "# from random weights, on purpose" in file.read_text()
 
 
+def test_nothing_else_of_the_file_changes(file: Path) -> None:
+    """A new key used to stand below the blank line that ends its block, and every null became an empty place."""
+    before = file.read_text()
+    last = "  val_every: 2               # epochs between two validation runs\n"
+    assert f"{last}\n" in before and "null" in before
+    set_params(file, ["train.max_minutes=5", "train.crop_size=[64, 64]"])
+    assert file.read_text() == before.replace(last, f"{last}  max_minutes: 5\n  crop_size: [64, 64]\n")
+
+
 def test_a_value_in_block_style_gives_way_to_one_in_flow_style(file: Path) -> None:
     """ruamel's own indentation of lists; the file that it wrote then was no YAML any more."""
     yaml = YAML()
