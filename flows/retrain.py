@@ -30,7 +30,7 @@ from segmill.params import Params, parse_params, read_params_and_text
 from segmill.promotion import registry
 from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
-from tasks.finetune import begin_check, curves_path, drop_former_members, end_check
+from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, shortfall
 from tasks.promote import Judged, promote
 from tasks.register import Registered, RunInputs, register, run_inputs
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_edges, stage_names, survey
@@ -134,7 +134,10 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
             outcomes += [graph.run(stage, stage_step, workspace, params, stage) for stage in AFTER_TRAINING]
             registered = graph.run("register", register_step, workspace, params, run, outcomes, inputs)
             judged = graph.run("promote", promote_step, workspace, params, uri, registered)
-            result = summary(workspace, data, outcomes, registered, judged)
+            warnings = {name: short for name in members if (short := shortfall(workspace, params, name))}
+            for name, short in warnings.items():
+                tracking.set_tags(uri, run.members[name], {"warning": short})
+            result = summary(workspace, data, outcomes, registered, judged) | {"warnings": list(warnings.values())}
             described = markdown(result)
             tracking.describe(run, described)
             registry.describe_version(

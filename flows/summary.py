@@ -113,6 +113,8 @@ def show_result(result: dict[str, Any], console: Console) -> None:
     """Print the end of a run: table, verdict with reasons, the path of the report."""
     console.print(run_table(result["scores"], console.width))
     style = {"PASS": "bold green", "FAIL": "bold red"}.get(result["verdict"]["decision"], "bold yellow")
+    for warning in result.get("warnings", ()):
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     outcome = escape(result["outcome"])
     console.print(f"[{style}]{result['verdict']['decision']}[/]  {outcome}", highlight=False, soft_wrap=True)
     for reason in result["verdict"]["reasons"]:
@@ -143,6 +145,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"**{result['verdict']['decision']}**: {result['outcome']}",
         "",
         *(f"- {reason}" for reason in result["verdict"]["reasons"]),
+        *(f"- Warning: {for_markdown(warning)}" for warning in result.get("warnings", ())),
         *(["", "What next:", "", *(f"- {for_markdown(line)}" for line in what_next)] if what_next else []),
         "",
         "| model | mIoU | mean Dice | " + " | ".join(f"IoU {for_markdown(name)}" for name in classes) + " |",

@@ -48,7 +48,7 @@ class TrainSettings:
     schedule: Literal["cosine", "poly", "onecycle", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up."""
     warmup_epochs: Annotated[float, Ge(0)] = 1.0
-    """Epochs of linear learning-rate warm-up."""
+    """Epochs of linear learning-rate warm-up; with max_minutes at most a tenth of the time."""
     loss: Losses = field(default_factory=lambda: {"ce": 1.0, "dice": 1.0})
     """Weighted sum of the losses ce, focal, dice, tversky, lovasz and boundary."""
     focal_gamma: Annotated[float, Ge(0)] = 2.0

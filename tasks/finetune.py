@@ -107,6 +107,31 @@ def svm_job(workspace: Workspace, params: Params, name: str, out_dir: Path) -> S
     )
 
 
+def shortfall(workspace: Workspace, params: Params, name: str) -> str | None:
+    """Say that the training of member ``name`` was too short to be judged, and what to change; None where it was not.
+
+    It ended in its first epoch, or inside its warm-up. A classical member, and one of an earlier release, say nothing.
+    """
+    metrics = json.loads((workspace.member(name) / "metrics.json").read_text())
+    if "steps" not in metrics:
+        return None
+    train, steps, whole = params.training_of(name), metrics["steps"], metrics["steps_per_epoch"]
+    if steps < whole and train.max_minutes:
+        tiled = params.prepare.resize == "tile"
+        fewer = "whole images instead of tiles (prepare.resize=fit)" if tiled else "a smaller prepare.size_px"
+        return (
+            f"member {name} ended after {steps:,} of the {whole:,} steps of its first epoch, so part of train was "
+            f"never seen: give it more time (train.max_minutes is {train.max_minutes:g}), {fewer}, or a larger "
+            f"train.batch_size (now {train.batch_size})"
+        )
+    if train.max_minutes is None and train.schedule != "onecycle" and steps <= round(train.warmup_epochs * whole):
+        return (
+            f"member {name} ended inside its warm-up, after {steps:,} steps, so its learning rate never fell: raise "
+            f"train.epochs (now {train.epochs}) or lower train.warmup_epochs (now {train.warmup_epochs:g})"
+        )
+    return None
+
+
 def begin_check(workspace: Workspace, params: Params) -> Running[None] | None:
     """Start to build every network and load its weights on Ray, so that a wrong name stops all training.
 

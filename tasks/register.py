@@ -147,7 +147,9 @@ def _log_member(workspace: Workspace, uri: str, run_id: str, name: str, scores: 
     """Log what the member folder knows, besides its curve, which is logged as it grows."""
     facts = json.loads((workspace.member(name) / "member.json").read_text())
     tracking.log_params(uri, run_id, facts["params"] | {"encoder_weights": facts["encoder_weights"]})
-    tracking.log_metrics(uri, run_id, _flat(scores))
+    trained = json.loads((workspace.member(name) / "metrics.json").read_text())
+    lengths = {key: trained[key] for key in ("steps", "steps_per_epoch") if key in trained}
+    tracking.log_metrics(uri, run_id, _flat(scores) | lengths)
     tracking.set_tags(uri, run_id, {"data_version": facts["data_version"], "member": name})
 
 

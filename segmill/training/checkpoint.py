@@ -19,13 +19,16 @@ from segmill.training.optimisation import MovingAverage
 
 FILE = "state.pt"
 # Saved as plain values; the rest has a state_dict of its own.
-PLAIN = ("epochs_done", "over", "seconds", "warmed_at", "best_epoch", "best_miou", "best_weights", "curves")
+PLAIN = (
+    "epochs_done", "steps_done", "over", "seconds", "warmed_at", "best_epoch", "best_miou", "best_weights", "curves",
+)  # fmt: skip
 
 
 @dataclass
 class Training:
     """Everything that changes while a member trains; random numbers follow from (seed, epoch) alone.
 
+    ``epochs_done`` counts the epoch that a time budget cut short, ``steps_done`` the batches of all epochs.
     ``over``: nothing is left to train. ``seconds``: on its clock so far. ``warmed_at``: the share of the training
     that was done when the warm-up ended.
     """
@@ -36,6 +39,8 @@ class Training:
     scaler: torch.amp.GradScaler
     average: MovingAverage | None
     epochs_done: int = 0
+    steps_done: int = 0
+    steps_per_epoch: int = 0
     over: bool = False
     seconds: float = 0.0
     warmed_at: float = 0.0

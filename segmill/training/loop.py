@@ -26,7 +26,7 @@ from segmill.training.freezing import freeze, unfrozen_stages
 from segmill.training.objective import Learner, Objective
 from segmill.training.optimisation import MovingAverage, make_optimizer
 from segmill.training.prefetch import on_device
-from segmill.training.schedule import lr_factor, set_lr
+from segmill.training.schedule import WARMUP_SHARE, lr_factor, set_lr
 from segmill.training.settings import Settings
 from segmill.training.step import train_step
 from segmill.training.validation import share_statistics, validate
@@ -94,8 +94,9 @@ def train_member(
     learner = Learner(module, training.objective, dtype)
     if settings.compile == "on":  # not the module itself: validation stays uncompiled
         learner.compile(dynamic=False)
-    steps = batches.steps_per_epoch
+    training.steps_per_epoch = steps = batches.steps_per_epoch
     warmup_steps = round(settings.warmup_epochs * steps)
+    budget = settings.max_minutes is not None
     clock = Clock(
         settings.epochs * steps,
         settings.max_minutes,
@@ -121,13 +122,14 @@ def train_member(
         clock.start_epoch()
         for step, batch in enumerate(on_device(batches.epoch(epoch), device)):
             if clock.steps_done <= warmup_steps:
-                training.warmed_at = clock.progress
+                training.warmed_at = min(clock.progress, WARMUP_SHARE) if budget else clock.progress
             factor = lr_factor(
                 settings.schedule,
                 step=clock.steps_done,
                 warmup_steps=warmup_steps,
                 progress=clock.progress,
                 warmed_at=training.warmed_at,
+                budget=budget,
             )
             lr = set_lr(training.optimizer, factor)
             first = step - step % settings.grad_accum_steps
@@ -145,6 +147,7 @@ def train_member(
 
         miou = None
         training.epochs_done = epoch + 1
+        training.steps_done = clock.steps_done
         training.over = clock.over or epoch + 1 == settings.epochs
         if training.over or (epoch + 1) % settings.val_every == 0:
             judged = training.average.module if training.average else module

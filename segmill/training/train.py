@@ -119,6 +119,8 @@ def save(trained: Trained) -> None:
             "val_miou": training.best_miou,
             "best_epoch": training.best_epoch,
             "epochs": training.epochs_done,
+            "steps": training.steps_done,
+            "steps_per_epoch": training.steps_per_epoch,
         },
         curves=[{key: row[key] for key in row if key not in TIMINGS} for row in training.curves],
         keep_heads=job.network.keep_heads,

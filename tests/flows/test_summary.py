@@ -64,6 +64,14 @@ def test_a_refusal_says_which_classes_lost_and_what_can_be_done() -> None:
     assert "What next:\n\n- road lost 5.0 IoU points" in markdown(refused("FAIL", [0.8, 0.9]))
 
 
+def test_a_training_that_was_too_short_is_said_in_the_terminal_and_on_the_pages() -> None:
+    result = refused("FAIL", [0.8, 0.9]) | {"warnings": ["member a ended after 3 of the 9 steps of its first epoch"]}
+    out = io.StringIO()
+    show_result(result, Console(file=out, width=80))
+    assert "warning: member a ended after 3 of the 9 steps" in out.getvalue()
+    assert "- Warning: member a ended after 3 of the 9 steps" in markdown(result)
+
+
 def test_the_pages_show_the_same_table() -> None:
     text = markdown(
         {

@@ -74,6 +74,25 @@ def test_a_job_is_the_training_block_with_what_the_member_says_instead(workspace
     }  # fmt: skip
 
 
+def test_a_training_that_was_too_short_says_what_to_change(workspace: Workspace) -> None:
+    def said(steps: int, **more: int) -> str | None:
+        folder = _made(workspace.member("lite0-unet"))
+        (folder / "metrics.json").write_text(json.dumps({"steps": steps, "steps_per_epoch": 632} | more))
+        return finetune.shortfall(workspace, read_params(workspace.params), "lite0-unet")
+
+    set_params(workspace.params, ["train.max_minutes=2.5", "train.batch_size=4", "prepare.resize=tile"])
+    short = said(259)
+    assert short is not None and "after 259 of the 632 steps of its first epoch" in short
+    assert "train.max_minutes is 2.5" in short and "prepare.resize=fit" in short and "(now 4)" in short
+    assert said(632) is None, "with a time budget the warm-up takes a tenth of it at most"
+    set_params(workspace.params, ["train.max_minutes=null", "train.epochs=1", "train.warmup_epochs=1"])
+    short = said(632)
+    assert short is not None and "inside its warm-up, after 632 steps" in short and "warmup_epochs (now 1)" in short
+    assert said(1264) is None
+    set_params(workspace.params, ["train.schedule=onecycle"])
+    assert said(632) is None, "it has no other warm-up"
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder

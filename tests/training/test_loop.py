@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from dataclasses import replace
@@ -20,12 +21,13 @@ from segmill.errors import InputError
 from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts
 from segmill.models.members import Member, MemberSpec
-from segmill.training import checkpoint, clock
+from segmill.training import checkpoint, clock, loop
 from segmill.training.checkpoint import Training
 from segmill.training.clock import Rank
 from segmill.training.finite import MemberFailed
 from segmill.training.loop import Step, make_objective, train_member
 from segmill.training.objective import Learner
+from segmill.training.schedule import set_lr
 from segmill.training.settings import Settings
 from segmill.training.validation import share_statistics, validate
 from tests.training.conftest import HEADS, SETTINGS, Tiny, batches, tiny_module
@@ -204,6 +206,51 @@ def test_the_time_budget_ends_it_after_a_whole_step_and_a_look(
     assert max(rates) == pytest.approx(0.05, rel=0.05) and rates[-1] < 0.001  # the schedule fits the budget
     again = train(split, settings, resume_from=tmp_path)
     assert again.epochs_done == training.epochs_done
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "poly", "onecycle"])
+def test_a_budget_that_ends_in_the_first_epoch_completes_the_schedule(
+    split: PackedSplit, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: 0.1 * next(seconds)))
+    long = batches(split)
+    monkeypatch.setattr(long, "steps_per_epoch", 400)
+    settings = replace(SETTINGS, max_minutes=0.5, warmup_epochs=1.0, schedule=schedule)
+    rates: list[float] = []
+    monkeypatch.setattr(loop, "set_lr", lambda *how: rates.append(set_lr(*how)) or rates[-1])
+    training = train_member(tiny_module(), long, split, settings, device=CPU, rank=Rank())
+    assert max(rates) == pytest.approx(settings.lr, rel=0.05), "the peak is reached"
+    assert rates[-1] < 0.02 * settings.lr, "and the end of the fall"
+    assert training.steps_done == len(rates) < training.steps_per_epoch == 400
+
+
+def test_a_resumed_training_with_a_budget_continues_its_schedule(
+    split: PackedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, max_minutes=0.5, epochs=1000, val_every=1000, warmup_epochs=40.0)
+    rates: list[float] = []
+    monkeypatch.setattr(loop, "set_lr", lambda *how: rates.append(set_lr(*how)) or rates[-1])
+
+    def save_then_die(training: Training) -> None:
+        checkpoint.save(training, tmp_path)
+        if training.epochs_done == dies_after:
+            raise Killed
+
+    def run(**how: object) -> list[float]:
+        rates.clear()
+        seconds = itertools.count()
+        monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: 0.1 * next(seconds)))
+        with contextlib.suppress(Killed):
+            train(split, settings, **how)
+        return list(rates)
+
+    whole = run()
+    for dies_after in (2, 8):  # inside the warm-up, and behind it
+        before, after = run(on_epoch=save_then_die), run(resume_from=tmp_path)
+        assert len(before) == 2 * dies_after
+        # A start of the process reads the clock anew: within a step's share of the budget of the undisturbed one.
+        assert before + after == pytest.approx(whole[: len(before + after)], abs=0.03)
 
 
 def test_frozen_stages_stand_still_then_learn_the_deepest_first(split: PackedSplit) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from segmill.training.schedule import SCHEDULES, lr_factor, set_lr
+from segmill.training.schedule import SCHEDULES, WARMUP_SHARE, lr_factor, set_lr
 
 
 def factors(kind: str, warmup: int, total: int) -> list[float]:
@@ -44,6 +44,16 @@ def test_by_time_the_fall_begins_where_the_warm_up_ended() -> None:
     # Three of perhaps 1,000 batches took a fifth of the time: half of the rest is over at 0.6.
     assert lr_factor("cosine", step=3, warmup_steps=3, progress=0.2, warmed_at=0.2) == 1.0
     assert lr_factor("cosine", step=9, warmup_steps=3, progress=0.6, warmed_at=0.2) == pytest.approx(0.5)
+
+
+def test_with_a_time_budget_the_warm_up_takes_a_tenth_of_it_at_most() -> None:
+    def factor(progress: float, step: int = 9) -> float:
+        warmed_at = min(progress, WARMUP_SHARE)
+        return lr_factor("cosine", step=step, warmup_steps=1000, progress=progress, warmed_at=warmed_at, budget=True)
+
+    assert factor(0.05) == pytest.approx(0.5), "half of the tenth, whatever share of an epoch that is"
+    assert factor(0.05, step=800) == 801 / 1001, "an epoch that is shorter than the tenth"
+    assert factor(0.1) == 1.0 and factor(0.55) == pytest.approx(0.5) and factor(1.0) == pytest.approx(0.0)
 
 
 def test_warm_up_longer_than_training_still_climbs() -> None:
