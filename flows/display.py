@@ -75,18 +75,19 @@ def _teller(news: Callable[[bool], Iterable[str]], say: Callable[[str], None]) -
 
 
 class Pauses:
-    """Tells when running work may print its next line: the longer it runs, the less often."""
+    """Tells when running work may print its next line: the longer it runs, the less often, and none twice."""
 
     def __init__(self) -> None:
-        self._spoke: dict[str, float] = {}
+        self._spoke: dict[str, tuple[float, str]] = {}
 
-    def over(self, work: str, began: float) -> bool:
-        """Tell whether the pause of ``work`` is over, and begin the next; ``began``: in seconds since 1970."""
+    def over(self, work: str, began: float, line: str) -> bool:
+        """Tell whether ``work`` may print ``line``, and begin the next pause; ``began``: in seconds since 1970."""
         least, most = PLAIN_INTERVAL_S
         pause = min(most, max(least, (time.time() - began) / 20))
-        if time.monotonic() - self._spoke.get(work, float("-inf")) < pause:
+        spoke, last = self._spoke.get(work, (float("-inf"), ""))
+        if time.monotonic() - spoke < pause or line == last:
             return False
-        self._spoke[work] = time.monotonic()
+        self._spoke[work] = time.monotonic(), line
         return True
 
 
@@ -155,11 +156,12 @@ def _showing_counts(
 
     def news(over: bool) -> Iterator[str]:
         for what, (done, total) in dict(counts()).items():
+            line = f"{what}: {count_line(done, total, unit)}"
             if what not in began:
                 began[what] = time.time()
-                pauses.over(what, began[what])  # what is done within the first pause says nothing
-            elif done != total and not over and pauses.over(what, began[what]):
-                yield f"{what}: {count_line(done, total, unit)}"
+                pauses.over(what, began[what], "")  # what is done within the first pause says nothing
+            elif done != total and not over and pauses.over(what, began[what], line):
+                yield line
 
     with watching(console, picture, news, stays=False):
         yield
@@ -251,5 +253,7 @@ def _news(folder: Path, steps: list[str], shown: dict[str, str], pauses: Pauses)
             spent = f" in {_spent(stage)}" if stage["state"] == "ran" and _spent(stage) else ""
             why = f" ({stage['why']})" if stage.get("why") else ""
             yield f"{step}: {stage['state']}{spent}{why}"
-        if running and pauses.over(step, stage.get("began", time.time())):
-            yield f"{step}: {running_line(running)}"
+        if running:
+            line = f"{step}: {running_line(running)}"
+            if pauses.over(step, stage.get("began", time.time()), line):
+                yield line

@@ -37,8 +37,9 @@ def watched(study: Study, keys: Sequence[str], minutes: float | None, console: C
                 told.add(trial.key)
                 yield line(number, trial, keys)
         running = sum(trial.state == "open" for trial in trials)
-        if running and not over and pauses.over("trials", began):
-            yield f"{'1 trial runs' if running == 1 else f'{running} trials run'}, {clock(run_seconds(study))} spent"
+        state = f"{'1 trial runs' if running == 1 else f'{running} trials run'}, {clock(run_seconds(study))} spent"
+        if running and not over and pauses.over("trials", began, state):
+            yield state
 
     with watching(console, lambda: table(study, keys, minutes), news):
         yield

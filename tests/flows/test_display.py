@@ -109,6 +109,18 @@ def test_a_count_file_is_followed_from_its_beginning(tmp_path: Path, terminal: b
     assert "77" not in said_by(console)
 
 
+@pytest.mark.usefixtures("quick")
+def test_no_line_is_printed_twice(tmp_path: Path) -> None:
+    """A long silence of the work used to be a line every ten seconds that said nothing new."""
+    note, console = tmp_path / "validate.count.json", printed(terminal=False)
+    with following(console, "checking", note):
+        for done in (1, 2, 3):
+            progress.report(note, done=done, total=4)
+            time.sleep(0.1)
+    lines = said_by(console).splitlines()
+    assert len(lines) == len(set(lines)) and "checking: 3 of 4 samples" in lines
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_what_is_done_at_once_prints_no_line(terminal: bool) -> None:
     console = printed(terminal)
