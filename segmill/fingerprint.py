@@ -5,16 +5,22 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import json
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import grimp
-
 from segmill.errors import near_miss
+from segmill.files import write_atomically
+from segmill.user_cache import user_cache
 
 PACKAGES = ("segmill",)
+
+KEPT = 8  # states of the code whose fingerprints the user's cache holds
 
 _LOG_METHODS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -32,10 +38,39 @@ def fingerprints(entries: Mapping[str, Iterable[str]]) -> dict[str, str]:
     Args:
         entries: name -> modules where the reach begins.
 
+    What the same files gave before, under the same Python, is taken from the user's cache: to parse them takes a second.
+
     Raises:
         KeyError: an entry is no module of the packages.
     """
     folders = {name: Path(str(importlib.import_module(name).__file__)).parent for name in PACKAGES}
+    kept = user_cache("code") / f"{_state(folders, entries)}.json"
+    with suppress(OSError, ValueError):
+        found: dict[str, str] = json.loads(kept.read_text())
+        return found
+    texts = _computed(folders, entries)
+    with suppress(OSError):  # a home that may not be written
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps(texts))
+        for old in sorted(kept.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            old.unlink(missing_ok=True)
+    return texts
+
+
+def _state(folders: Mapping[str, Path], entries: Mapping[str, Iterable[str]]) -> str:
+    """Return a sha256 over all that ``fingerprints`` depends on: the bytes of every file, and what reads them."""
+    asked = {name: list(starts) for name, starts in entries.items()}
+    state = hashlib.sha256(json.dumps([sys.version, version("grimp"), asked]).encode() + Path(__file__).read_bytes())
+    for name, folder in folders.items():
+        for path in sorted(path for path in folder.rglob("*") if path.suffix != ".pyc" and path.is_file()):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            state.update(f"{name}/{path.relative_to(folder)} {content}\n".encode())
+    return state.hexdigest()
+
+
+def _computed(folders: dict[str, Path], entries: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    import grimp
+
     graph = grimp.build_graph(*PACKAGES, cache_dir=None, exclude_type_checking_imports=True)
     texts = {}
     for name, starts in entries.items():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +41,27 @@ def run(
     assert done.returncode in (code if isinstance(code, tuple) else (code,)), said
     assert "Traceback" not in said
     return said
+
+
+def shown(*command: str, columns: int = 80, rows: int = 24, cwd: Path | None = None) -> tuple[str, int]:
+    """Run a command in a pseudo-terminal; return all that was sent there, escapes included, and the exit code."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    own = {name: value for name, value in terminal().items() if name not in ("COLUMNS", "LINES")}
+    environment = {**own, "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd, env=environment)
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            part = os.read(ours, 2**16)
+        except OSError:  # Linux says so that no process has the terminal any more
+            break
+        if not part:
+            break
+        said += part
+    os.close(ours)
+    return said.decode(errors="replace"), process.wait()
 
 
 def states(said: str) -> dict[str, str]:

@@ -60,6 +60,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         path.write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(fingerprint, "PACKAGES", ("mill", "steps"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] in ("mill", "steps")]:
         del sys.modules[name]
@@ -82,6 +83,32 @@ def changed(project: Path) -> Callable[[str, str], set[str]]:
 def test_reach_goes_through_lazy_imports_and_not_through_those_for_type_checkers(project: Path) -> None:
     reached = fingerprint.fingerprints({"train": ["steps.train"]})["train"]
     assert reached_modules(reached) == ["mill.loop", "mill.loss", "steps", "steps.train"]
+
+
+def test_what_was_computed_of_the_same_files_is_not_computed_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = {"train": ["steps.train"], "check": ["steps.check"]}
+    first = fingerprint.fingerprints(entries)
+    monkeypatch.setattr(fingerprint, "_parsed", None)  # who computes again fails
+    assert fingerprint.fingerprints(entries) == first
+    with pytest.raises(TypeError):
+        fingerprint.fingerprints({"train": ["steps.train"]})
+    (project / "mill" / "files.py").write_text("SUFFIX = '.jpg'\n")
+    with pytest.raises(TypeError):
+        fingerprint.fingerprints(entries)
+
+
+def test_a_damaged_or_full_cache_does_no_harm(project: Path) -> None:
+    entries = {"train": ["steps.train"]}
+    first = fingerprint.fingerprints(entries)
+    (kept,) = (project / "cache").rglob("*.json")
+    kept.write_text(kept.read_text()[:20])
+    assert fingerprint.fingerprints(entries) == first
+    for number in range(2 * fingerprint.KEPT):
+        (project / "mill" / "files.py").write_text(f"SUFFIX = '.{number}'\n")
+        fingerprint.fingerprints(entries)
+    assert len(list((project / "cache").rglob("*.json"))) == fingerprint.KEPT
 
 
 def test_several_modules_may_begin_a_reach(project: Path) -> None:

@@ -366,6 +366,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _be_quiet() -> None:
+    """Leave the terminal to segmill: no warnings, bars or spinners of DVC, which would scroll through a live table."""
     import dvc.repo  # sets DVC's loggers up, once
+    from dvc.ui import ui
 
     logging.getLogger(dvc.__name__).setLevel(logging.ERROR)
+    for bars in ("dvc.progress", "dvc_data.callbacks"):
+        logging.getLogger(bars).setLevel(logging.CRITICAL)  # a bar looks at its logger's level
+    ui.error_console.quiet = True  # where its spinner is drawn

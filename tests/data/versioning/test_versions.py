@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from terminal import shown
 
 from segmill.data.ingest.intake import NewSample, change_set
 from segmill.data.splitting.shares import SplitShares
@@ -45,6 +46,19 @@ def test_new_data_becomes_a_version_and_stays_one(root: Path) -> None:
     again = bring_data(root, "data/raw", ".dvc-remote")
     assert (again.state, again.md5) == ("unchanged", first.md5)
     assert data_changed(root, "data/raw") == ""
+
+
+def test_a_terminal_shows_nothing_of_dvc(root: Path) -> None:
+    """Its bars and cursor movements scrolled through the live table of a run."""
+    bring = (
+        "import sys, shutil; from pathlib import Path; from segmill.data.versioning.versions import bring_data\n"
+        "root = Path(sys.argv[1])\n"
+        "bring_data(root, 'data/raw', '.dvc-remote'); shutil.rmtree(root / 'data' / 'raw')\n"
+        "shutil.rmtree(root / '.dvc' / 'cache')\n"
+        "assert sys.stderr.isatty(); print(bring_data(root, 'data/raw', '.dvc-remote').state)"
+    )
+    said, code = shown(sys.executable, "-c", bring, str(root))
+    assert (said.removesuffix("\x1b[0m"), code) == ("restored\r\n", 0)  # colorama sets colours back as it ends
 
 
 def test_changed_data_becomes_another_version(root: Path) -> None:
