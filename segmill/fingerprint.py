@@ -38,7 +38,7 @@ def fingerprints(entries: Mapping[str, Iterable[str]]) -> dict[str, str]:
     Args:
         entries: name -> modules where the reach begins.
 
-    What the same files gave before, under the same Python, is taken from the user's cache: to parse them takes a second.
+    What the same files gave before, under the same Python, is taken from the user's cache: parsing takes a second.
 
     Raises:
         KeyError: an entry is no module of the packages.

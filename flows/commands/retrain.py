@@ -69,8 +69,10 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
             if _nothing_to_do(workspace, params):
                 return
         from flows.retrain import run_retrain
+        from flows.standing import remember
 
         result = run_retrain(workspace, params, params_yaml, out)
+        remember(workspace, params)
     show_result(result, out)
     if result["verdict"]["decision"] != "PASS":
         raise GateRefused(f"the gate said {result['verdict']['decision']}: the champion stays")
@@ -78,7 +80,8 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
 
 def _nothing_to_do(workspace: Workspace, params: Params) -> bool:
     """Look at data, stages and verdict; say so where all are those of the last run."""
-    from flows.commands.status import look, registry_asked
+    from flows.commands.status import look
+    from flows.standing import registry_asked
     from tasks.stage import bring_up_to_date, survey
 
     with registry_asked(workspace, params) as registry:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
+from flows.standing import Standing, registry_asked
 from segmill import progress
-from segmill.alongside import answered_alongside
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, writer
 
 if TYPE_CHECKING:
     from segmill.params import Params
-    from segmill.promotion.registry import Version
     from tasks.stage import Outcome
 
 
@@ -111,69 +107,6 @@ def look(workspace: Workspace, params: Params, stages: dict[str, Outcome], stand
         judged=standing.judged,
         writer=writer(workspace, Part.WORKSPACE) or writer(workspace, Part.DATA),
     )
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What the registry holds: champion, challenger, and whether today's ensemble was judged already."""
-
-    champion: dict[str, Any] | None
-    challenger: dict[str, Any] | None
-    judged: bool
-
-
-@contextmanager
-def registry_asked(workspace: Workspace, params: Params) -> Iterator[Callable[[], Standing]]:
-    """Ask the registry while the block looks at the stages; the block calls what it is given for the answer.
-
-    In a process of its own: MLflow takes 3 s of a core to import and to open its database.
-    """
-    from flows.environment import tracking_uri
-    from segmill.data.versioning.versions import recorded_version
-
-    uri = tracking_uri(workspace, params)
-    database = uri.removeprefix("sqlite:///")
-    empty = database != uri and not Path(database).is_file()
-    if (
-        empty
-        or not (workspace.root / params.data.path).is_dir()
-        or not recorded_version(workspace.root, params.data.path)
-    ):
-        yield lambda: Standing(None, None, False)
-        return
-    with answered_alongside(_standing, workspace, params) as answer:
-        yield answer
-
-
-def _standing(workspace: Workspace, params: Params) -> Standing:
-    from flows.environment import tracking_uri
-    from segmill.promotion import ledger, registry
-    from tasks.promote import earlier_judgement, ledger_url
-    from tasks.register import Registered, model_name
-
-    uri, name = tracking_uri(workspace, params), model_name(workspace, params)
-    champion, challenger = (registry.aliased(uri, name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
-    decisions = {entry.version: entry.decision for entry in reversed(ledger.entries(ledger_url(workspace), name))}
-    judged = False
-    if (workspace.ensemble / "ensemble.json").is_file():
-        version = registry.find_version(uri, name, registry.ensemble_digest(workspace.ensemble))
-        serving = champion.version if champion else None
-        if version is not None:
-            judged = earlier_judgement(workspace, Registered(name, version), serving, params.promotion) is not None
-    return Standing(_facts(name, champion, decisions), _facts(name, challenger, decisions), judged)
-
-
-def _facts(name: str, version: Version | None, decisions: dict[str, str | None]) -> dict[str, Any] | None:
-    if version is None:
-        return None
-    return {
-        "name": name,
-        "version": version.version,
-        "miou": float(version.tags["test_miou"]),
-        "data_version": version.tags["data_version"],
-        "verdict": decisions.get(version.version),
-        "run_id": version.run_id,
-    }
 
 
 def show(status: Status, console: Console) -> None:
