@@ -13,6 +13,7 @@ from typing import Literal
 from segmill import progress
 from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.versioning.dvc_adapter import DvcRepository, DvcStage, repository
+from segmill.data.versioning.versions import share_data
 from segmill.errors import InputError, near_miss
 from segmill.former_pipeline import refuse_former_pipeline
 from segmill.params import Params, read_params
@@ -173,6 +174,15 @@ def recorded_md5(workspace: Workspace, name: str, dependency: str | None = None)
     else:
         found = [dep for dep in stages[name].get("deps", []) if dep["path"] == dependency]
     return str(found[0]["md5"]).removesuffix(".dir") if found else ""
+
+
+def share_recorded(workspace: Workspace, params: Params) -> None:
+    """Give back what copies take that an earlier release or `dvc` made: of recorded outs, and of a remote folder."""
+    with repository(workspace.root) as repo:
+        for name in stage_names(params):
+            if name in repo.lock_entries() and (stage := repo.stage(name)).fresh:
+                stage.share()
+    share_data(workspace.root, params.data.path, params.data.remote)
 
 
 def _done(note: Path, outcome: Outcome) -> Outcome:

@@ -62,6 +62,20 @@ def bring_up_to_this_release(folder: Path, console: Console, *, wait: bool = Fal
             console.print(f"params.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
         for change in replace_former_pipeline(workspace):
             console.print(f"dvc.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
+        if freed := give_back_space(workspace):
+            console.print(f"disk: {freed / 2**20:,.0f} MiB were copies", markup=False, highlight=False, soft_wrap=True)
+
+
+def give_back_space(workspace: Workspace) -> int:
+    """Put links in place of copies that an earlier release or `dvc` made; return the bytes that these took."""
+    from segmill.params import read_params
+    from segmill.stores import store_sizes
+    from tasks.stage import share_recorded
+
+    params = read_params(workspace.params)
+    before = store_sizes(workspace, params)["total"]
+    share_recorded(workspace, params)
+    return before - store_sizes(workspace, params)["total"]
 
 
 def examine(folder: Path, console: Console) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,11 +28,12 @@ def status_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable state.")] = False,
 ) -> None:
     """Show what is stale and why, and which models stand."""
+    from segmill.stores import store_sizes
     from tasks.stage import survey
 
     space, params = open_workspace(workspace)
     with registry_asked(space, params) as registry:
-        found = look(space, params, survey(space, params), registry())
+        found = replace(look(space, params, survey(space, params), registry()), bytes=store_sizes(space, params))
     if as_json:
         print(found.as_json())
     else:
@@ -67,6 +68,7 @@ class Status:
     challenger: dict[str, Any] | None
     judged: bool
     writer: str
+    bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def up_to_date(self) -> bool:
@@ -86,6 +88,7 @@ class Status:
                 "last_run": self.last_run,
                 "champion": self.champion,
                 "challenger": self.challenger,
+                "bytes": self.bytes,
             },
             indent=2,
         )
@@ -123,6 +126,8 @@ def show(status: Status, console: Console) -> None:
         console.print(f"[bold]{alias:13}[/] {escape(model_line(model))}", highlight=False, soft_wrap=True)
     if status.writer:
         console.print(f"[bold]now[/]           {escape(status.writer)}", highlight=False, soft_wrap=True)
+    if status.bytes:
+        console.print(f"[bold]disk[/]          {stores_line(status.bytes)}", highlight=False, soft_wrap=True)
     stages = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     stages.add_column("stage")
     stages.add_column("state")
@@ -152,6 +157,18 @@ def model_line(model: dict[str, Any] | None) -> str:
     score = f", test mIoU {model['miou']:.4f}" if model.get("miou") is not None else ""
     verdict = f", {model['verdict']}" if model.get("verdict") else ""
     return f"{model['name']} version {model['version']}{score}{verdict}, data {str(model['data_version'])[:8]}"
+
+
+def stores_line(sizes: dict[str, int]) -> str:
+    """Say what takes how much of the disk: all, then the stores that take something, the largest first."""
+    parts = sorted(((size, name) for name, size in sizes.items() if name != "total"), reverse=True)
+    said = ", ".join(f"{name.replace('_', ' ')} {mib(size)}" for size, name in parts if size >= 2**19)
+    return f"{mib(sizes['total'])} MiB{f': {said}' if said else ''}"
+
+
+def mib(size: int) -> str:
+    """Write bytes as MiB, with a decimal below 10."""
+    return f"{size / 2**20:,.{1 if size < 10 * 2**20 else 0}f}"
 
 
 def show_history(workspace: Workspace, console: Console) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from segmill.data.versioning.sharing import share, shareable
 from segmill.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,12 +127,29 @@ class DvcRepository:
         return True
 
     def push(self, record: Path) -> None:
-        """Send what the remote lacks; raises one of ``remote_faults``."""
+        """Send what the remote lacks; raises one of ``remote_faults``. A folder on this disk shares the cache's."""
+        self.share_with_remote(record, what_is_there=False)
         self._repo.push(str(record))
 
     def pull(self, record: Path) -> None:
         """Fetch the recorded folder and bring it back; raises one of ``remote_faults``."""
         self._repo.pull(str(record))
+        self.share_with_remote(record)
+
+    def share_with_remote(self, record: Path, *, what_is_there: bool = True) -> None:
+        """Keep the files of the recorded folder once for the cache and a remote that is a folder on the same disk.
+
+        Nobody writes to either in place. ``what_is_there``: also what the remote has already, as a copy.
+        """
+        remote = self._repo.cloud.get_remote_odb(command="push")
+        for out in self._repo.stage.load_one(str(record)).outs if remote.fs.protocol == "local" else ():
+            for _, _, entry in out.get_obj() or ():
+                cached, there = Path(out.cache.oid_to_path(entry.value)), Path(remote.oid_to_path(entry.value))
+                if not cached.is_file() or (there.exists() and not what_is_there):
+                    continue
+                same = not there.exists() or _hash_of(out, cached) == _hash_of(out, there)
+                if same and not share(cached, there):
+                    return  # on another disk, where DVC copies
 
     @property
     def has_remote(self) -> bool:
@@ -241,10 +259,21 @@ class DvcStage:
     def record(self) -> None:
         """Write the stage's hashes to dvc.lock and its outs to the cache, as ``dvc repro`` does after its command.
 
-        The outs stay as they are: DVC would take a fresh copy for every file that is a hard link (shards of the
-        packed splits are).
+        The outs stay as they are: DVC would take a fresh copy for every file that is a hard link.
         """
+        self.share()
         self._repo.commit(self._address, force=True, relink=False)
+
+    def share(self) -> None:
+        """Keep the bytes of large files once for outs and cache, where nothing writes in place and the disk can."""
+        for out in self._stage.outs:
+            for path in shareable(Path(out.fs_path)):
+                recorded = _hash_of(out, path)
+                cached = Path(out.cache.oid_to_path(recorded))
+                if not cached.is_file():
+                    share(path, cached)
+                elif not cached.samefile(path) and _hash_of(out, cached) == recorded:
+                    share(cached, path)
 
     def restore(self) -> bool:
         """Bring the outs back from the cache, the remote or DVC's run-cache; False where this was never computed.
@@ -267,6 +296,7 @@ class DvcStage:
         if not self._stage.outs_cached():
             return False
         self._stage.checkout(force=True)
+        self.share()
         return self.fresh
 
     def _restore_known_run(self) -> bool:
@@ -296,8 +326,6 @@ class DvcStage:
 
         DVC itself trusts every file of its cache that is write-protected.
         """
-        from dvc_data.hashfile.hash import hash_file
-
         dropped = False
         for out in outs:
             content = out.get_obj()
@@ -305,8 +333,7 @@ class DvcStage:
             for entry in entries:
                 path = out.cache.oid_to_path(entry.value)
                 with contextlib.suppress(FileNotFoundError):
-                    _, actual = hash_file(path, out.cache.fs, out.cache.hash_name, out.cache.state)
-                    if actual.value != entry.value:
+                    if _hash_of(out, Path(path)) != entry.value:
                         Path(path).unlink()
                         dropped = True
         return dropped
@@ -321,10 +348,15 @@ class DvcStage:
         return f"{Path(self._repo.root_dir) / PIPELINE_FILE}:{self.name}"
 
 
-def _differing_files(out: Any) -> list[tuple[str, str]]:
-    """Return path and ``modified`` or ``deleted`` of each file of an out that is not as it was recorded."""
+def _hash_of(out: Any, path: Path) -> str:
+    """Return the hash of a file on this disk as ``out`` counts it; DVC remembers it while the file is not written."""
     from dvc_data.hashfile.hash import hash_file
 
+    return str(hash_file(str(path), out.cache.fs, out.hash_name, out.cache.state)[1].value)
+
+
+def _differing_files(out: Any) -> list[tuple[str, str]]:
+    """Return path and ``modified`` or ``deleted`` of each file of an out that is not as it was recorded."""
     if not (out.hash_info and out.hash_info.isdir and Path(out.fs_path).is_dir()):
         return []
     found = []
@@ -332,7 +364,7 @@ def _differing_files(out: Any) -> list[tuple[str, str]]:
         path = Path(out.fs_path).joinpath(*key)
         if not path.is_file():
             found.append((f"{out}/{'/'.join(key)}", "deleted"))
-        elif hash_file(str(path), out.fs, out.hash_name, out.cache.state)[1] != recorded:
+        elif _hash_of(out, path) != recorded.value:
             found.append((f"{out}/{'/'.join(key)}", "modified"))
     return found
 

@@ -91,6 +91,15 @@ def bring_data(root: Path, path: str, remote: str | None) -> DataVersion:
     return version
 
 
+def share_data(root: Path, path: str, remote: str | None) -> None:
+    """Let a remote that is a folder on the same disk share its files with the cache, in place of copies."""
+    with repository(root) as repo:
+        _use_remote(repo, remote)
+        record = root / f"{path}.dvc"
+        if repo.has_remote and record.is_file():
+            repo.share_with_remote(record)
+
+
 def record_data(root: Path, path: str, remote: str | None) -> DataVersion:
     """As ``bring_data``, without the push."""
     from segmill.data.versioning import history
