@@ -58,11 +58,12 @@ def repository(root: Path) -> Iterator[DvcRepository]:
     DVC's run-cache takes "dvc.yaml" from the current folder, so that is ``root`` while the lock is held.
 
     Raises:
-        InputError: ``root`` is no DVC repository.
+        InputError: ``root`` is no DVC repository, or in none of git.
     """
     _be_quiet()
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo, lock_repo
+    from dvc.scm import SCMError
     from dvc.utils.serialize import YAMLFileCorruptedError
     from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 
@@ -70,6 +71,8 @@ def repository(root: Path) -> Iterator[DvcRepository]:
         repo = Repo(str(root), _wait_for_lock=True)
     except NotDvcRepoError:
         raise InputError(f"{root} is not a DVC repository; run `dvc init` there") from None
+    except SCMError:
+        raise InputError(f"{root} is in no git repository, where DVC keeps its records; run `git init` there") from None
     with repo, lock_repo(repo), chdir(root):
         _drop_torn_files(Path(repo.tmp_dir), root)
         try:
@@ -399,10 +402,11 @@ def _first_line(error: Exception) -> str:
 
 def _be_quiet() -> None:
     """Leave the terminal to segmill: no warnings, bars or spinners of DVC, which would scroll through a live table."""
-    import dvc.repo  # sets DVC's loggers up, once
+    import dvc.repo  # noqa: F401 - sets its loggers up, once
     from dvc.ui import ui
 
-    logging.getLogger(dvc.__name__).setLevel(logging.ERROR)
+    for said in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(said).setLevel(logging.ERROR)
     for bars in ("dvc.progress", "dvc_data.callbacks"):
         logging.getLogger(bars).setLevel(logging.CRITICAL)  # a bar looks at its logger's level
     ui.error_console.quiet = True  # where its spinner is drawn

@@ -7,6 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from segmill.files import replacing
+
 # Files of stages' outs that nothing writes in place: packed pixels and weights. Whoever makes them replaces them.
 NEVER_WRITTEN_IN_PLACE = (".bin", ".safetensors")
 READ_ONLY = 0o444
@@ -25,17 +27,13 @@ def share(original: Path, path: Path) -> bool:
     """
     if path.exists() and path.samefile(original):
         return True
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.shared")
     try:
-        if not _clone(original, draft):
-            os.link(original, draft)
-        draft.chmod(READ_ONLY)
-        os.replace(draft, path)
+        with replacing(path, durable=False) as draft:
+            if not _clone(original, draft):
+                os.link(original, draft)
+            draft.chmod(READ_ONLY)
     except OSError:
         return False
-    finally:
-        draft.unlink(missing_ok=True)
     return True
 
 

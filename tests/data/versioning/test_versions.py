@@ -161,19 +161,27 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from dvc_objects.fs import local
+from segmill.data.versioning import dvc_adapter
 from segmill.data.versioning.versions import DataVersion, bring_data, checkout_data
 root, what, files = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-really = local.copyfile
-def copyfile(source, target, **options):
-    global files
-    inside = "/.dvc-remote/" in str(target) if what == "push" else "/data/raw/" in str(target)
-    if inside and files == 0:
-        Path(target).write_bytes(Path(source).read_bytes()[:10])
-        os.kill(os.getpid(), signal.SIGKILL)
-    files -= inside
-    return really(source, target, **options)
-local.copyfile = copyfile
-if what == "push":
+def dying(really):
+    def write(source, target, **options):
+        global files
+        inside = "/data/raw/" in str(target) if what == "checkout" else "/.dvc-remote/" in str(target)
+        if inside and files == 0:
+            path = Path(target).with_name("draft") if what == "share" else Path(target)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(Path(source).read_bytes()[:10])
+            os.kill(os.getpid(), signal.SIGKILL)
+        files -= inside
+        return really(source, target, **options)
+    return write
+if what == "share":
+    dvc_adapter.share = dying(dvc_adapter.share)
+else:
+    dvc_adapter.share = lambda *paths: False  # as where the remote is on another disk: DVC copies
+    local.copyfile = dying(local.copyfile)
+if what != "checkout":
     bring_data(root, "data/raw", ".dvc-remote")
 else:
     checkout_data(root, "data/raw", None, DataVersion(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]), "restored"))
@@ -187,13 +195,16 @@ def kill(root: Path, *arguments: object) -> None:
 
 
 @pytest.mark.slow
-def test_a_push_that_is_killed_leaves_the_old_version_and_the_next_completes_it(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["share", "copy"])
+def test_a_push_that_is_killed_leaves_the_old_version_and_the_next_completes_it(
+    root: Path, tmp_path: Path, how: str
+) -> None:
     first = bring_data(root, "data/raw", ".dvc-remote")
     image, mask = ((raw(root) / kind / "street_s0001_f00.png").read_bytes() for kind in ("images", "masks"))
     for number in range(20):
         (raw(root) / "images" / f"street_s0001_f9{number:02d}.png").write_bytes(image + bytes([number]))
         (raw(root) / "masks" / f"street_s0001_f9{number:02d}.png").write_bytes(mask + bytes([number]))
-    kill(root, "push", 10)
+    kill(root, how, 10)
     remote = root / ".dvc-remote"
     pushed = sum(path.is_file() for path in remote.rglob("*"))
 
