@@ -7,6 +7,8 @@ import threading
 
 from prefect.client.orchestration import get_client
 
+from segmill.orphans import end_with_this_process
+
 
 def start_server() -> None:
     """Start the server that Prefect's clients of this process then use, out of reach of the terminal's Ctrl-C.
@@ -15,6 +17,7 @@ def start_server() -> None:
     minutes; this one ends with this process. It inherits the blocked signal from the thread that starts it, while this
     thread can still be interrupted.
     """
+    end_with_this_process()
     failed: list[BaseException] = []
 
     def start() -> None:

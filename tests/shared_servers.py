@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from segmill.orphans import STARTED_BY
+
 FOLDER = "SEGMILL_TESTS_SERVERS"  # a variable that pytest-xdist's processes inherit
 PIPE = "users"
 
@@ -45,7 +47,9 @@ def shared_server(kind: str) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not address.exists():
             with log.open("w") as out:
-                server = subprocess.Popen([sys.executable, __file__, kind, folder], stdout=out, stderr=out)
+                # It outlives the process that started it first.
+                own = {name: value for name, value in os.environ.items() if name != STARTED_BY}
+                server = subprocess.Popen([sys.executable, __file__, kind, folder], stdout=out, stderr=out, env=own)
             while not address.exists():
                 assert server.poll() is None, f"{kind} did not start: {log.read_text()}"
                 time.sleep(0.05)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import platform
-import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from rich.markup import escape
 
 from flows.commands import audit, doctor, plan, predict, profile, retrain, start, status, tune, ui, validate
 from flows.commands.data import data_app
+from flows.commands.stopping import INTERRUPTED, leave, obey_signals
 from flows.environment import switch_telemetry_off
 from segmill.errors import GateRefused, SegmillError
 from segmill.names import visible_lines
@@ -32,7 +32,6 @@ app = typer.Typer(
 )
 err = Console(stderr=True)
 
-INTERRUPTED = 130  # as shells and click say it
 COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
     "init": start.init_command,
     "demo": start.demo_command,
@@ -78,7 +77,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     switch_telemetry_off()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop ends a run as Ctrl-C does
+    obey_signals(lambda: _say_interrupted(debug))
     try:
         app(arguments, prog_name="segmill")
         code = 0
@@ -94,8 +93,13 @@ def main() -> NoReturn:
         what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         code = _say(debug, f"unexpected {what}; run again with --debug for the traceback", 1)
     if code == INTERRUPTED:
-        _say(debug, "interrupted; what was finished is recorded, and the next run resumes from there", code)
+        _say_interrupted(debug)
+        leave()
     sys.exit(code)
+
+
+def _say_interrupted(debug: bool) -> None:
+    _say(debug, "interrupted; what was finished is recorded, and the next run resumes from there", INTERRUPTED)
 
 
 def _say(debug: bool, sentence: str, code: int) -> int:

@@ -68,6 +68,8 @@ def serve(
         InputError: a port is taken.
         InfrastructureError: a server did not come up.
     """
+    from segmill.orphans import end_with_this_process
+
     pages: dict[str, str] = {}
     commands: dict[str, list[str]] = {}
     if api := os.environ.get("PREFECT_API_URL"):
@@ -88,6 +90,7 @@ def serve(
     logs = workspace.scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     servers: dict[str, subprocess.Popen[bytes]] = {}
+    end_with_this_process()
     try:
         for name, command in commands.items():
             # Prefect's page asks the server at this address, which would be port 4200 whatever --port says.

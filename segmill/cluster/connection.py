@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from segmill.alongside import alongside
 from segmill.cluster.work import allow_waiting, first_line, stop_waiting
 from segmill.errors import InfrastructureError
+from segmill.orphans import end_with_this_process
 
 # How glibc gives memory to the processes of a cluster that is started here (mallopt(3)): one heap that keeps what is
 # freed. Left alone it gives large tensors back to the kernel in every step and takes them again, page by page.
@@ -109,6 +111,8 @@ def _init(address: str, num_cpus: int | None) -> bool:
         local = {"num_cpus": num_cpus, "include_dashboard": False}
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)
+        end_with_this_process()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
     except Exception as reason:  # Ray raises a bare Exception where its own processes take too long
@@ -118,4 +122,7 @@ def _init(address: str, num_cpus: int | None) -> bool:
                 f"Ray did not start on this machine ({first_line(reason)}); where it is overloaded, try again later"
             ) from reason
         raise _no_cluster(address, reason) from reason
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits with 15
     return True

@@ -24,6 +24,9 @@ from tasks.finetune import curves_path
 
 pytestmark = pytest.mark.slow
 
+PROMPT_S = 5  # from Ctrl-C to the end of the command
+END_S = 10  # from its end to that of all that it started
+
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -69,7 +72,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_run_and_leaves_its_servers_to_it(
     tmp_path: Path, brain_workspace: Callable[..., Workspace]
 ) -> None:
     """A terminal sends it to every process; a run whose Prefect server was gone asked it for minutes."""
-    workspace = brain_workspace(tmp_path, "fpn", epochs=200)
+    workspace = brain_workspace(tmp_path, epochs=200)
     terminal_end, own_end = os.openpty()
     process = psutil.Popen(
         [BIN / "segmill", "retrain"], cwd=workspace.root, stdin=own_end, stdout=own_end, stderr=own_end,
@@ -78,16 +81,36 @@ def test_ctrl_c_in_a_terminal_reaches_the_run_and_leaves_its_servers_to_it(
     os.close(own_end)
     with ThreadPoolExecutor(1) as background:
         said = background.submit(read_all, terminal_end)
-        curves = curves_path(workspace, "fpn")
-        while not curves.exists() or len(curves.read_text().splitlines()) < 2:
-            assert process.poll() is None, said.result()
-            time.sleep(0.1)
-        started = process.children(recursive=True)
+        started = descendants_in_training(process, workspace, lambda: str(said.result()))
         os.write(terminal_end, b"\x03")
-        assert process.wait(timeout=60) == 130, said.result()
-        assert psutil.wait_procs(started, timeout=30)[1] == []
+        assert process.wait(timeout=PROMPT_S) == 130, said.result()
+        assert psutil.wait_procs(started, timeout=END_S)[1] == []
         last = said.result().splitlines()[-1]
     assert "interrupted; what was finished is recorded" in last
+
+
+def test_nothing_outlives_a_killed_run(tmp_path: Path, brain_workspace: Callable[..., Workspace]) -> None:
+    workspace = brain_workspace(tmp_path, epochs=200)
+    said = tmp_path / "said"
+    with said.open("w") as out:
+        process = psutil.Popen([BIN / "segmill", "retrain"], cwd=workspace.root, stdout=out, stderr=out, env=terminal())
+    started = descendants_in_training(process, workspace, said.read_text)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(started, timeout=END_S)[1] == []
+
+
+def descendants_in_training(
+    process: psutil.Popen, workspace: Workspace, said: Callable[[], str]
+) -> list[psutil.Process]:
+    """Wait until two members train; return all processes of the run: Ray's, Prefect's and their watcher."""
+    curves = [curves_path(workspace, member) for member in ("fpn", "unet")]
+    while not all(curve.exists() and len(curve.read_text().splitlines()) >= 2 for curve in curves):
+        assert process.poll() is None, said()
+        time.sleep(0.1)
+    started: list[psutil.Process] = process.children(recursive=True)
+    assert len(started) >= 10
+    return started
 
 
 def as_a_shell_does() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -172,7 +173,8 @@ def test_every_error_becomes_one_sentence_and_an_exit_code(
         raise raised
 
     monkeypatch.setattr(cli, "app", fail)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(cli, "obey_signals", lambda say: None)
+    monkeypatch.setattr("os._exit", sys.exit)
     monkeypatch.setattr("sys.argv", ["segmill", "status"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -182,7 +184,7 @@ def test_every_error_becomes_one_sentence_and_an_exit_code(
 
 def test_a_command_that_succeeds_ends_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "app", lambda *_, **__: None)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(cli, "obey_signals", lambda say: None)
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 0

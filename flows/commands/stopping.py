@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM end any command within seconds: what takes longer to come to its end is cut off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+INTERRUPTED = 130  # the exit code, as shells and click say it
+PATIENCE_S = 4.0
+
+
+def obey_signals(say: Callable[[], None]) -> None:
+    """Let SIGTERM, a service manager's stop, end the command as Ctrl-C does, and both within ``PATIENCE_S``.
+
+    They raise KeyboardInterrupt in the main thread once that runs Python code, which may be long after the signal where
+    it waits in a library. So another thread hears of them too: it calls ``say``, for a sentence, and ends the process.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heard, hears = os.pipe()
+    os.set_blocking(hears, False)
+    signal.set_wakeup_fd(hears, warn_on_full_buffer=False)
+
+    def cut_off() -> None:
+        while os.read(heard, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        time.sleep(PATIENCE_S)
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h")  # a live table hides the cursor
+        say()
+        leave()
+
+    threading.Thread(target=cut_off, daemon=True).start()
+
+
+def leave() -> None:
+    """End this process now: libraries would wait at the exit, for seconds, for servers that end by themselves.
+
+    See ``segmill.orphans``.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)

@@ -1,0 +1,90 @@
+"""Ends what a command started and left running, once the command itself is gone, however it ended. Light to import.
+
+``python -P orphans.py TOKEN`` watches the process that started it, until its standard input ends: that is gone then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+
+import psutil
+
+STARTED_BY = "SEGMILL_STARTED_BY"  # a variable that all processes inherit from the one that started them
+LOOK_EVERY_S = 2.0
+END_ALONE_S, TERMINATE_S, KILL_S = 1.0, 3.0, 2.0  # together within 10 s, and the last look
+
+_watchers: list[subprocess.Popen[bytes]] = []  # it holds the pipe that ends with this process
+
+
+def end_with_this_process() -> None:
+    """Let what this process starts from here on end within 10 s of it, also where it is killed (SIGKILL).
+
+    Ray's agents and Prefect's server would run on. A process of a session of its own sees a pipe end, which works on
+    Linux and macOS; then it ends those that it knows by their process ids. Calling it again does nothing.
+    """
+    if not _watchers:
+        token = secrets.token_hex(8)
+        command = [sys.executable, "-P", __file__, token]
+        _watchers.append(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
+        os.environ[STARTED_BY] = token
+
+
+def _watch(token: str) -> None:
+    """End all descendants of the process that started this one when it is gone.
+
+    They are found by the token in their environment, and those that overwrite theirs, as Ray's agents do, by looking
+    now and then whose children they are.
+    """
+    started: set[psutil.Process] = set()
+    parent = psutil.Process(os.getppid())
+    while not select.select([sys.stdin], [], [], LOOK_EVERY_S)[0]:
+        started = {process for process in _with_children({parent, *started}) if process.is_running()} - {parent}
+    started |= _with_children(process for process in psutil.process_iter() if _holds(process, token))
+    _end(started - {psutil.Process()})
+
+
+def _holds(process: psutil.Process, token: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.environ().get(STARTED_BY) == token)
+    return False
+
+
+def _with_children(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    found = set()
+    for process in processes:
+        found.add(process)
+        with contextlib.suppress(psutil.Error):
+            found.update(process.children(recursive=True))
+    return found
+
+
+def _end(left: set[psutil.Process]) -> None:
+    """Wait for them to end by themselves; terminate, then kill those that do not, and what they started meanwhile."""
+    steps: list[tuple[Callable[[psutil.Process], None], float]] = [
+        (lambda process: None, END_ALONE_S),
+        (psutil.Process.terminate, TERMINATE_S),
+        (psutil.Process.kill, KILL_S),
+    ]
+    for end, patience in steps:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                end(process)
+        left = _with_children(psutil.wait_procs(left, patience)[1])
+
+
+if __name__ == "__main__":
+    _watch(sys.argv[1])

@@ -1,0 +1,37 @@
+"""A signal ends a command within seconds, whatever it does: Python is deaf while a library computes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flows.commands.stopping import INTERRUPTED
+
+BUSY = "import hashlib; print('up', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**30)"
+STUBBORN = """
+import time
+print('up', flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("code", [BUSY, STUBBORN], ids=["busy", "stubborn"])
+def test_what_does_not_hear_a_signal_is_cut_off(code: str, number: int) -> None:
+    obey = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the background
+    obey += "from flows.commands.stopping import obey_signals; obey_signals(lambda: print('interrupted'))\n"
+    command = subprocess.Popen([sys.executable, "-c", obey + code], stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None and command.stdout.readline() == "up\n"
+    time.sleep(0.5)  # until it computes
+    began = time.monotonic()
+    command.send_signal(number)
+    assert command.wait(timeout=60) == INTERRUPTED
+    assert time.monotonic() - began < 5
+    assert command.stdout.read() == "interrupted\n"
