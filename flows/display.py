@@ -24,7 +24,7 @@ PLAIN_INTERVAL_S = (10.0, 60.0)  # between two lines of one work: a twentieth of
 BAR_WIDTH = 8
 MARKS = {
     "fresh": ("=", "dim"), "restored": ("<", "cyan"), "ran": ("✓", "green"), "running": ("…", "yellow"),
-    "failed": ("✗", "red"), "waiting": ("·", "dim"),
+    "failed": ("✗", "red"), "interrupted": ("✗", "yellow"), "waiting": ("·", "dim"),
 }  # fmt: skip
 
 OnCount = Callable[[str, int, int | None], None]  # what is done, how many, of how many where that is known

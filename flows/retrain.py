@@ -16,6 +16,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from rich.console import Console
 
+from flows import interrupted
 from flows.display import clock, showing, telling
 from flows.environment import ray_address, tracking_uri
 from flows.pipeline_graph import PipelineGraph, name_run
@@ -81,6 +82,7 @@ def run_retrain(workspace: Workspace, params: Params, params_yaml: str, console:
     """
     began = time.monotonic()
     refuse_full_disk(workspace, params)
+    interrupted.begin(workspace)
     try:
         with showing(workspace, steps(params), console), connecting(ray_address(params)):
             tracking.warm_up()
@@ -90,10 +92,12 @@ def run_retrain(workspace: Workspace, params: Params, params_yaml: str, console:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(workspace.root)
         progress.report_failure(workspace.last_run, finished=_now(), outcome=f"failed: {error}")
+        interrupted.end(workspace)
         raise
     result["seconds"] = round(time.monotonic() - began, 1)
     result["outcome"] += f", in {clock(result['seconds'])}"
     progress.report(workspace.last_run, **result)
+    interrupted.end(workspace)
     return result
 
 

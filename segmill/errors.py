@@ -24,6 +24,13 @@ class InputError(SegmillError):
         return f"{self.what}; {self.fix}" if self.fix else self.what
 
 
+class Interrupted(SegmillError):
+    """Work that did not come to its end because the run was stopped from outside."""
+
+    def __init__(self) -> None:
+        super().__init__("the run was stopped")
+
+
 class GateRefused(SegmillError):
     """The gate looked at the challenger and said no. Exit code 3."""
 

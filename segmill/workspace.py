@@ -135,6 +135,11 @@ class Workspace:
         return self.root / "ledger.db"
 
     @property
+    def begun(self) -> Path:
+        """When the retrain began that has not come to its end: it runs, or was interrupted."""
+        return self.scratch / "begun_run.json"
+
+    @property
     def last_run(self) -> Path:
         return self.scratch / "last_run.json"
 

@@ -14,7 +14,7 @@ from segmill import progress
 from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.versioning.dvc_adapter import DvcRepository, DvcStage, repository
 from segmill.data.versioning.versions import share_data
-from segmill.errors import InputError, near_miss
+from segmill.errors import InputError, Interrupted, near_miss
 from segmill.former_pipeline import refuse_former_pipeline
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace
@@ -114,8 +114,8 @@ def bring_up_to_date(workspace: Workspace, name: str, params: Params | None = No
     progress.report(note, stage=name, state="running", why=why, began=time.time())
     try:
         run(workspace, name, params)
-    except BaseException:
-        progress.report_failure(note, stage=name, state="failed", why=why)
+    except BaseException as error:
+        progress.report_failure(note, stage=name, state=_state_after(error), why=why)
         raise
     with repository(workspace.root) as repo:
         stage = repo.stage(name)
@@ -135,10 +135,15 @@ def noted(workspace: Workspace, name: str) -> Iterator[None]:
     progress.report(note, stage=name, state="running", why="", began=began)
     try:
         yield
-    except BaseException:
-        progress.report_failure(note, stage=name, state="failed", why="")
+    except BaseException as error:
+        progress.report_failure(note, stage=name, state=_state_after(error), why="")
         raise
     progress.report(note, stage=name, state="ran", why="", seconds=time.time() - began)
+
+
+def _state_after(error: BaseException) -> str:
+    stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+    return "interrupted" if stopped else "failed"
 
 
 def run(workspace: Workspace, name: str, params: Params) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import interrupted
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, say
 from segmill.errors import GateRefused
 from segmill.workspace import Workspace
@@ -67,6 +68,7 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
             params, params_yaml = read_params_and_text(workspace.params)
             prepare_environment(workspace, params)
             if _nothing_to_do(workspace, params):
+                interrupted.end(workspace)  # where that was after its last step
                 return
         from flows.retrain import run_retrain
         from flows.standing import remember

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
+from flows.interrupted import InterruptedRun, interrupted
 from flows.standing import Standing, registry_asked
 from segmill import progress
 from segmill.workspace import Workspace
@@ -68,6 +69,7 @@ class Status:
     challenger: dict[str, Any] | None
     judged: bool
     writer: str
+    interrupted: InterruptedRun | None
     bytes: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -85,6 +87,7 @@ class Status:
                 "stages": {name: {"state": stage.state, "why": stage.why} for name, stage in self.stages.items()},
                 "up_to_date": self.up_to_date,
                 "running": self.writer or None,
+                "interrupted": asdict(self.interrupted) if self.interrupted else None,
                 "last_run": self.last_run,
                 "champion": self.champion,
                 "challenger": self.challenger,
@@ -99,6 +102,7 @@ def look(workspace: Workspace, params: Params, stages: dict[str, Outcome], stand
     from segmill.data.versioning.versions import data_changed, recorded_version
 
     recorded = recorded_version(workspace.root, params.data.path)
+    running = writer(workspace, Part.WORKSPACE)
     return Status(
         workspace=workspace,
         data_version=recorded.md5 if recorded else None,
@@ -108,7 +112,8 @@ def look(workspace: Workspace, params: Params, stages: dict[str, Outcome], stand
         champion=standing.champion,
         challenger=standing.challenger,
         judged=standing.judged,
-        writer=writer(workspace, Part.WORKSPACE) or writer(workspace, Part.DATA),
+        writer=running or writer(workspace, Part.DATA),
+        interrupted=None if running else interrupted(workspace),
     )
 
 
@@ -126,6 +131,10 @@ def show(status: Status, console: Console) -> None:
         console.print(f"[bold]{alias:13}[/] {escape(model_line(model))}", highlight=False, soft_wrap=True)
     if status.writer:
         console.print(f"[bold]now[/]           {escape(status.writer)}", highlight=False, soft_wrap=True)
+    if status.interrupted:
+        console.print(
+            f"[bold]interrupted[/]   {escape(str(status.interrupted))}", style="yellow", highlight=False, soft_wrap=True
+        )
     if status.bytes:
         console.print(f"[bold]disk[/]          {stores_line(status.bytes)}", highlight=False, soft_wrap=True)
     stages = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

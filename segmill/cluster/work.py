@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segmill.cluster.memory import ran_out_of_memory
 from segmill.cluster.resources import Resources, check_resources
-from segmill.errors import InfrastructureError, InputError, SegmillError
+from segmill.errors import InfrastructureError, InputError, Interrupted, SegmillError
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -97,7 +97,7 @@ def fetch(reference: ObjectRef) -> Any:
     """Return what ``ray.get`` returns, and raise what it raises.
 
     A thread that is inside ``ray.get`` while another ends the connection may never come out of it. One that waits here
-    leaves before that, with a SegmillError.
+    leaves before that, with Interrupted.
     """
     import ray
 
@@ -113,9 +113,9 @@ def fetch(reference: ObjectRef) -> Any:
 
 
 def raise_if_stopped() -> None:
-    """Raise SegmillError where the connection is ending: Ray would start a new cluster for whoever asks it then."""
+    """Raise Interrupted where the connection is ending: Ray would start a new cluster for whoever asks it then."""
     if _STOPPED.is_set():
-        raise SegmillError("the run was stopped")
+        raise Interrupted
 
 
 def stop_waiting() -> None:

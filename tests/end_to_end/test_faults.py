@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -87,6 +88,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_run_and_leaves_its_servers_to_it(
         assert psutil.wait_procs(started, timeout=END_S)[1] == []
         last = said.result().splitlines()[-1]
     assert "interrupted; what was finished is recorded" in last
+    assert_status_says_interrupted_training(workspace)
 
 
 def test_nothing_outlives_a_killed_run(tmp_path: Path, brain_workspace: Callable[..., Workspace]) -> None:
@@ -98,6 +100,13 @@ def test_nothing_outlives_a_killed_run(tmp_path: Path, brain_workspace: Callable
     process.kill()
     process.wait()
     assert psutil.wait_procs(started, timeout=END_S)[1] == []
+    assert_status_says_interrupted_training(workspace)
+
+
+def assert_status_says_interrupted_training(workspace: Workspace) -> None:
+    found = json.loads(run(workspace, "segmill", "status", "--json"))
+    assert found["interrupted"]["steps"] == ["finetune@fpn", "finetune@unet"]
+    assert found["interrupted"]["began"] <= found["interrupted"]["last_heard"]
 
 
 def descendants_in_training(
@@ -160,6 +169,7 @@ def test_the_next_run_resumes_and_a_disk_that_runs_full_in_the_middle_costs_only
     )
     found = states(run(workspace, "segmill", "retrain", servers=servers))
     assert (found["prepare"], found["finetune@fpn"], found["promote"]) == ("fresh", "ran", "ran")
+    assert json.loads(run(workspace, "segmill", "status", "--json"))["interrupted"] is None
 
 
 def test_weights_out_of_reach_stop_the_run_before_any_training(

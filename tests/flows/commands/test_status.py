@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from datetime import datetime
 
+import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.commands.cli import app
 from flows.commands.status import Status, model_line, show, show_history
+from flows.interrupted import begin, end, interrupted
+from segmill import progress
 from segmill.promotion import ledger
 from segmill.workspace import Workspace
 from tasks.promote import ledger_url
+from tasks.stage import noted
 
 CHAMPION = {"name": "segmill-street", "version": "12", "miou": 0.71239, "verdict": "PASS", "data_version": "0123456789"}
 
@@ -56,7 +62,7 @@ def test_every_verdict_is_a_line_that_is_whole_in_80_columns(workspace: Workspac
 def status(workspace: Workspace, **own: object) -> Status:
     facts = {
         "data_version": "0123", "data_why": "files changed", "stages": {}, "last_run": None, "champion": CHAMPION,
-        "challenger": None, "judged": False, "writer": "",
+        "challenger": None, "judged": False, "writer": "", "interrupted": None,
     }  # fmt: skip
     return Status(workspace, **{**facts, **own})  # type: ignore[arg-type]
 
@@ -77,3 +83,25 @@ def test_a_torn_note_of_the_last_run_is_said(workspace: Workspace) -> None:
     wide = Console(file=io.StringIO(), width=160)
     show(status(workspace), wide)
     assert "is damaged; the next run writes it anew" in printed(wide)
+
+
+def test_an_interrupted_retrain_is_said_until_the_next_one_ends(workspace: Workspace) -> None:
+    assert interrupted(workspace) is None
+    begin(workspace)
+    assert str(interrupted(workspace)).endswith(" before its first step; the next one resumes there")
+    note = workspace.progress / "prepare.json"
+    progress.report(workspace.progress / "version.json", state="ran")
+    with pytest.raises(KeyboardInterrupt), noted(workspace, "prepare"):
+        raise KeyboardInterrupt
+    progress.report(workspace.progress / "augment.json", state="failed")
+    os.utime(note, (2e9, 2e9))
+    found = interrupted(workspace)
+    assert found is not None and found.steps == ("prepare",)
+    assert found.last_heard == datetime.fromtimestamp(2e9).isoformat(" ", "seconds")
+    wide = Console(file=io.StringIO(), width=160)
+    show(status(workspace, interrupted=found), wide)
+    assert f"interrupted   the retrain of {found.began} was interrupted at {found.last_heard} in prepare" in printed(
+        wide
+    )
+    end(workspace)
+    assert interrupted(workspace) is None
