@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import datetime
 from functools import partial
 from textwrap import shorten
@@ -31,7 +31,7 @@ from segmill.params import Params, parse_params, read_params_and_text
 from segmill.promotion import registry
 from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
-from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, shortfall
+from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, note_speed, shortfall
 from tasks.promote import Judged, promote
 from tasks.register import Registered, RunInputs, register, run_inputs
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_edges, stage_names, survey
@@ -204,7 +204,11 @@ def finetune_step(workspace: Workspace, params: Params, member: str, run: tracki
     growing, final = curves_path(workspace, member), workspace.member(member) / "curves.csv"
     growing.unlink(missing_ok=True)
     with logged(workspace, f"finetune@{member}"), tracking.following(run.uri, run.members[member], growing, final):
-        return bring_up_to_date(workspace, f"finetune@{member}", params)
+        outcome = bring_up_to_date(workspace, f"finetune@{member}", params)
+    if outcome.state == "ran":
+        with suppress(OSError):  # a cache of the user that can't be written stops no run
+            note_speed(workspace, params, member)
+    return outcome
 
 
 @_talking_step(name="register", task_run_name="register")

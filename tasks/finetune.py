@@ -6,20 +6,25 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from statistics import median
 
-from segmill.cluster.resources import Resources, even_share
+from segmill.cluster.resources import Resources, even_share, whole_node
 from segmill.cluster.work import Running, on_ray, wait
 from segmill.data.loading.policy import read_policy
+from segmill.data.packing.packed import PackedSplit
 from segmill.data.splitting.shares import SplitShares
 from segmill.files import replacing
 from segmill.models.checking import NetworkToCheck, SvmToCheck, ToCheck, check_members
 from segmill.params import Params
 from segmill.promotion.champion import champion_start
+from segmill.tracking import read_curves
 from segmill.train_settings import NetworkSettings
 from segmill.training.distributed import launch
 from segmill.training.distributed.svm import fit_on_ray
 from segmill.training.job import Start, TrainData, TrainJob, Workers
 from segmill.training.svm.job import SvmJob
+from segmill.tuning.forecast import PastTraining
+from segmill.tuning.speeds import note_training
 from segmill.workspace import Workspace
 from tasks.inputs import code_path, member_settings, read_code
 from tasks.register import model_name
@@ -68,7 +73,7 @@ def train_job(workspace: Workspace, params: Params, name: str, out_dir: Path, st
         start=start,
         workers=Workers(
             count=params.ray.workers,
-            cpus=params.ray.cpus_per_worker or even_share(len(params.members) * params.ray.workers),
+            cpus=cpus_of(params),
             gpus=params.ray.gpus_per_worker,
             loader_workers=params.ray.loader_workers,
         ),
@@ -79,6 +84,11 @@ def train_job(workspace: Workspace, params: Params, name: str, out_dir: Path, st
         failure_path=workspace.scratch / "failures" / f"{name}.npz",
         inputs_hash=_inputs_hash(workspace, params, name, start),
     )
+
+
+def cpus_of(params: Params) -> float:
+    """Return the CPUs of each process that trains a network."""
+    return params.ray.cpus_per_worker or even_share(len(params.members) * params.ray.workers)
 
 
 def train_data(workspace: Workspace, params: Params) -> TrainData:
@@ -130,6 +140,21 @@ def shortfall(workspace: Workspace, params: Params, name: str) -> str | None:
             f"train.epochs (now {train.epochs}) or lower train.warmup_epochs (now {train.warmup_epochs:g})"
         )
     return None
+
+
+def note_speed(workspace: Workspace, params: Params, name: str) -> None:
+    """Keep how fast the network ``name`` was trained, for `segmill plan`; call it while its curve is there.
+
+    Only of a single rank with settings that a plan leaves alone: other precision or compiling has other speeds.
+    """
+    train, rows = params.training_of(name), read_curves(curves_path(workspace, name))
+    usual = (train.precision, train.gradient_checkpointing, train.compile) == ("auto", False, "off")
+    if params.members[name].kind == "svm" or params.ray.workers > 1 or not rows or not usual:
+        return
+    height, width = train.crop_size or PackedSplit(workspace.packed / "train").sizes()[0]
+    images_s = median(float(row["images_s"]) for row in rows)
+    share = 1.0 if params.ray.gpus_per_worker else cpus_of(params) / whole_node().num_cpus
+    note_training(params.network_of(name), PastTraining(height * width, share, images_s * height * width))
 
 
 def begin_check(workspace: Workspace, params: Params) -> Running[None] | None:

@@ -23,7 +23,9 @@ from segmill.workspace import Workspace
 
 if TYPE_CHECKING:
     from segmill.params import Params
-    from segmill.tuning.plan import Candidate, Facts, Proposal
+    from segmill.tuning.facts import Facts, Proposal
+    from segmill.tuning.forecast import Candidate, Forecast
+    from segmill.tuning.plan import Plan
 
 MEASURING_SHARE, MOST_MEASURING_S = 0.1, 120.0  # of the time that the run may take
 BUSY = 0.35  # share of the cores; this command and the start of Ray alone come to less
@@ -66,8 +68,10 @@ def plan(
     *,
     accepted: bool,
     measure_again: bool = False,
-) -> list[Proposal]:
+) -> Plan:
     """Print proposals for a run of ``minutes`` beside the current settings, with reasons; write them if ``accepted``.
+
+    Then what comes of it, and what looks wrong with the set's groups.
 
     Raises InputError where there is no manifest yet, or train is empty.
     """
@@ -78,17 +82,36 @@ def plan(
 
     seconds = min(MOST_MEASURING_S, 60 * minutes * MEASURING_SHARE)
     facts = gather(workspace, params, console, seconds=seconds, measure_again=measure_again)
-    proposals = propose(facts, minutes)
+    planned = propose(facts, minutes)
     values = YAML(typ="safe").load(workspace.params.read_text())
-    console.print(listed(proposals, values))
-    changed = [one for one in proposals if _at(values, one.key) != one.value]
+    console.print(listed(planned.proposals, values))
+    console.print(str(planned.forecast), highlight=False, soft_wrap=True)
+    for remark in remarks(workspace, params, planned.forecast):
+        console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    changed = [one for one in planned.proposals if _at(values, one.key) != one.value]
     if accepted:
         set_params(workspace.params, [f"{one.key}={say(one.value)}" for one in changed])
         console.print(f"written to params.yaml: {len(changed)} keys", highlight=False)
     elif changed:
         console.print("nothing was written; to write it: segmill plan "
                       f"--minutes {minutes:g} --accept", highlight=False, soft_wrap=True)  # fmt: skip
-    return proposals
+    return planned
+
+
+def remarks(workspace: Workspace, params: Params, forecast: Forecast) -> list[str]:
+    """Return what the user should know of the plan: too little time for the set, and groups that look wrong."""
+    from segmill.data.ingest.hints import doubtful_groups
+    from segmill.data.schema.manifest import read_dataset_info
+
+    raw = workspace.root / params.data.path
+    found = []
+    if forecast.epochs < 1:
+        found.append(
+            f"the time is too short to see all {forecast.samples:,} {forecast.what} once: give it more minutes"
+        )
+    if raw.is_dir() and (doubt := doubtful_groups(raw, read_dataset_info(raw))):
+        found.append(doubt)
+    return found
 
 
 def gather(
@@ -100,12 +123,13 @@ def gather(
         seconds: what the measurement may take.
         measure_again: do not take what is remembered.
     """
+    from segmill.data.ingest.hints import look_at_images
     from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
-    from segmill.tuning.plan import Facts
+    from segmill.tuning.facts import Facts
 
     rows = read_manifest(workspace.manifest)
     names = manifest_info(rows).class_names
-    columns = ["split", "group", "height", "width", "channels", "class_pixels"]
+    columns = ["split", "height", "width", "class_pixels"]
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for row in rows.select(columns).to_pylist():
         splits[row["split"]].append(row)
@@ -116,22 +140,34 @@ def gather(
         )
     counts = [row["class_pixels"] for row in train]
     candidates, machine = measured(workspace, params, len(names), console, seconds=seconds, again=measure_again)
+    raw = workspace.root / params.data.path
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Facts(
         samples=len(train),
-        val_samples=len(splits["val"]),
-        groups=len({row["group"] for row in train}),
+        val_px=sum(row["height"] * row["width"] for row in splits["val"]),
+        test_px=sum(row["height"] * row["width"] for row in splits["test"]),
         sizes=dict(Counter((row["height"], row["width"]) for row in train)),
         class_pixels={name: sum(count[place] for count in counts) for place, name in enumerate(names)},
         class_samples={name: sum(count[place] > 0 for count in counts) for place, name in enumerate(names)},
-        grey=all(row["channels"] == 1 for row in train),
+        look=look_at_images(raw) if raw.is_dir() else None,
         cores=len(os.sched_getaffinity(0)),
         memory_gib=memory / 2**30,
         candidates=candidates,
         gpu=machine.gpu,
         gpu_memory_gib=machine.gpu_memory_gib,
         quick_bf16=machine.quick_bf16,
+        recipe=params.augment.recipe if params.augment.recipe != _first_recipe() else None,
+        overlap_px=params.prepare.overlap_px,
+        border_crop_px=params.prepare.border_crop_px,
     )
+
+
+def _first_recipe() -> str:
+    """Return the recipe that a new workspace begins with: another one was set by hand, or accepted before."""
+    from segmill.params import read_params
+    from segmill.workspace import template
+
+    return str(read_params(template("params.yaml")).augment.recipe)
 
 
 def measured(
@@ -152,7 +188,8 @@ def measured(
         known = {"asked": asked, "candidates": candidates, "machine": asdict(result.machine)}
         path.parent.mkdir(parents=True, exist_ok=True)
         progress.report(path, **known)
-    from segmill.tuning.plan import Candidate
+    from segmill.tuning.forecast import Candidate
+    from segmill.tuning.speeds import trainings_of
 
     machine = Machine(**known["machine"])
     if machine.load > BUSY:
@@ -161,7 +198,10 @@ def measured(
             "when it is idle: segmill plan --measure-again",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
-    return tuple(Candidate(**one) for one in known["candidates"]), machine
+    return tuple(
+        Candidate(**one, trained=trainings_of(one["backbone"], one["decoder"], one["settings"]))
+        for one in known["candidates"]
+    ), machine
 
 
 def _measure(workspace: Workspace, params: Params, num_classes: int, console: Console, seconds: float) -> ProbeResult:

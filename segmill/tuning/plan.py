@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from segmill.data.packing.resizing import Resizing
+from segmill.tuning.facts import MOST, Facts, Proposal
+from segmill.tuning.forecast import (
+    OVERHEAD_S,
+    Candidate,
+    Forecast,
+    Seen,
+    epoch_seconds,
+    prediction_seconds,
+    samples_of,
+)
 
 STRIDE_PX = 32
 SMALLEST_SIDE_PX = 128
@@ -17,9 +29,9 @@ LEAST_EPOCHS = 10
 # Side of a random crop as a share of the sample's side, where recipes change the scale anyway.
 CROP = 0.8
 KEEPS_SIZE = 0.9  # an image that would keep this share of its side is not resized: it would only be blurred
-FORWARD_SHARE = 1 / 3  # of a training step's time per pixel: what a validation run takes
-VALIDATION_SHARE, LEAST_VALIDATIONS, MOST_VALIDATIONS = 0.05, 5, 20  # of the time; and how many validation runs
-TRAINING_SHARE = 0.85  # of the time; checks, packing, ensemble and evaluation take the rest
+# Of the time, where that leaves enough validation runs, and at most; and how many of these.
+VALIDATION_SHARE, MOST_VALIDATION_SHARE, LEAST_VALIDATIONS, MOST_VALIDATIONS = 0.05, 0.2, 5, 20
+TRAINING_SHARE, LEAST_TRAINING_SHARE = 0.85, 0.4  # of the time, at most and at least
 LEAST_STEPS = 20  # per epoch: with fewer, a batch is too large for the set
 LARGEST_BATCH = 8  # on a CPU a larger one is no faster
 EMA_BELOW = (
@@ -31,137 +43,141 @@ RARE, VERY_RARE = 0.02, 0.005  # shares of train's labelled pixels
 OUTDOORS = {"road", "car", "sky", "pedestrian", "person", "sidewalk", "pavement", "building", "tree", "vehicle", "pole"}
 TISSUES = {"tumor", "tumour", "lesion", "organ", "cortex", "grey matter", "white matter", "liver", "kidney", "cell"}
 TILE_BELOW = 0.35  # an image shrunk below this share of its side loses small objects
+TILE_PX, TILE_EPOCHS = 256, 1  # the shortest side of a tile; and how often each must be seen at least
 ASPECTS_ALIKE = 1.1
+COLOURED = 0.9  # share of the images
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A member that could be trained here: ``pixels_s`` measured pixels per second of its training on all cores.
+class Plan(NamedTuple):
+    """What to set, and what comes of it."""
 
-    ``settings``: other keys of it, such as decoder_width.
-    """
-
-    name: str
-    backbone: str
-    decoder: str
-    weights: str
-    lr: float
-    pixels_s: float
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def pretrained(self) -> bool:
-        return self.weights != "none"
+    proposals: list[Proposal]
+    forecast: Forecast
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is known about data and machine; about the data, the train split unless said otherwise.
-
-    ``sizes``: (height, width) in px to the number of train samples of that size. ``class_pixels``: pixels in train by
-    class name. ``class_samples``: in how many train samples a class occurs. ``grey``: all images have one channel.
-    ``gpu``: its name, None without one. ``quick_bf16``: whether bf16 is faster than fp32 here.
-    """
-
-    samples: int
-    val_samples: int
-    groups: int
-    sizes: dict[tuple[int, int], int]
-    class_pixels: dict[str, int]
-    class_samples: dict[str, int]
-    grey: bool
-    cores: int
-    memory_gib: float
-    gpu: str | None
-    gpu_memory_gib: float
-    quick_bf16: bool
-    candidates: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A key of params.yaml, the value proposed for it, and why in one sentence."""
-
-    key: str
-    value: Any
-    why: str
-
-
-def propose(facts: Facts, minutes: float) -> list[Proposal]:
+def propose(facts: Facts, minutes: float) -> Plan:
     """Return what to set for a run of ``minutes``, members first, each with its reason and the figures behind it."""
     members = choose_members(facts, minutes)
-    pace = sum(member.pixels_s for member in members) / len(members)
-    seconds = 60 * minutes * TRAINING_SHARE / len(members)
-    pretrained = all(member.pretrained for member in members)
+    share, _ = facts.sharing(len(members))
     augmentation = choose_augmentation(facts)
-    crops = any(one.value == "driving" for one in augmentation)
-    size, proposals = choose_size(facts, pace * seconds, EPOCHS[pretrained], crops=crops)
-    judged_px = math.prod(proposals[0].value or max(facts.sizes, key=facts.sizes.__getitem__))
-    epochs = pace * seconds / (size[0] * size[1] * facts.samples)
-    return [
+    values = {one.key: one.value for one in augmentation}
+    extra, crops = values["augment.copy_paste"] + values["augment.oversample"], _is_driving(values)
+    epochs = EPOCHS[all(member.pretrained for member in members)]
+    px = float(math.prod(facts.usual))
+    for _ in range(2):  # speed depends on the size, and the size on the speed
+        seconds = training_seconds(facts, minutes, members, px)
+        speed = fmean(member.speed(px, share) for member in members)
+        seen, size = choose_size(facts, speed * seconds, epochs, crops=crops, extra=extra)
+        px = seen.px
+    tiled = any(one.value == "tile" for one in size)
+    what = "tiles" if tiled else "images"
+    steps, forecast = choose_steps(facts, seen, what, minutes, members)
+    proposals = [
         Proposal("members", _as_params(members), _why_members(members, facts, minutes)),
-        *proposals,
-        *choose_steps(facts, size, judged_px, epochs, minutes, members),
+        *size,
+        *steps,
         *choose_loss(facts),
         *augmentation,
     ]
+    return Plan(proposals, forecast)
 
 
 def choose_members(facts: Facts, minutes: float) -> list[Candidate]:
     """Return the members: pretrained before random, three where each has LEAST_EPOCHS at a quarter of the pixels."""
-    ranked = sorted(facts.candidates, key=lambda one: (not one.pretrained, -one.pixels_s))
-    (height, width), _ = max(facts.sizes.items(), key=lambda item: item[1])
-    needed = LEAST_EPOCHS * facts.samples * min(height * width, LARGEST_SIDE_PX**2) / 4
+    needed_px = min(math.prod(facts.usual), LARGEST_SIDE_PX**2) / 4
+    ranked = sorted(facts.candidates, key=lambda one: (not one.pretrained, -one.speed(needed_px)))
     for count in (3, 2):
         some = ranked[:count]
-        seconds = 60 * minutes * TRAINING_SHARE / count
-        if len(some) == count and all(one.pixels_s * seconds >= needed for one in some):
+        share, turns = facts.sharing(count)
+        seconds = 60 * minutes * TRAINING_SHARE / turns
+        needed = LEAST_EPOCHS * facts.samples * needed_px
+        if len(some) == count and all(one.speed(needed_px, share) * seconds >= needed for one in some):
             return some
     return ranked[:1]
 
 
-def choose_size(facts: Facts, pixels: float, epochs: int, *, crops: bool) -> tuple[tuple[int, int], list[Proposal]]:
-    """Return height and width of what training sees of a sample, and the proposals for it, within ``pixels`` in all.
+def training_seconds(facts: Facts, minutes: float, members: Sequence[Candidate], px: float) -> float:
+    """Return the time of each member's training, so that a run of ``minutes`` has time for all that comes with it."""
+    _, turns = facts.sharing(len(members))
+    left = 60 * minutes - OVERHEAD_S - judging_seconds(facts, members, px)
+    return max(60 * minutes * LEAST_TRAINING_SHARE, min(60 * minutes * TRAINING_SHARE, left)) / turns
+
+
+def judging_seconds(facts: Facts, members: Sequence[Candidate], px: float) -> float:
+    """Return the time of the last validation runs, the ensemble on val and the evaluation on test."""
+    share, turns = facts.sharing(len(members))
+    last = max(prediction_seconds(facts.val_px, one.speed(px, share)) for one in members)
+    return turns * last + sum(prediction_seconds(facts.val_px + facts.test_px, one.speed(px)) for one in members)
+
+
+def choose_size(
+    facts: Facts, pixels: float, epochs: int, *, crops: bool, extra: float = 0.0
+) -> tuple[Seen, list[Proposal]]:
+    """Return what training sees of the set within ``pixels`` in all, and the proposals for it.
 
     With ``crops`` training sees a random crop of each sample, CROP of its side. Scenes whose objects have any size and
-    place lose nothing by it, and val and test keep more of their pixels.
+    place lose nothing by it. ``extra``: the share of samples that the augment stage adds.
     """
-    (height, width), count = max(facts.sizes.items(), key=lambda item: item[1])
+    height, width = facts.usual
     affordable = pixels / (epochs * facts.samples)
-    seen = math.sqrt(affordable / (height * width))
-    scale = min(1.0, seen / CROP if crops else seen, LARGEST_SIDE_PX / max(height, width))
+    side = math.sqrt(affordable / (height * width))
+    scale = min(1.0, side / CROP if crops else side, LARGEST_SIDE_PX / max(height, width))
     scale = max(scale, min(1.0, SMALLEST_SIDE_PX / min(height, width)))
     if scale >= KEEPS_SIZE and max(height, width) <= LARGEST_SIDE_PX:
         scale = 1.0
-    share = 100 * count / facts.samples
+    share = 100 * facts.sizes.get((height, width), 0) / facts.samples
     why = (
         f"{share:.0f} % of the {facts.samples} train images have {height} x {width} px, and {epochs} epochs in this "
         f"time leave {affordable:,.0f} px for each, {affordable / (height * width):.2f} of them"
+        if share >= 100 * MOST
+        else f"the {facts.samples} train images have {len(facts.sizes)} sizes, in the median {height} x {width} px, "
+        f"and {epochs} epochs in this time leave {affordable:,.0f} px for each"
     )
-    alike = len(facts.sizes) == 1
+    whole = len(facts.sizes) == 1 and scale == 1.0
     size = (_whole_strides(height * scale), _whole_strides(width * scale))
-    whole = alike and scale == 1.0
-    proposals = [Proposal("prepare.size_px", None if whole else list(size), why)]
-    if whole:
-        reason = "the images keep their size"
-        resize = "stretch"
-    else:
-        resize, reason = _how_to_resize(facts, scale)
-    proposals.append(Proposal("prepare.resize", resize, reason))
-    share_of_side = seen / scale if crops else 1.0
+    tiles = _tiles(facts, scale, pixels, extra)
+    if tiles is not None:
+        reason = (
+            f"shrunk to {scale:.2f} of its side an image loses small objects, so it is cut into tiles: "
+            f"{tiles.samples:,} of {facts.samples:,} images, {pixels / (tiles.samples * tiles.px):.1f} epochs"
+        )
+        return tiles, [
+            Proposal("prepare.size_px", list(tiles.size), why),
+            Proposal("prepare.resize", "tile", reason),
+            Proposal("train.crop_size", None, "training sees whole tiles"),
+        ]
+    resize, reason = ("stretch", "the images keep their size") if whole else _how_to_resize(facts)
+    proposals = [
+        Proposal("prepare.size_px", None if whole else list(size), why),
+        Proposal("prepare.resize", resize, reason),
+    ]
+    samples = samples_of(facts.sizes, Resizing(), extra)
+    share_of_side = side / scale if crops else 1.0
     if share_of_side < 1:
         size = (_whole_strides(height * scale * share_of_side), _whole_strides(width * scale * share_of_side))
-        why = f"{size[0] * size[1]:,} px per image are what the time allows, at the scale of val"
+        why = f"{size[0] * size[1]:,} px per image are what the time allows, at the scale of prepare.size_px"
         proposals.append(Proposal("train.crop_size", list(size), why))
     else:
         proposals.append(Proposal("train.crop_size", None, "training sees whole samples in this time"))
-    return size, proposals
+    return Seen(samples, (height, width) if whole and share_of_side >= 1 else size), proposals
 
 
-def _how_to_resize(facts: Facts, scale: float) -> tuple[str, str]:
+def _tiles(facts: Facts, scale: float, pixels: float, extra: float) -> Seen | None:
+    """Return the tiles that images of ``scale`` are better cut into; None where they aren't, or the time is too short.
+
+    Each tile must be seen TILE_EPOCHS times within ``pixels``.
+    """
+    if scale >= TILE_BELOW:
+        return None
+    size = tuple(_whole_strides(max(side * scale, min(side, TILE_PX))) for side in facts.usual)
+    tile = size[0], size[1]
+    how = Resizing(tile, "tile", min(facts.overlap_px, min(tile) - 1), facts.border_crop_px)
+    tiles = Seen(samples_of(facts.sizes, how, extra), tile)
+    return tiles if tiles.samples * tiles.px * TILE_EPOCHS <= pixels else None
+
+
+def _how_to_resize(facts: Facts) -> tuple[str, str]:
     aspects = [tall / wide for tall, wide in facts.sizes]
-    if scale < TILE_BELOW:
-        return "tile", f"shrunk to {scale:.2f} of its side an image loses small objects, so it is cut into tiles"
     if max(aspects) / min(aspects) > ASPECTS_ALIKE:
         reason = f"height / width goes from {min(aspects):.2f} to {max(aspects):.2f}; stretching would distort shapes"
         return "fit", reason
@@ -169,58 +185,62 @@ def _how_to_resize(facts: Facts, scale: float) -> tuple[str, str]:
 
 
 def choose_steps(
-    facts: Facts,
-    size: tuple[int, int],
-    judged_px: int,
-    epochs_in_time: float,
-    minutes: float,
-    members: Sequence[Candidate],
-) -> list[Proposal]:
+    facts: Facts, seen: Seen, what: str, minutes: float, members: Sequence[Candidate]
+) -> tuple[list[Proposal], Forecast]:
     """Return the proposals for batch_size, max_minutes, epochs, validation runs and the average of the weights.
 
-    ``judged_px``: pixels of a val sample at the scale of validation. ``epochs_in_time``: as measured on this machine.
+    And what comes of the run. ``what``: images or tiles, of which an epoch sees ``seen``.
     """
     if facts.gpu:
         batch: int | str = "auto"
         why = f"{facts.gpu} has {facts.gpu_memory_gib:.0f} GiB; the largest that fits is found before the first epoch"
     else:
         batch = LARGEST_BATCH
-        while batch > 2 and facts.samples // batch < LEAST_STEPS:
+        while batch > 2 and seen.samples // batch < LEAST_STEPS:
             batch //= 2
         why = (
-            f"{facts.samples} samples make {max(1, facts.samples // batch)} steps of {batch} per epoch, and on a CPU "
+            f"{seen.samples:,} {what} make {max(1, seen.samples // batch):,} steps of {batch} per epoch, and on a CPU "
             "a larger batch is no faster"
         )
-    rooms = 1 if facts.gpu else max(1, min(len(members), 2 * facts.cores))
-    each = minutes * TRAINING_SHARE / math.ceil(len(members) / rooms)
-    epochs = max(LEAST_EPOCHS, math.ceil(2 * epochs_in_time))
-    steps = round(epochs_in_time * facts.samples / (LARGEST_BATCH if batch == "auto" else int(batch)))
-    cost = facts.val_samples * FORWARD_SHARE * judged_px / (facts.samples * size[0] * size[1])
-    rarest = max(math.ceil(cost / VALIDATION_SHARE), round(epochs_in_time / MOST_VALIDATIONS))
-    val_every = max(1, min(rarest, int(epochs_in_time / LEAST_VALIDATIONS)))
+    share, turns = facts.sharing(len(members))
+    seconds = training_seconds(facts, minutes, members, seen.px)
+    speed = fmean(member.speed(seen.px, share) for member in members)
+    taken = LARGEST_BATCH if batch == "auto" else int(batch)
+    epoch_s, val_s = epoch_seconds(seen, taken, speed), prediction_seconds(facts.val_px, speed)
+    undisturbed, cost = seconds / epoch_s, val_s / epoch_s
+    rarest = max(math.ceil(cost / VALIDATION_SHARE), round(undisturbed / MOST_VALIDATIONS))
+    often = math.ceil(cost / MOST_VALIDATION_SHARE)
+    val_every = max(1, often, min(rarest, int(undisturbed / LEAST_VALIDATIONS)))
+    epochs = undisturbed / (1 + cost / val_every) if undisturbed > val_every else undisturbed
+    steps = epochs * max(1, seen.samples // taken)
     decay = next(decay for most, decay in EMA_BELOW if steps < most)
-    where = "at the same time" if rooms > 1 else "after one another"
-    return [
+    count = "one member" if len(members) == 1 else (
+        f"{len(members)} members {'at the same time' if turns < len(members) else 'after one another'}"
+    )  # fmt: skip
+    whole = (seconds * turns + OVERHEAD_S + judging_seconds(facts, members, seen.px)) / 60
+    size, validations = f"{seen.size[0]} x {seen.size[1]}", max(1, round(epochs / val_every))
+    proposals = [
         Proposal("train.batch_size", batch, why),
         Proposal(
-            "train.max_minutes", round(each, 1),
-            f"{100 * TRAINING_SHARE:.0f} % of {minutes:g} minutes is for training, {len(members)} members {where}; the "
-            "schedule adapts to it",
+            "train.max_minutes", round(seconds / 60, 1),
+            f"{100 * seconds * turns / (60 * minutes):.0f} % of {minutes:g} minutes is for training, {count}; "
+            "the schedule adapts to it",
         ),
         Proposal(
-            "train.epochs", epochs,
-            f"an upper bound: at the measured speed there are {epochs_in_time:.0f} epochs of {size[0]} x {size[1]} px",
+            "train.epochs", max(LEAST_EPOCHS, math.ceil(2 * epochs)),
+            f"an upper bound: at the measured speed there are {epochs:.1f} epochs of {size} px",
         ),
         Proposal(
             "train.val_every", val_every,
-            f"a validation run takes {100 * cost:.0f} % of an epoch's time; {epochs_in_time / val_every:.0f} of them "
+            f"a validation run takes {100 * cost:.0f} % of an epoch's time; {validations} of them "
             "select the best weights",
         ),
         Proposal(
             "train.ema_decay", decay,
-            f"about {steps:,} steps in the time; the moving average covers about {1 / (1 - decay):.0f} of them",
+            f"about {steps:,.0f} steps in the time; the moving average covers about {1 / (1 - decay):.0f} of them",
         ),
     ]  # fmt: skip
+    return proposals, Forecast(seen.samples, what, taken, steps, epochs, seconds / 60, whole)
 
 
 def choose_loss(facts: Facts) -> list[Proposal]:
@@ -240,18 +260,7 @@ def choose_loss(facts: Facts) -> list[Proposal]:
 
 def choose_augmentation(facts: Facts) -> list[Proposal]:
     """Return the proposals for the recipe, where the classes tell what the images show, and for extra samples."""
-    names = {name.lower().replace("_", " ") for name in facts.class_pixels}
-    outdoors, tissues = sorted(names & OUTDOORS), sorted(names & TISSUES)
-    found = []
-    if len(outdoors) >= 2:
-        found.append(Proposal("augment.recipe", "driving", f"the classes {', '.join(outdoors[:3])} are street scenes"))
-    elif tissues or facts.grey:
-        why = (
-            f"the classes {', '.join(tissues[:3])} are medical"
-            if tissues
-            else "all images are grey, like medical scans"
-        )
-        found.append(Proposal("augment.recipe", "medical", why))
+    found = [recipe] if (recipe := _choose_recipe(facts)) else []
     total = sum(facts.class_pixels.values())
     rare = [name for name, pixels in facts.class_pixels.items() if 0 < pixels < VERY_RARE * total]
     seldom = [name for name in rare if facts.class_samples[name] < 0.25 * facts.samples]
@@ -272,6 +281,40 @@ def choose_augmentation(facts: Facts) -> list[Proposal]:
     return found
 
 
+def _choose_recipe(facts: Facts) -> Proposal | None:
+    """Return the recipe, where the classes or the images say clearly what they show; one set by hand stays."""
+    if facts.recipe is not None:
+        return Proposal("augment.recipe", facts.recipe, "it is not what a workspace begins with, so somebody chose it")
+    names = {name.lower().replace("_", " ") for name in facts.class_pixels}
+    outdoors, tissues = sorted(names & OUTDOORS), sorted(names & TISSUES)
+    if tissues:
+        return Proposal("augment.recipe", "medical", f"the classes {', '.join(tissues[:3])} are medical")
+    if len(outdoors) >= 2:
+        why = f"the classes {', '.join(outdoors[:3])} are street scenes"
+        return Proposal("augment.recipe", "driving", why)
+    look = facts.look
+    if look is None:
+        return None
+    if look.coloured == 0 and not outdoors:
+        return Proposal("augment.recipe", "medical", "all images are grey, like medical scans")
+    varied = len(facts.sizes) > max(2, facts.samples // 10)
+    if look.coloured >= COLOURED and (outdoors or varied or look.jpeg >= COLOURED):
+        sign = (
+            f"the class {outdoors[0]} is seen outdoors"
+            if outdoors
+            else f"they have {len(facts.sizes)} sizes"
+            if varied
+            else "they are JPEG"
+        )
+        why = f"the images are colour photos ({sign}): objects at every distance, in any light"
+        return Proposal("augment.recipe", "driving", why)
+    return None
+
+
+def _is_driving(values: Mapping[str, Any]) -> bool:
+    return str(values.get("augment.recipe")).partition("@")[0] == "driving"
+
+
 def _as_params(members: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
     return {
         one.name: {
@@ -287,7 +330,8 @@ def _as_params(members: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
 
 def _why_members(members: Sequence[Candidate], facts: Facts, minutes: float) -> str:
     known = sum(one.pretrained for one in facts.candidates)
-    paces = ", ".join(f"{one.name} {one.pixels_s / 1e6:.2f}" for one in members)
+    px = math.prod(facts.usual)
+    paces = ", ".join(f"{one.name} {one.speed(px) / 1e6:.2f}" for one in members)
     how = f"on {facts.gpu}" if facts.gpu else f"on {facts.cores} cores{' in bf16' if facts.quick_bf16 else ''}"
     return (
         f"of {len(facts.candidates)} candidates {known} have weights that can be reached; million pixels/s measured "

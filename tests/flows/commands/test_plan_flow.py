@@ -16,13 +16,17 @@ from typer.testing import CliRunner
 from flows.commands.cli import app
 from flows.commands.plan import CANDIDATES, gather, measured, plan
 from segmill import progress
-from segmill.data.schema.manifest import read_manifest, write_manifest
+from segmill.cluster.connection import connect
+from segmill.data.schema.manifest import read_dataset_info, read_manifest, write_dataset_info, write_manifest
 from segmill.errors import InputError
-from segmill.params import read_params
+from segmill.models.curves import write_curves
+from segmill.params import read_params, say, set_params
 from segmill.training.measure.probe import measure
 from segmill.training.measure.probe_job import ProbeCandidate, ProbeJob
+from segmill.tuning.forecast import PastTraining
 from segmill.user_cache import user_cache
 from segmill.workspace import Workspace
+from tasks.finetune import curves_path, note_speed
 from tasks.stage import run
 
 MACHINE = {"gpu": None, "gpu_memory_gib": 0.0, "quick_bf16": True}
@@ -77,8 +81,10 @@ def test_the_facts_are_those_of_train(checked: Workspace) -> None:
     rows = [row for row in every if row["split"] == "train"]
     facts = gather(checked, read_params(checked.params), quiet(), seconds=9)
     assert facts.samples == len(rows) and facts.sizes == {(64, 64): len(rows)}
-    assert facts.val_samples == sum(row["split"] == "val" for row in every) > 0
-    assert facts.groups == len({row["group"] for row in rows})
+    assert facts.val_px == 64 * 64 * sum(row["split"] == "val" for row in every) > 0
+    assert facts.test_px == 64 * 64 * sum(row["split"] == "test" for row in every) > 0
+    assert facts.look is not None and facts.look.coloured == 1.0
+    assert facts.recipe is None, "what a new workspace has was not chosen by anybody"
     assert sum(facts.class_pixels.values()) == sum(sum(row["class_pixels"]) for row in rows)
     assert facts.class_samples["sky"] == sum(row["class_pixels"][0] > 0 for row in rows)
     assert len(facts.candidates) == len(CANDIDATES)
@@ -87,9 +93,10 @@ def test_the_facts_are_those_of_train(checked: Workspace) -> None:
 def test_only_accept_writes_and_then_nothing_is_left_to_propose(checked: Workspace) -> None:
     before = checked.params.read_text()
     console = quiet()
-    proposals = plan(checked, read_params(checked.params), 30, console, accepted=False)
+    proposals = plan(checked, read_params(checked.params), 30, console, accepted=False).proposals
     assert checked.params.read_text() == before
     said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert " images make " in said and "steps of" in said and "groups of their own" not in said
     assert "segmill plan --minutes 30 --accept" in said and "train.max_minutes  unset -> 25.5" in said
     plan(checked, read_params(checked.params), 30, quiet(), accepted=True)
     params = read_params(checked.params)
@@ -100,6 +107,48 @@ def test_only_accept_writes_and_then_nothing_is_left_to_propose(checked: Workspa
     plan(checked, params, 30, again, accepted=False)
     assert f"train.max_minutes  {params.train.max_minutes:g} stays" in again.file.getvalue()  # type: ignore[attr-defined]
     assert "nothing was written" not in again.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_recipe_that_was_set_stays(checked: Workspace) -> None:
+    set_params(checked.params, ["augment.recipe=surveillance"])
+    plan(checked, read_params(checked.params), 30, quiet(), accepted=True)
+    assert read_params(checked.params).augment.recipe == "surveillance"
+
+
+def test_groups_that_look_wrong_are_said(checked: Workspace) -> None:
+    info = read_dataset_info(checked.root / "data" / "raw")
+    write_dataset_info(checked.root / "data" / "raw", replace(info, group=None))
+    console = quiet()
+    plan(checked, read_params(checked.params), 30, console, accepted=False)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "80 of 80 samples are groups of their own" in said and "street_s0000_f00, street_s0000_f01" in said
+
+
+def test_what_a_training_did_counts_in_the_next_plan(checked: Workspace) -> None:
+    params = read_params(checked.params)
+    first = {one.name: one for one in gather(checked, params, quiet(), seconds=9).candidates}
+    assert all(one.trained == () for one in first.values())
+    run(checked, "prepare", params)
+    chosen = first["lite0-fpn"]
+    member = {"backbone": chosen.backbone, "decoder": chosen.decoder, "weights": "none", "lr": 0.01, **chosen.settings}
+    set_params(checked.params, [f"members={{mine: {say(member)}}}", "prepare.size_px=[64, 64]"])
+    params = read_params(checked.params)
+    curve = curves_path(checked, "mine")
+    curve.parent.mkdir(parents=True, exist_ok=True)
+    write_curves(curve, [{"epoch": number, "images_s": speed} for number, speed in enumerate((1.0, 40.0, 42.0), 1)])
+    with connect("local"):
+        note_speed(checked, params, "mine")
+    (trained,) = next(one.trained for one in gather(checked, params, quiet(), seconds=9).candidates
+                      if one.name == "lite0-fpn")  # fmt: skip
+    assert trained == PastTraining(64 * 64, 1.0, 40.0 * 64 * 64), "the median epoch, one member on all cores"
+    others = [one for one in gather(checked, params, quiet(), seconds=9).candidates if one.name != "lite0-fpn"]
+    assert all(one.trained == () for one in others)
+    set_params(checked.params, ["train.compile=auto"])
+    curve.write_text(curve.read_text().replace("40.0", "4000.0"))
+    with connect("local"):
+        note_speed(checked, read_params(checked.params), "mine")
+    again = next(one for one in gather(checked, params, quiet(), seconds=9).candidates if one.name == "lite0-fpn")
+    assert again.trained == (trained,), "a compiled training has a speed of its own"
 
 
 def test_candidates_that_can_not_be_built_are_left_out_and_weights_out_of_reach_become_none() -> None:
