@@ -141,12 +141,13 @@ def gather(
     counts = [row["class_pixels"] for row in train]
     candidates, machine = measured(workspace, params, len(names), console, seconds=seconds, again=measure_again)
     raw = workspace.root / params.data.path
+    top, bottom, left, right = params.prepare.border_crop_px
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Facts(
         samples=len(train),
         val_px=sum(row["height"] * row["width"] for row in splits["val"]),
         test_px=sum(row["height"] * row["width"] for row in splits["test"]),
-        sizes=dict(Counter((row["height"], row["width"]) for row in train)),
+        sizes=dict(Counter((row["height"] - top - bottom, row["width"] - left - right) for row in train)),
         class_pixels={name: sum(count[place] for count in counts) for place, name in enumerate(names)},
         class_samples={name: sum(count[place] > 0 for count in counts) for place, name in enumerate(names)},
         look=look_at_images(raw) if raw.is_dir() else None,
@@ -158,7 +159,6 @@ def gather(
         quick_bf16=machine.quick_bf16,
         recipe=params.augment.recipe if params.augment.recipe != _first_recipe() else None,
         overlap_px=params.prepare.overlap_px,
-        border_crop_px=params.prepare.border_crop_px,
     )
 
 

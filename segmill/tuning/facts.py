@@ -18,11 +18,11 @@ MOST = 0.8  # of the images: if so many have one size, it is the set's
 class Facts:
     """What is known about data and machine; about the data, the train split unless said otherwise.
 
-    ``sizes``: (height, width) in px to the number of train samples of that size. ``val_px``, ``test_px``: pixels of all
-    images of the split, which are predicted at their own size. ``class_pixels``: pixels in train by class name.
-    ``class_samples``: in how many train samples a class occurs. ``look``: what the images show, None where that is not
-    known. ``recipe``: augment.recipe where it was set by hand. ``overlap_px``, ``border_crop_px``: of prepare.
-    ``gpu``: its name, None without one. ``quick_bf16``: whether bf16 is faster than fp32 here.
+    ``sizes``: (height, width) in px, without prepare.border_crop_px, to the number of train samples of that size.
+    ``val_px``, ``test_px``: pixels of all images of the split, which are predicted at their own size. ``class_pixels``:
+    pixels in train by class name. ``class_samples``: in how many train samples a class occurs. ``look``: what the
+    images show, None where that is not known. ``recipe``: augment.recipe where it was chosen before. ``overlap_px``:
+    prepare's, of tiles. ``gpu``: its name, None without one. ``quick_bf16``: whether bf16 is faster than fp32 here.
     """
 
     samples: int
@@ -40,7 +40,6 @@ class Facts:
     candidates: tuple[Candidate, ...]
     recipe: str | list[dict[str, Any]] | None = None
     overlap_px: int = 32
-    border_crop_px: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def usual(self) -> tuple[int, int]:

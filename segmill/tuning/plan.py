@@ -171,7 +171,7 @@ def _tiles(facts: Facts, scale: float, pixels: float, extra: float) -> Seen | No
         return None
     size = tuple(_whole_strides(max(side * scale, min(side, TILE_PX))) for side in facts.usual)
     tile = size[0], size[1]
-    how = Resizing(tile, "tile", min(facts.overlap_px, min(tile) - 1), facts.border_crop_px)
+    how = Resizing(tile, "tile", min(facts.overlap_px, min(tile) - 1))
     tiles = Seen(samples_of(facts.sizes, how, extra), tile)
     return tiles if tiles.samples * tiles.px * TILE_EPOCHS <= pixels else None
 

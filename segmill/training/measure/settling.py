@@ -58,7 +58,7 @@ def settle(
     found = _of_rank_0(json.loads(path.read_text()) if rank.index == 0 and path.is_file() else None, rank, device)
     if found is None:
         size_px = settings.crop_size or packed.size or PackedSplit(job.data.packed_dir / "train").sizes()[0]
-        samples = packed.samples["train"]
+        samples = packed.samples["train"] + sum(job.data.record()["extra_samples"].values())
         found = _find(
             job.workers, module, spec, settings,
             size_px=size_px, samples=samples, rank=rank, device=device, on_state=on_state,

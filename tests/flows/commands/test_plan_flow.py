@@ -81,6 +81,9 @@ def test_the_facts_are_those_of_train(checked: Workspace) -> None:
     rows = [row for row in every if row["split"] == "train"]
     facts = gather(checked, read_params(checked.params), quiet(), seconds=9)
     assert facts.samples == len(rows) and facts.sizes == {(64, 64): len(rows)}
+    set_params(checked.params, ["prepare.border_crop_px=[4, 0, 10, 2]"])
+    cropped = gather(checked, read_params(checked.params), quiet(), seconds=9)
+    assert cropped.sizes == {(60, 52): len(rows)} and cropped.val_px == facts.val_px, "val is scored as it came"
     assert facts.val_px == 64 * 64 * sum(row["split"] == "val" for row in every) > 0
     assert facts.test_px == 64 * 64 * sum(row["split"] == "test" for row in every) > 0
     assert facts.look is not None and facts.look.coloured == 1.0

@@ -10,6 +10,8 @@ import pytest
 import torch
 from jobs import train_job
 
+from segmill.data.loading.policy import Policy
+from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.packed import PackInfo
 from segmill.models.members import MemberSpec
 from segmill.training.clock import Rank
@@ -56,6 +58,15 @@ def test_the_batch_size_found_stays_with_the_run_and_in_the_record(tmp_path: Pat
 def test_no_batch_is_larger_than_the_split(tmp_path: Path) -> None:
     assert settled(a_job(tmp_path, batch_size="auto"), samples=37)[0].train.batch_size == 32
     assert settled(a_job(tmp_path / "other", batch_size="auto"), samples=1)[0].train.batch_size == 2
+
+
+def test_the_samples_that_augment_adds_are_steps_too(tmp_path: Path) -> None:
+    job = a_job(tmp_path, batch_size="auto", extra_dir=tmp_path / "extra", policy=_with_extra(30))
+    assert settled(job, samples=37)[0].train.batch_size == 64
+
+
+def _with_extra(count: int) -> Policy:
+    return replace(settle_policy("none"), extra={"copy_paste": count, "balance": 0})
 
 
 @pytest.mark.parametrize(
