@@ -109,6 +109,15 @@ def dataset_table(manifest: Path) -> Table:
     return table
 
 
+def split_sizes(manifest: Path) -> dict[str, dict[str, int]]:
+    """Return, per split of a checked set, how many samples and groups it has."""
+    from segmill.data.schema.manifest import SPLITS, read_manifest
+
+    rows = read_manifest(manifest).select(["split", "group"]).to_pylist()
+    groups = {split: [row["group"] for row in rows if row["split"] == split] for split in SPLITS}
+    return {split: {"samples": len(own), "groups": len(set(own))} for split, own in groups.items()}
+
+
 def show_result(result: dict[str, Any], console: Console) -> None:
     """Print the end of a run: table, verdict with reasons, the path of the report."""
     console.print(run_table(result["scores"], console.width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, say
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, members_of, open_workspace, out, say, tell
 from segmill.evaluation.audit_job import AuditResult
 from segmill.names import visible
 from segmill.workspace import Workspace
@@ -26,7 +27,8 @@ def audit_command(
         int, typer.Option(help="Also audit train, by this many models that each train without a part of it.", min=0)
     ] = 0,
     member: Annotated[
-        str | None, typer.Option(help="The member of params.yaml that is trained for it; the smallest.")
+        str | None,
+        typer.Option(help="The member of params.yaml that is trained for it; the smallest.", autocompletion=members_of),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Its epochs for it; half of its own.", min=1)] = None,
     wait: WaitOption = False,
@@ -43,6 +45,7 @@ def audit_command(
                 f"({training.own_epochs} in a retraining); each judges the part it was trained without"
             )
         found = audit(space, params, to or space.root / "audit", top, out, training)
+    tell(**asdict(found))
     show(found, out)
 
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from flows.commands import audit, doctor, plan, predict, profile, retrain, start, status, tune, ui, validate
 from flows.commands.data import data_app
+from flows.commands.options import with_json
 from flows.commands.stopping import INTERRUPTED, leave, obey_signals
 from flows.environment import switch_telemetry_off
 from segmill.errors import GateRefused, SegmillError
@@ -25,7 +26,6 @@ from segmill.workspace import free_bytes
 app = typer.Typer(
     help="Retrain, compare and replace segmentation models, from versioned data to a gated promotion.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -48,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
     "doctor": doctor.doctor_command,
     "stage": retrain.stage_command,
 }
+FOR_DVC = ("stage",)  # dvc.yaml calls it; `segmill status --json` says what came of it
 
 
 def say_version(asked: bool) -> None:
@@ -68,7 +69,7 @@ def main_options(
 
 
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(command if name in FOR_DVC else with_json(command))
 app.add_typer(data_app, name="data")
 
 

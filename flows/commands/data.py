@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, out
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, members_of, out, tell, with_json
 from flows.commands.options import say as _say
 from segmill.data.splitting.shares import SplitShares
 from segmill.names import visible
@@ -29,6 +30,7 @@ LISTED = 20  # ids printed of each kind of change
 
 
 @data_app.command()
+@with_json
 def add(
     path: Annotated[Path, typer.Argument(help="New or corrected samples, in any layout.")],
     message: Annotated[str, typer.Option("--message", "-m", help="What came and why, for `segmill data log`.")],
@@ -69,6 +71,7 @@ def _add(space: Workspace, params: Params, path: Path, message: str, layout: str
     for note in change.notes:
         _say(note)
     version = bring_data(space.root, params.data.path, params.data.remote)
+    tell(version=version.md5, before=standing.md5, **asdict(change))
     known = f", {change.unchanged:,} known already" if change.unchanged else ""
     if change.nothing:
         _say(f"nothing new{known}: the data stay at version {_short(version.md5)}")
@@ -81,6 +84,7 @@ def _add(space: Workspace, params: Params, path: Path, message: str, layout: str
 
 
 @data_app.command()
+@with_json
 def log(workspace: WorkspaceOption = HERE) -> None:
     """List the versions: when, who, why, what changed."""
     from segmill.data.versioning.history import log_path, read_log
@@ -90,6 +94,7 @@ def log(workspace: WorkspaceOption = HERE) -> None:
     entries = read_log(log_path(space.root / params.data.path))
     recorded = recorded_version(space.root, params.data.path)
     head = recorded.md5 if recorded else None
+    tell(head=head, versions=[asdict(entry) for entry in entries])
     if not entries:
         _say("no version is logged yet; `segmill data add` or `segmill retrain` makes the first entry")
         return
@@ -99,6 +104,7 @@ def log(workspace: WorkspaceOption = HERE) -> None:
 
 
 @data_app.command()
+@with_json
 def diff(before: Version, after: Version = "HEAD", workspace: WorkspaceOption = HERE) -> None:
     """Compare two versions: their samples, and each class's pixels.
 
@@ -109,6 +115,7 @@ def diff(before: Version, after: Version = "HEAD", workspace: WorkspaceOption = 
 
     space, params = _open(workspace)
     old, new = _resolved(space, params, before, after)
+    tell(before=old.version, after=new.version)
     if old.version == new.version:
         _say(f"{before} and {after} are the same version, {_short(old.version)}")
         return
@@ -123,12 +130,15 @@ def diff(before: Version, after: Version = "HEAD", workspace: WorkspaceOption = 
         f"{_short(old.version)} -> {_short(new.version)}: {len(contents[0].samples):,} samples -> "
         f"{len(contents[1].samples):,}"
     )
-    for name in ("added", "removed", "relabelled", "reimaged"):
-        _say_ids(name, getattr(found, name))
+    ids = {name: getattr(found, name) for name in ("added", "removed", "relabelled", "reimaged")}
+    tell(**ids, class_pixels=dict(zip(("before", "after"), totals, strict=True)))
+    for name, those in ids.items():
+        _say_ids(name, those)
     out.print(_class_table(*totals))
 
 
 @data_app.command()
+@with_json
 def checkout(version: Version, workspace: WorkspaceOption = HERE, wait: WaitOption = False) -> None:
     """Bring back an older version.
 
@@ -138,6 +148,7 @@ def checkout(version: Version, workspace: WorkspaceOption = HERE, wait: WaitOpti
 
     space, params = _open(workspace)
     (entry,) = _resolved(space, params, version)
+    tell(version=entry.version, samples=entry.samples)
     recorded = recorded_version(space.root, params.data.path)
     if recorded and recorded.md5 == entry.version and not data_changed(space.root, params.data.path):
         _say(f"the data are at version {_short(entry.version)} already")
@@ -150,6 +161,7 @@ def checkout(version: Version, workspace: WorkspaceOption = HERE, wait: WaitOpti
 
 
 @data_app.command()
+@with_json
 def export(
     to: Annotated[Path, typer.Argument(help="New folder.")],
     version: Annotated[str, typer.Option("--version", help="First digits of a version, or HEAD, HEAD~1, ...")] = "HEAD",
@@ -174,14 +186,17 @@ def export(
         counting(out) as on_count,
     ):
         count = unpack_set(folder, to, on_progress=on_count)
+    tell(version=entry.version, samples=count, folder=to)
     _say(f"{count:,} samples of version {_short(entry.version)} written to {to}")
 
 
 @data_app.command()
+@with_json
 def layouts() -> None:
     """List the layouts that can be read, and how each is recognised."""
     from segmill.data.ingest.formats import LAYOUTS
 
+    tell(layouts=LAYOUTS)
     table = _table("layout", "recognised by")
     for name, how in LAYOUTS.items():
         table.add_row(name, escape(how))
@@ -189,17 +204,22 @@ def layouts() -> None:
 
 
 @data_app.command()
+@with_json
 def show(
     sample: Annotated[str, typer.Option(help="Its id.")],
     epoch: Annotated[int, typer.Option(help="Epoch, from 0.", min=0)] = 0,
-    member: Annotated[str | None, typer.Option(help="Whose seed and size; the first where left out.")] = None,
+    member: Annotated[
+        str | None, typer.Option(help="Whose seed and size; the first where left out.", autocompletion=members_of)
+    ] = None,
     to: Annotated[Path, typer.Option(help="Picture to write.")] = Path("shown.png"),
     workspace: WorkspaceOption = HERE,
 ) -> None:
     """Draw exactly what training saw of a sample in an epoch."""
     from flows.commands.show import show as draw
 
-    for line in draw(*_open(workspace), sample, epoch, member, to):
+    lines = draw(*_open(workspace), sample, epoch, member, to)
+    tell(picture=to, says=lines)
+    for line in lines:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, tell
 from segmill.errors import InputError, SegmillError
 from segmill.workspace import Workspace, free_bytes
 
@@ -59,12 +59,13 @@ def bring_up_to_this_release(folder: Path, console: Console, *, wait: bool = Fal
 
     workspace = Workspace.open(folder)
     with alone(workspace, "segmill doctor --fix", wait=wait):
-        for change in rename_former_keys(workspace.params):
-            console.print(f"params.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
-        for change in replace_former_pipeline(workspace):
-            console.print(f"dvc.yaml: {change}", markup=False, highlight=False, soft_wrap=True)
+        changes = [f"params.yaml: {change}" for change in rename_former_keys(workspace.params)]
+        changes += [f"dvc.yaml: {change}" for change in replace_former_pipeline(workspace)]
         if freed := give_back_space(workspace):
-            console.print(f"disk: {freed / 2**20:,.0f} MiB were copies", markup=False, highlight=False, soft_wrap=True)
+            changes.append(f"disk: {freed / 2**20:,.0f} MiB were copies")
+    tell(changes=changes)
+    for change in changes:
+        console.print(change, markup=False, highlight=False, soft_wrap=True)
 
 
 def give_back_space(workspace: Workspace) -> int:
@@ -90,13 +91,17 @@ def examine(folder: Path, console: Console) -> bool:
         ("disk", lambda: _disk(folder)),
         ("workspace", lambda: _workspace(folder)),
     ]
-    well = True
+    found = []
     for name, check in checks:
         try:
-            console.print(f"[green]ok[/]    {name:10} {escape(check())}", highlight=False, soft_wrap=True)
+            passed, said = True, check()
         except SegmillError as error:
-            well = False
-            console.print(f"[bold red]fix[/]   {name:10} {escape(str(error))}", highlight=False, soft_wrap=True)
+            passed, said = False, str(error)
+        found.append({"check": name, "passed": passed, "says": said})
+        label = "[green]ok[/] " if passed else "[bold red]fix[/]"
+        console.print(f"{label}   {name:10} {escape(said)}", highlight=False, soft_wrap=True)
+    well = all(one["passed"] for one in found)
+    tell(sound=well, checks=found)
     return well
 
 

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, out, tell
 from segmill import progress
 from segmill.errors import InputError
 from segmill.names import visible_lines
@@ -86,7 +86,15 @@ def plan(
     values = YAML(typ="safe").load(workspace.params.read_text())
     console.print(listed(planned.proposals, values))
     console.print(str(planned.forecast), highlight=False, soft_wrap=True)
-    for remark in remarks(workspace, params, planned.forecast):
+    noted = remarks(workspace, params, planned.forecast)
+    tell(
+        minutes=minutes,
+        proposals=[{**asdict(one), "now": _at(values, one.key)} for one in planned.proposals],
+        forecast=asdict(planned.forecast),
+        remarks=noted,
+        written=accepted,
+    )
+    for remark in noted:
         console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
     changed = [one for one in planned.proposals if _at(values, one.key) != one.value]
     if accepted:

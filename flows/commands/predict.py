@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import HERE, WorkspaceOption, open_workspace, say
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, say, tell
 from segmill.errors import InputError
 from segmill.workspace import Workspace
 
@@ -32,8 +32,11 @@ def predict_command(
 ) -> None:
     """Segment images with the champion."""
     space, params = open_workspace(workspace)
+    masks = []
     for path in predict(space, params, model, images, to):
         say(str(path))
+        masks.append(path)
+        tell(masks=masks)
 
 
 def predict(workspace: Workspace, params: Params, model: str, images: list[Path], folder: Path) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
+from flows.commands.options import HERE, WorkspaceOption, members_of, open_workspace, out, tell
 from segmill.errors import InputError, near_miss
 from segmill.training.job import TrainData
 from segmill.training.measure.profile_job import ProfileJob, ProfileResult, profile_on_ray
@@ -28,19 +27,16 @@ TITLES = {
 
 
 def profile_command(
-    member: Annotated[str, typer.Argument(help="A network of params.yaml.")],
+    member: Annotated[str, typer.Argument(help="A network of params.yaml.", autocompletion=members_of)],
     steps: Annotated[int, typer.Option(help="Training steps measured.", min=1)] = 8,
     workspace: WorkspaceOption = HERE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable figures.")] = False,
 ) -> None:
     """Show where a member's training step spends its time."""
     space, params = open_workspace(workspace)
-    profile(space, params, member, out, steps=steps, as_json=as_json)
+    profile(space, params, member, out, steps=steps)
 
 
-def profile(
-    workspace: Workspace, params: Params, name: str, console: Console, *, steps: int = 8, as_json: bool = False
-) -> None:
+def profile(workspace: Workspace, params: Params, name: str, console: Console, *, steps: int = 8) -> None:
     """Take ``steps`` training steps of the member ``name`` on Ray and print what they cost.
 
     Before anything was prepared the pixels are random ones of prepare.size_px.
@@ -70,10 +66,8 @@ def profile(
             steps=steps,
         )
         result = wait(on_ray(profile_on_ray, job, Resources(cpus, gpus)))
-    if as_json:
-        print(json.dumps(asdict(result), indent=2))
-    else:
-        show(result, console)
+    tell(**asdict(result))
+    show(result, console)
 
 
 def show(facts: ProfileResult, console: Console) -> None:

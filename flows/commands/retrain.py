@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import interrupted
-from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, say
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, say, stages_of, tell
 from segmill.errors import GateRefused
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part
@@ -34,7 +34,9 @@ def retrain_command(
 
 
 def stage_command(
-    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as prepare or finetune@NAME.")],
+    name: Annotated[
+        str, typer.Argument(help="A stage of dvc.yaml, such as prepare or finetune@NAME.", autocompletion=stages_of)
+    ],
     workspace: WorkspaceOption = HERE,
     wait: WaitOption = False,
 ) -> None:
@@ -75,6 +77,7 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
 
         result = run_retrain(workspace, params, params_yaml, out)
         remember(workspace, params)
+    tell(**result, nothing_to_do=False)
     show_result(result, out)
     if result["verdict"]["decision"] != "PASS":
         raise GateRefused(f"the gate said {result['verdict']['decision']}: the champion stays")
@@ -91,8 +94,10 @@ def _nothing_to_do(workspace: Workspace, params: Params) -> bool:
         stages = survey(workspace, params)
         if any(outcome.state != "fresh" for outcome in stages.values()):
             return False
-        if not look(workspace, params, stages, registry()).up_to_date:
+        found = look(workspace, params, stages, registry())
+        if not found.up_to_date:
             return False
+    tell(**(found.last_run or {}), nothing_to_do=True)
     for outcome in stages.values():
         out.print(f"{outcome.stage}: fresh (unchanged)", highlight=False, style="dim")
     out.print("nothing to do: data, params and code are those of the last run; no new version was made", soft_wrap=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import WaitOption, WorkspaceOption, alone, out
+from flows.commands.options import WaitOption, WorkspaceOption, alone, out, tell
 from flows.commands.options import say as say_line
 from segmill.errors import InputError
 from segmill.workspace import TEMPLATES, Workspace, template
@@ -61,6 +61,7 @@ def init_command(
 ) -> None:
     """Make a workspace around your own labelled set."""
     workspace = create(folder, data, layout=layout, name=name, group=group, say=say_line)
+    tell(workspace=workspace.root)
     say_line(
         f"{workspace.root} is ready; next: cd {folder} && segmill validate, then segmill plan, which proposes settings "
         "for this set and machine (params.yaml holds those of the demo)"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, out, tell
 from flows.interrupted import InterruptedRun, interrupted
 from flows.standing import Standing, registry_asked
 from segmill import progress
@@ -24,10 +22,7 @@ if TYPE_CHECKING:
     from tasks.stage import Outcome
 
 
-def status_command(
-    workspace: WorkspaceOption = HERE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable state.")] = False,
-) -> None:
+def status_command(workspace: WorkspaceOption = HERE) -> None:
     """Show what is stale and why, and which models stand."""
     from segmill.stores import store_sizes
     from tasks.stage import survey
@@ -35,25 +30,18 @@ def status_command(
     space, params = open_workspace(workspace)
     with registry_asked(space, params) as registry:
         found = replace(look(space, params, survey(space, params), registry()), bytes=store_sizes(space, params))
-    if as_json:
-        print(found.as_json())
-    else:
-        show(found, out)
+    tell(**found.facts())
+    show(found, out)
 
 
-def history_command(
-    workspace: WorkspaceOption = HERE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every entry with its reasons and figures.")] = False,
-) -> None:
+def history_command(workspace: WorkspaceOption = HERE) -> None:
     """List every verdict and move of the champion."""
     from segmill.promotion import ledger
     from tasks.promote import ledger_url
 
     space = open_workspace(workspace)[0]
-    if as_json:
-        print(json.dumps([asdict(entry) for entry in reversed(ledger.entries(ledger_url(space)))], indent=2))
-    else:
-        show_history(space, out)
+    tell([asdict(entry) for entry in reversed(ledger.entries(ledger_url(space)))])
+    show_history(space, out)
 
 
 @dataclass(frozen=True)
@@ -77,24 +65,21 @@ class Status:
         """Whether a retrain has nothing to do: same data, every stage fresh, this very ensemble judged before."""
         return not self.data_why and self.judged and all(stage.state == "fresh" for stage in self.stages.values())
 
-    def as_json(self) -> str:
-        """Return the machine-readable form."""
-        return json.dumps(
-            {
-                "workspace": str(self.workspace.root),
-                "data_version": self.data_version,
-                "data_changed": self.data_why or None,
-                "stages": {name: {"state": stage.state, "why": stage.why} for name, stage in self.stages.items()},
-                "up_to_date": self.up_to_date,
-                "running": self.writer or None,
-                "interrupted": asdict(self.interrupted) if self.interrupted else None,
-                "last_run": self.last_run,
-                "champion": self.champion,
-                "challenger": self.challenger,
-                "bytes": self.bytes,
-            },
-            indent=2,
-        )
+    def facts(self) -> dict[str, Any]:
+        """Return what `segmill status --json` prints."""
+        return {
+            "workspace": str(self.workspace.root),
+            "data_version": self.data_version,
+            "data_changed": self.data_why or None,
+            "stages": {name: {"state": stage.state, "why": stage.why} for name, stage in self.stages.items()},
+            "up_to_date": self.up_to_date,
+            "running": self.writer or None,
+            "interrupted": asdict(self.interrupted) if self.interrupted else None,
+            "last_run": self.last_run,
+            "champion": self.champion,
+            "challenger": self.challenger,
+            "bytes": self.bytes,
+        }
 
 
 def look(workspace: Workspace, params: Params, stages: dict[str, Outcome], standing: Standing) -> Status:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, say
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, members_of, open_workspace, out, say, tell
 from segmill.errors import InputError
 from segmill.workspace import Workspace
 
@@ -16,7 +16,7 @@ COLOURS = {"better": "green", "noise": "yellow", "worse": "red", "unchanged": "d
 
 
 def tune_command(
-    member: Annotated[str, typer.Argument(help="A network of params.yaml.")],
+    member: Annotated[str, typer.Argument(help="A network of params.yaml.", autocompletion=members_of)],
     search: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,6 +48,7 @@ def tune_command(
         found = run_tune(
             space, params, member, searches, minutes=minutes, trials=trials, epochs=epochs, repeats=repeats
         )  # fmt: skip
+    tell(**found)
     show(found, out)
 
 
@@ -76,6 +77,7 @@ def write_patch(workspace: Workspace, member: str, console: Console) -> None:
                 f"run `segmill tune {member}` again, or set what you want by hand"
             )
     changes = set_params(workspace.params, patch["set"])
+    tell(member=member, changes=changes, verdict=patch["evidence"]["verdict"])
     line = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     for change in changes:
         line(f"params.yaml: {change}")

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import typer
 from rich.console import Console
 
-from flows.commands.options import HERE, WorkspaceOption, open_workspace, out
+from flows.commands.options import HERE, WorkspaceOption, answer_now, open_workspace, out, tell
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.workspace import Workspace
 
@@ -105,6 +105,9 @@ def serve(
             models = f"{pages['MLflow'].partition('#')[0].rstrip('/')}/#/models"
             query = OF_TRAINING.removeprefix("#/")
             console.print(f"[bold]{'model':8}[/] {models}/{quote(model)}{query}", highlight=False, soft_wrap=True)
+            pages["model"] = f"{models}/{quote(model)}{query}"
+        tell(pages=pages)
+        answer_now()
         if not servers:
             return
         console.print("Ctrl-C stops them")

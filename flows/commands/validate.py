@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out
+from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, tell
 from segmill import progress
 from segmill.names import for_spreadsheet, visible, visible_lines
 from segmill.workspace import Workspace
@@ -46,13 +47,15 @@ def validate(workspace: Workspace, params: Params, console: Console, *, fix: boo
     With ``fix``, first record the set as it is, then put a repaired mask in place of each that can be repaired, and
     record that as another version.
     """
-    from flows.summary import dataset_table
+    from flows.summary import dataset_table, split_sizes
     from tasks.validate import issues_page
 
     if fix:
         repair(workspace, params, console)
     sound, issues = _check(workspace, params, console)
     page = issues_page(workspace)
+    told = [{**asdict(issue), "state": _state(issue, params.data.accept)} for issue in issues]
+    tell(sound=sound, issues=told, page=page, splits=split_sizes(workspace.manifest) if sound else None)
     if not issues:
         console.print(f"no issues; the page of the checked set: {page}", highlight=False, soft_wrap=True)
     else:

@@ -47,6 +47,36 @@ def test_every_command_has_help(command: str) -> None:
     assert f"Usage: segmill {command} " in done.output
 
 
+ASKED = {
+    "bash": lambda line: {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)},
+    "zsh": lambda line: {"_TYPER_COMPLETE_ARGS": line},
+    "fish": lambda line: {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+}
+
+
+@pytest.mark.parametrize("shell", ASKED)
+def test_a_shell_completes_commands_options_and_members(shell: str, workspace: Workspace) -> None:
+    def completed(line: str) -> str:
+        asked = {**terminal(), "_SEGMILL_COMPLETE": f"complete_{shell}", **ASKED[shell](line)}
+        done = subprocess.run([BIN / "segmill"], cwd=workspace.root, capture_output=True, text=True, env=asked)
+        return done.stdout
+
+    assert "status" in completed("segmill sta") and "retrain" not in completed("segmill sta")
+    assert "--workspace" in completed("segmill status --wo")
+    assert "lite0-unet" in completed("segmill tune lite") and "regnety" not in completed("segmill tune lite")
+    assert "finetune@lite0-unet" in completed("segmill stage finetune@l")
+
+
+def test_bash_completes_what_is_typed(tmp_path: Path) -> None:
+    script = subprocess.run(
+        [BIN / "segmill"], capture_output=True, text=True, check=True,
+        env={**terminal(), "_SEGMILL_COMPLETE": "source_bash"},
+    ).stdout  # fmt: skip
+    typed = "COMP_WORDS=(segmill data che); COMP_CWORD=2; _segmill_completion segmill; echo ${COMPREPLY[*]}"
+    done = subprocess.run(["bash", "-c", f"{script}\n{typed}"], capture_output=True, text=True, env=terminal())
+    assert done.stdout.strip() == "checkout"
+
+
 def test_wrong_usage_is_exit_code_2() -> None:
     code, said = segmill("retrian")
     assert code == 2

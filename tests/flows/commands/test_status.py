@@ -54,7 +54,7 @@ def test_every_verdict_is_a_line_that_is_whole_in_80_columns(workspace: Workspac
     assert first.split()[1:] == ["1", "promote", "PASS", "-", "0.6000", "-"]
     assert second.split()[1:] == ["112", "refuse", "INCONCLUSIVE", "1", "0.7124", "-0.0123"]
     assert third.split()[1:] == ["1", "rollback", "-", "112", "-", "-"]
-    said = json.loads(CliRunner().invoke(app, ["history", "--json", "-w", str(workspace.root)]).output)
+    said = json.loads(CliRunner().invoke(app, ["history", "--json", "-w", str(workspace.root)]).stdout)
     assert [entry["number"] for entry in said] == [1, 2, 3]
     assert said[1]["facts"] == facts and said[1]["decision"] == "INCONCLUSIVE"
 
