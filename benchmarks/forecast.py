@@ -28,7 +28,7 @@ from sklearn.datasets import load_sample_images
 
 from flows.commands.plan import plan
 from flows.commands.start import create, create_demo
-from segmill.params import read_params
+from segmill.params import read_params, set_params
 from segmill.tuning.forecast import Forecast
 from segmill.workspace import Workspace
 
@@ -70,7 +70,9 @@ def make_workspace(folder: Path, name: str, camvid: Path | None) -> Workspace:
         return create(folder, camvid)
     source = folder.with_suffix(".photos")
     write_photos(source)
-    return create(folder, source)
+    workspace = create(folder, source)
+    set_params(workspace.params, ["data.accept=[near_duplicate]"])  # cuts of one photo overlap
+    return workspace
 
 
 def write_photos(folder: Path) -> None:

@@ -154,7 +154,9 @@ def note_speed(workspace: Workspace, params: Params, name: str) -> None:
     height, width = train.crop_size or PackedSplit(workspace.packed / "train").sizes()[0]
     images_s = median(float(row["images_s"]) for row in rows)
     share = 1.0 if params.ray.gpus_per_worker else cpus_of(params) / whole_node().num_cpus
-    note_training(params.network_of(name), PastTraining(height * width, share, images_s * height * width))
+    batch = json.loads((workspace.member(name) / "member.json").read_text())["params"]["train"]["batch_size"]
+    px = height * width
+    note_training(params.network_of(name), PastTraining(batch * px, share, images_s * px))
 
 
 def begin_check(workspace: Workspace, params: Params) -> Running[None] | None:

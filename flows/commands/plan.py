@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from segmill.tuning.plan import Plan
 
 MEASURING_SHARE, MOST_MEASURING_S = 0.1, 120.0  # of the time that the run may take
+PROBE = 2  # changes with what a measurement holds, so that an older one is made anew
 BUSY = 0.35  # share of the cores; this command and the start of Ray alone come to less
 
 # All light: in a given time the number of passes is worth more than a heavier decoder (docs/log.md). `starts` are tried
@@ -188,7 +189,7 @@ def measured(
         again: measure even where it is known.
     """
     path = user_cache("speed") / f"{platform.node() or 'machine'}.json"
-    asked = [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES]
+    asked = {"probe": PROBE, "candidates": [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES]}
     known = progress.read(path)
     if again or known is None or known.get("asked") != asked:
         result = _measure(workspace, params, num_classes, console, seconds)
@@ -235,7 +236,7 @@ def _candidate(probed: Probed) -> dict[str, Any]:
     one = probed.candidate
     return {
         "name": one.name, "backbone": one.backbone, "decoder": one.decoder, "weights": probed.weights, "lr": one.lr,
-        "pixels_s": probed.pixels_s, "settings": dict(one.settings),
+        "pixels_s": probed.pixels_s, "step_s": probed.step_s, "settings": dict(one.settings),
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ OVERHEAD_S = 30  # of a run: starts of servers and processes, checks, records, r
 
 @dataclass(frozen=True)
 class PastTraining:
-    """What a finished training did: ``pixels_s`` a second, on ``share`` of the machine, of samples of ``px`` pixels."""
+    """What a finished training did: ``pixels_s`` a second, on ``share`` of the machine, in steps of ``px`` pixels."""
 
     px: int
     share: float
@@ -24,8 +24,9 @@ class PastTraining:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A member that could be trained here: ``pixels_s`` measured pixels per second of its training on all cores.
+    """A member that could be trained here, on all cores.
 
+    A step takes ``step_s`` seconds, and one more for every ``pixels_s`` pixels of its images, as measured.
     ``settings``: other keys of it, such as decoder_width. ``trained``: what trainings of this network did here.
     """
 
@@ -36,6 +37,7 @@ class Candidate:
     lr: float
     pixels_s: float
     settings: dict[str, Any] = field(default_factory=dict)
+    step_s: float = 0.0
     trained: tuple[PastTraining, ...] = ()
 
     @property
@@ -43,18 +45,22 @@ class Candidate:
         return self.weights != "none"
 
     def speed(self, px: float, share: float = 1.0) -> float:
-        """Return pixels per second on ``share`` of the machine, with samples of ``px`` pixels.
+        """Return pixels per second on ``share`` of the machine, in steps of ``px`` pixels, those of all their images.
 
-        The training that was most like this counts, where there was one; else what was measured.
+        As measured; where a training was slower or faster than that, so is this: the one that was most alike counts.
         """
+        measured = self._measured(px, share)
         if not self.trained:
-            return self.pixels_s * share
+            return measured
 
         def unlike(one: PastTraining) -> float:
             return abs(math.log(one.px / px)) + abs(math.log(one.share / share))
 
         like = min(self.trained, key=unlike)
-        return like.pixels_s * share / like.share
+        return like.pixels_s * measured / self._measured(like.px, like.share)
+
+    def _measured(self, px: float, share: float) -> float:
+        return px / (px / (self.pixels_s * share) + self.step_s)
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,12 @@ def propose(facts: Facts, minutes: float) -> Plan:
     values = {one.key: one.value for one in augmentation}
     extra, crops = values["augment.copy_paste"] + values["augment.oversample"], _is_driving(values)
     epochs = EPOCHS[all(member.pretrained for member in members)]
-    px = float(math.prod(facts.usual))
-    for _ in range(2):  # speed depends on the size, and the size on the speed
-        seconds = training_seconds(facts, minutes, members, px)
-        speed = fmean(member.speed(px, share) for member in members)
+    seconds = training_seconds(facts, minutes, members)
+    seen = Seen(samples_of(facts.sizes, Resizing(), extra), facts.usual)
+    for _ in range(3):  # speed depends on the size, and the size on the speed
+        step_px = seen.px * batch_of(seen.samples)
+        speed = fmean(member.speed(step_px, share) for member in members)
         seen, size = choose_size(facts, speed * seconds, epochs, crops=crops, extra=extra)
-        px = seen.px
     tiled = any(one.value == "tile" for one in size)
     what = "tiles" if tiled else "images"
     steps, forecast = choose_steps(facts, seen, what, minutes, members)
@@ -85,27 +85,29 @@ def propose(facts: Facts, minutes: float) -> Plan:
 def choose_members(facts: Facts, minutes: float) -> list[Candidate]:
     """Return the members: pretrained before random, three where each has LEAST_EPOCHS at a quarter of the pixels."""
     needed_px = min(math.prod(facts.usual), LARGEST_SIDE_PX**2) / 4
-    ranked = sorted(facts.candidates, key=lambda one: (not one.pretrained, -one.speed(needed_px)))
+    step_px = needed_px * batch_of(facts.samples)
+    ranked = sorted(facts.candidates, key=lambda one: (not one.pretrained, -one.speed(step_px)))
     for count in (3, 2):
         some = ranked[:count]
         share, turns = facts.sharing(count)
         seconds = 60 * minutes * TRAINING_SHARE / turns
         needed = LEAST_EPOCHS * facts.samples * needed_px
-        if len(some) == count and all(one.speed(needed_px, share) * seconds >= needed for one in some):
+        if len(some) == count and all(one.speed(step_px, share) * seconds >= needed for one in some):
             return some
     return ranked[:1]
 
 
-def training_seconds(facts: Facts, minutes: float, members: Sequence[Candidate], px: float) -> float:
+def training_seconds(facts: Facts, minutes: float, members: Sequence[Candidate]) -> float:
     """Return the time of each member's training, so that a run of ``minutes`` has time for all that comes with it."""
     _, turns = facts.sharing(len(members))
-    left = 60 * minutes - OVERHEAD_S - judging_seconds(facts, members, px)
+    left = 60 * minutes - OVERHEAD_S - judging_seconds(facts, members)
     return max(60 * minutes * LEAST_TRAINING_SHARE, min(60 * minutes * TRAINING_SHARE, left)) / turns
 
 
-def judging_seconds(facts: Facts, members: Sequence[Candidate], px: float) -> float:
+def judging_seconds(facts: Facts, members: Sequence[Candidate]) -> float:
     """Return the time of the last validation runs, the ensemble on val and the evaluation on test."""
     share, turns = facts.sharing(len(members))
+    px = LARGEST_BATCH * math.prod(facts.usual)
     last = max(prediction_seconds(facts.val_px, one.speed(px, share)) for one in members)
     return turns * last + sum(prediction_seconds(facts.val_px + facts.test_px, one.speed(px)) for one in members)
 
@@ -191,22 +193,20 @@ def choose_steps(
 
     And what comes of the run. ``what``: images or tiles, of which an epoch sees ``seen``.
     """
+    batch: int | str = "auto" if facts.gpu else batch_of(seen.samples)
+    taken = LARGEST_BATCH if batch == "auto" else int(batch)
     if facts.gpu:
-        batch: int | str = "auto"
         why = f"{facts.gpu} has {facts.gpu_memory_gib:.0f} GiB; the largest that fits is found before the first epoch"
     else:
-        batch = LARGEST_BATCH
-        while batch > 2 and seen.samples // batch < LEAST_STEPS:
-            batch //= 2
         why = (
-            f"{seen.samples:,} {what} make {max(1, seen.samples // batch):,} steps of {batch} per epoch, and on a CPU "
+            f"{seen.samples:,} {what} make {max(1, seen.samples // taken):,} steps of {batch} per epoch, and on a CPU "
             "a larger batch is no faster"
         )
     share, turns = facts.sharing(len(members))
-    seconds = training_seconds(facts, minutes, members, seen.px)
-    speed = fmean(member.speed(seen.px, share) for member in members)
-    taken = LARGEST_BATCH if batch == "auto" else int(batch)
-    epoch_s, val_s = epoch_seconds(seen, taken, speed), prediction_seconds(facts.val_px, speed)
+    seconds = training_seconds(facts, minutes, members)
+    epoch_s = fmean(epoch_seconds(seen, taken, member.speed(seen.px * taken, share)) for member in members)
+    large_px = LARGEST_BATCH * math.prod(facts.usual)
+    val_s = fmean(prediction_seconds(facts.val_px, member.speed(large_px, share)) for member in members)
     undisturbed, cost = seconds / epoch_s, val_s / epoch_s
     rarest = max(math.ceil(cost / VALIDATION_SHARE), round(undisturbed / MOST_VALIDATIONS))
     often = math.ceil(cost / MOST_VALIDATION_SHARE)
@@ -217,7 +217,7 @@ def choose_steps(
     count = "one member" if len(members) == 1 else (
         f"{len(members)} members {'at the same time' if turns < len(members) else 'after one another'}"
     )  # fmt: skip
-    whole = (seconds * turns + OVERHEAD_S + judging_seconds(facts, members, seen.px)) / 60
+    whole = (seconds * turns + OVERHEAD_S + judging_seconds(facts, members)) / 60
     size, validations = f"{seen.size[0]} x {seen.size[1]}", max(1, round(epochs / val_every))
     proposals = [
         Proposal("train.batch_size", batch, why),
@@ -241,6 +241,14 @@ def choose_steps(
         ),
     ]  # fmt: skip
     return proposals, Forecast(seen.samples, what, taken, steps, epochs, seconds / 60, whole)
+
+
+def batch_of(samples: int) -> int:
+    """Return the batch of a CPU for as many train samples."""
+    batch = LARGEST_BATCH
+    while batch > 2 and samples // batch < LEAST_STEPS:
+        batch //= 2
+    return batch
 
 
 def choose_loss(facts: Facts) -> list[Proposal]:
@@ -330,7 +338,7 @@ def _as_params(members: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
 
 def _why_members(members: Sequence[Candidate], facts: Facts, minutes: float) -> str:
     known = sum(one.pretrained for one in facts.candidates)
-    px = math.prod(facts.usual)
+    px = LARGEST_BATCH * math.prod(facts.usual)
     paces = ", ".join(f"{one.name} {one.speed(px) / 1e6:.2f}" for one in members)
     how = f"on {facts.gpu}" if facts.gpu else f"on {facts.cores} cores{' in bf16' if facts.quick_bf16 else ''}"
     return (

@@ -204,6 +204,10 @@ def test_speeds_of_trainings_replace_what_was_measured_where_they_are_most_alike
     assert QUICK.speed(64 * 64, 0.5) == 300_000
     assert one.speed(80 * 80) == 200_000 and one.speed(300 * 300, 0.5) == 250_000
     assert one.speed(300 * 300, 1.0) == 500_000, "half of the machine did half of it"
+    small = replace(QUICK, step_s=0.1)  # 0.1 s of a step, and 0.1 s for its 60,000 pixels
+    assert small.speed(60_000) == 300_000 and small.speed(1e9) == pytest.approx(600_000, rel=1e-3)
+    corrected = replace(small, trained=(PastTraining(60_000, 1.0, 150_000),))
+    assert corrected.speed(1e9) == pytest.approx(300_000, rel=1e-3), "a training took twice as long as measured"
     slower = propose(
         replace(STREET, candidates=(replace(QUICK, trained=(PastTraining(360 * 480, 1.0, 300_000),)),)), 20
     )

@@ -18,14 +18,15 @@ from segmill.training.measure.rehearsal import Rehearsal
 from segmill.training.settings import Settings
 
 STEPS = 5
-BATCH, LEAST_BATCH = 8, 2  # a step of fewer images would be the optimizer's rather than the network's
+BATCH, LEAST_BATCH = 8, 2
+SMALL = 4  # the small step has images of this fraction of the side: it is the optimizer's rather than the network's
 
 
 def measure(job: ProbeJob) -> tuple[Probed, ...]:
     """Return the candidates that can be built, each with its weights and its speed.
 
-    The speed is that of the quickest of a few training steps on random pixels, after a warm-up: what else runs on the
-    machine only makes steps slower. On a slow machine steps are fewer and batches smaller.
+    The speed is that of the quickest of a few training steps on random pixels, large and small ones, after a warm-up:
+    what else runs on the machine only makes steps slower. On a slow machine steps are fewer and batches smaller.
     """
     over = time.monotonic() + job.seconds
     count = progress.counter(job.progress_path) if job.progress_path else lambda done, total: None
@@ -35,10 +36,10 @@ def measure(job: ProbeJob) -> tuple[Probed, ...]:
         weights = _reachable(candidate.starts, candidate.backbone)
         seconds = (over - time.monotonic()) / (len(job.candidates) - place)
         try:
-            pace = _pixels_s(candidate, job.num_classes, job.side_px, seconds)
+            pixels_s, step_s = _speed(candidate, job.num_classes, job.side_px, seconds)
         except InputError:
             continue
-        found.append(Probed(candidate, weights, pace))
+        found.append(Probed(candidate, weights, pixels_s, step_s))
     count(len(job.candidates), len(job.candidates))
     return tuple(found)
 
@@ -65,11 +66,16 @@ def _reachable(starts: Sequence[str], backbone: str) -> str:
     return "none"
 
 
-def _pixels_s(candidate: ProbeCandidate, num_classes: int, side_px: int, seconds: float) -> float:
+def _speed(candidate: ProbeCandidate, num_classes: int, side_px: int, seconds: float) -> tuple[float, float]:
+    """Return pixels per second, and the seconds of a step besides, from a large and a small step."""
     over = time.monotonic() + seconds
     width = candidate.settings.get("decoder_width", 1.0)
     module = build(MemberSpec(candidate.name, candidate.backbone, candidate.decoder, num_classes, decoder_width=width))
     settings = Settings(member=candidate.name, epochs=1, lr=1e-4, num_classes=num_classes, ignore_id=255)
+    small_px = max(32, side_px // SMALL)
+    small = Rehearsal(module, settings, size_px=(small_px, small_px), device=pick_device())
+    small.step(LEAST_BATCH)
+    small_s = min(small.step(LEAST_BATCH) for _ in range(STEPS))
     rehearsal = Rehearsal(module, settings, size_px=(side_px, side_px), device=pick_device())
     batch, step_s = BATCH, rehearsal.step(BATCH)  # the first step of a shape is slower
     while batch > LEAST_BATCH and time.monotonic() + 2 * step_s > over:
@@ -78,4 +84,7 @@ def _pixels_s(candidate: ProbeCandidate, num_classes: int, side_px: int, seconds
     taken: list[float] = []
     while len(taken) < STEPS and (not taken or time.monotonic() + min(taken) < over):
         taken.append(rehearsal.step(batch))
-    return batch * side_px * side_px / min(taken)
+    more_px, more_s = batch * side_px**2 - LEAST_BATCH * small_px**2, min(taken) - small_s
+    if more_s <= 0 or more_px <= 0:  # noise, or images of one size
+        return batch * side_px**2 / min(taken), 0.0
+    return more_px / more_s, max(0.0, small_s - LEAST_BATCH * small_px**2 * more_s / more_px)

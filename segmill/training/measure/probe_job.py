@@ -37,11 +37,15 @@ class ProbeJob:
 
 @dataclass(frozen=True)
 class Probed:
-    """A candidate that can be built, the first of its ``starts`` that can be reached, and pixels trained per second."""
+    """A candidate that can be built, the first of its ``starts`` that can be reached, and how fast it trains.
+
+    A step takes ``step_s`` seconds, and one more for every ``pixels_s`` pixels of its images.
+    """
 
     candidate: ProbeCandidate
     weights: str
     pixels_s: float
+    step_s: float
 
 
 @dataclass(frozen=True)

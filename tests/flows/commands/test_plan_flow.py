@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from flows.commands.cli import app
-from flows.commands.plan import CANDIDATES, gather, measured, plan
+from flows.commands.plan import CANDIDATES, PROBE, gather, measured, plan
 from segmill import progress
 from segmill.cluster.connection import connect
 from segmill.data.schema.manifest import read_dataset_info, read_manifest, write_dataset_info, write_manifest
@@ -23,6 +24,7 @@ from segmill.models.curves import write_curves
 from segmill.params import read_params, say, set_params
 from segmill.training.measure.probe import measure
 from segmill.training.measure.probe_job import ProbeCandidate, ProbeJob
+from segmill.training.measure.rehearsal import Rehearsal
 from segmill.tuning.forecast import PastTraining
 from segmill.user_cache import user_cache
 from segmill.workspace import Workspace
@@ -48,10 +50,10 @@ def checked(workspace: Workspace) -> Workspace:
     for name in ("fingerprint", "validate"):
         run(workspace, name, read_params(workspace.params))
     names = ("backbone", "decoder", "name", "lr", "settings")
-    asked = [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES]
+    asked = {"probe": PROBE, "candidates": [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES]}
     candidates = [
         {**{key: one[key] for key in names}, "weights": one["starts"][0], "pixels_s": 1e6 + place}
-        for place, one in enumerate(asked)
+        for place, one in enumerate(asked["candidates"])
     ]
     keep(asked, candidates)
     return workspace
@@ -138,12 +140,14 @@ def test_what_a_training_did_counts_in_the_next_plan(checked: Workspace) -> None
     params = read_params(checked.params)
     curve = curves_path(checked, "mine")
     curve.parent.mkdir(parents=True, exist_ok=True)
+    checked.member("mine").mkdir(parents=True)
+    (checked.member("mine") / "member.json").write_text(json.dumps({"params": {"train": {"batch_size": 8}}}))
     write_curves(curve, [{"epoch": number, "images_s": speed} for number, speed in enumerate((1.0, 40.0, 42.0), 1)])
     with connect("local"):
         note_speed(checked, params, "mine")
     (trained,) = next(one.trained for one in gather(checked, params, quiet(), seconds=9).candidates
                       if one.name == "lite0-fpn")  # fmt: skip
-    assert trained == PastTraining(64 * 64, 1.0, 40.0 * 64 * 64), "the median epoch, one member on all cores"
+    assert trained == PastTraining(8 * 64 * 64, 1.0, 40.0 * 64 * 64), "the median epoch, one member on all cores"
     others = [one for one in gather(checked, params, quiet(), seconds=9).candidates if one.name != "lite0-fpn"]
     assert all(one.trained == () for one in others)
     set_params(checked.params, ["train.compile=auto"])
@@ -166,6 +170,18 @@ def test_candidates_that_can_not_be_built_are_left_out_and_weights_out_of_reach_
     found = measure(ProbeJob((small, replace(small, name="b", decoder="nosuch")), num_classes=3, side_px=64))
     assert [(one.candidate, one.weights) for one in found] == [(small, "none")]
     assert found[0].pixels_s > 0
+
+
+def test_what_a_step_takes_besides_its_pixels_is_told_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: Rehearsal, batch_size: int) -> float:
+        return 0.05 + batch_size * self._size_px[0] * self._size_px[1] / 800_000
+
+    monkeypatch.setattr(Rehearsal, "step", step)
+    small = ProbeCandidate(
+        name="a", backbone="mobilenetv3_small_050", decoder="fpn", lr=0.001, settings={}, starts=("none",)
+    )
+    (found,) = measure(ProbeJob((small,), num_classes=3))
+    assert (found.pixels_s, found.step_s) == (pytest.approx(800_000), pytest.approx(0.05))
 
 
 def test_measuring_ends_in_time_and_counts(tmp_path: Path) -> None:
