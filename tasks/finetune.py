@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,8 @@ from tasks.inputs import code_path, member_settings, read_code
 from tasks.register import model_name
 from tasks.stage import recorded_md5
 from tasks.version import packed_version
+
+OVERLOADED = 2.0  # processes that want a core, per core
 
 
 def finetune(workspace: Workspace, params: Params, name: str) -> None:
@@ -145,8 +148,11 @@ def shortfall(workspace: Workspace, params: Params, name: str) -> str | None:
 def note_speed(workspace: Workspace, params: Params, name: str) -> None:
     """Keep how fast the network ``name`` was trained, for `segmill plan`; call it while its curve is there.
 
-    Only of a single rank with settings that a plan leaves alone: other precision or compiling has other speeds.
+    Only of a single rank with settings that a plan leaves alone, for other precision or compiling has other speeds, and
+    not where other work had more of the machine than the training.
     """
+    if os.getloadavg()[0] > OVERLOADED * (os.cpu_count() or 1):
+        return
     train, rows = params.training_of(name), read_curves(curves_path(workspace, name))
     usual = (train.precision, train.gradient_checkpointing, train.compile) == ("auto", False, "off")
     if params.members[name].kind == "svm" or params.ray.workers > 1 or not rows or not usual:

@@ -129,7 +129,8 @@ def test_groups_that_look_wrong_are_said(checked: Workspace) -> None:
     assert "80 of 80 samples are groups of their own" in said and "street_s0000_f00, street_s0000_f01" in said
 
 
-def test_what_a_training_did_counts_in_the_next_plan(checked: Workspace) -> None:
+def test_what_a_training_did_counts_in_the_next_plan(checked: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
     params = read_params(checked.params)
     first = {one.name: one for one in gather(checked, params, quiet(), seconds=9).candidates}
     assert all(one.trained == () for one in first.values())
@@ -150,8 +151,11 @@ def test_what_a_training_did_counts_in_the_next_plan(checked: Workspace) -> None
     assert trained == PastTraining(8 * 64 * 64, 1.0, 40.0 * 64 * 64), "the median epoch, one member on all cores"
     others = [one for one in gather(checked, params, quiet(), seconds=9).candidates if one.name != "lite0-fpn"]
     assert all(one.trained == () for one in others)
-    set_params(checked.params, ["train.compile=auto"])
     curve.write_text(curve.read_text().replace("40.0", "4000.0"))
+    monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.5, 0.5))
+    note_speed(checked, params, "mine")  # on a busy machine
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
+    set_params(checked.params, ["train.compile=auto"])
     with connect("local"):
         note_speed(checked, read_params(checked.params), "mine")
     again = next(one for one in gather(checked, params, quiet(), seconds=9).candidates if one.name == "lite0-fpn")
