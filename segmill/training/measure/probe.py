@@ -71,7 +71,9 @@ def _speed(candidate: ProbeCandidate, num_classes: int, side_px: int, seconds: f
     over = time.monotonic() + seconds
     width = candidate.settings.get("decoder_width", 1.0)
     module = build(MemberSpec(candidate.name, candidate.backbone, candidate.decoder, num_classes, decoder_width=width))
-    settings = Settings(member=candidate.name, epochs=1, lr=1e-4, num_classes=num_classes, ignore_id=255)
+    settings = Settings(
+        member=candidate.name, epochs=1, lr=1e-4, num_classes=num_classes, ignore_id=255, ema_decay=0.99
+    )
     small_px = max(32, side_px // SMALL)
     small = Rehearsal(module, settings, size_px=(small_px, small_px), device=pick_device())
     small.step(LEAST_BATCH)
