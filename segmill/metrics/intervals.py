@@ -1,8 +1,8 @@
-"""The confidence interval of a gain in mIoU: a paired bootstrap over groups, valid for few groups too."""
+"""Confidence intervals of scores and of a gain in mIoU: a bootstrap over groups, valid for few groups too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,16 @@ class Gain:
     high: float
     groups: int
     classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score in 0..1, the interval around it and the groups behind it. NaN where no pixel was counted."""
+
+    estimate: float
+    low: float
+    high: float
+    groups: int
 
 
 def gain_interval(
@@ -68,30 +78,64 @@ def gain_interval(
     Teachers Should Know About the Bootstrap", The American Statistician 2015 (t with bootstrap error).
     """
     _check(new_counts_NKK, old_counts_NKK, groups, confidence)
+    share_GN, everything_1G, draws_RG = _draws(groups, seed, resamples)
+    parts = [share_GN @ part for counts in (new_counts_NKK, old_counts_NKK) for part in _intersection_union(counts)]
+    estimate, classes = _difference(everything_1G, parts)
+    spread, _ = _difference(draws_RG, parts)
+    middle = float(estimate[0])
+    low, high = _bounds(middle, spread, len(share_GN), confidence) or (-1.0, 1.0)
+    compared = tuple(int(index) for index in np.flatnonzero(classes[0]))
+    return Gain(middle, low, high, len(share_GN), compared)
+
+
+def score_intervals(
+    counts_NKK: NDArray[Any], groups: Sequence[str], *, confidence: float, seed: int, resamples: int = RESAMPLES
+) -> dict[str, Interval]:
+    """Return ``miou``, ``mdice`` and ``accuracy`` of one model with their two-sided intervals, within 0..1.
+
+    Arguments as for ``gain_interval``, and the same bootstrap. With one group an interval is all of 0..1; a score that
+    no pixel was counted for is NaN throughout.
+    """
+    share_GN, everything_1G, draws_RG = _draws(groups, seed, resamples)
+    parts = [share_GN @ part for part in overlap(counts_NKK)]
+    found = {}
+    for name, score in _SCORES.items():
+        middle = float(score(*(everything_1G @ part for part in parts))[0])
+        bounds = _bounds(middle, score(*(draws_RG @ part for part in parts)), len(share_GN), confidence)
+        low, high = (float(np.clip(bound, 0.0, 1.0)) for bound in bounds or (0.0, 1.0))
+        found[name] = Interval(middle, low, high, len(share_GN))
+    return found
+
+
+# Of the pixels in both, in the truth and in the prediction, R x K each, to R values.
+_SCORES: dict[str, Callable[[FloatArray, FloatArray, FloatArray], FloatArray]] = {
+    "miou": lambda both, truth, prediction: nanmean(ratio(both, truth + prediction - both)),
+    "mdice": lambda both, truth, prediction: nanmean(ratio(2 * both, truth + prediction)),
+    "accuracy": lambda both, truth, prediction: ratio(both.sum(axis=-1), truth.sum(axis=-1)),
+}
+
+
+def _draws(groups: Sequence[str], seed: int, resamples: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return which group (G) each image (N) is in, every group once, and how often each of R draws holds each group."""
     names, group_of_image = np.unique(np.asarray(groups), return_inverse=True)
     share_GN = np.zeros((len(names), len(groups)))
     share_GN[group_of_image, np.arange(len(groups))] = 1.0
-    parts = [share_GN @ part for counts in (new_counts_NKK, old_counts_NKK) for part in _intersection_union(counts)]
-
-    everything_1G = np.ones((1, len(names)))
     evenly = np.full(len(names), 1 / len(names))
     draws_RG = np.random.default_rng(seed).multinomial(len(names), evenly, resamples)
-    estimate, classes = _difference(everything_1G, parts)
-    spread, _ = _difference(draws_RG.astype(np.float64), parts)
+    return share_GN, np.ones((1, len(names))), draws_RG.astype(np.float64)
 
-    middle = float(estimate[0])
-    spread = spread[~np.isnan(spread)]
-    if not spread.size:
-        low = high = float("nan")
-    elif len(names) == 1:
-        low, high = -1.0, 1.0
-    else:
-        # The draws' variance is (G - 1) / G of the unbiased one.
-        error = float(spread.std()) * np.sqrt(len(names) / (len(names) - 1))
-        reach = student_t_quantile((1 + confidence) / 2, len(names) - 1) * error
-        low, high = middle - reach, middle + reach
-    compared = tuple(int(index) for index in np.flatnonzero(classes[0]))
-    return Gain(middle, low, high, len(names), compared)
+
+def _bounds(middle: float, spread_R: FloatArray, groups: int, confidence: float) -> tuple[float, float] | None:
+    """Return the interval around ``middle`` by the draws; None for one group, which says nothing of the spread."""
+    known = spread_R[~np.isnan(spread_R)]
+    if not known.size:
+        return float("nan"), float("nan")
+    if groups == 1:
+        return None
+    # The draws' variance is (G - 1) / G of the unbiased one.
+    error = float(known.std()) * np.sqrt(groups / (groups - 1))
+    reach = student_t_quantile((1 + confidence) / 2, groups - 1) * error
+    return middle - reach, middle + reach
 
 
 def _check(
