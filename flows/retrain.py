@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import datetime
 from functools import partial
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -21,12 +21,13 @@ from flows.display import clock, showing, telling
 from flows.environment import ray_address, tracking_uri
 from flows.pipeline_graph import PipelineGraph, name_run
 from flows.prefect_server import start_server
-from flows.summary import markdown, publish, run_scores
+from flows.summary import markdown, next_steps, publish, run_scores, shown_interval
 from segmill import progress, tracking
 from segmill.cluster.connection import connect, connecting
 from segmill.cluster.work import Running
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
+from segmill.mlflow_pages import is_server
 from segmill.params import Params, parse_params, read_params_and_text
 from segmill.promotion import registry
 from segmill.workspace import Workspace, free_bytes
@@ -34,8 +35,12 @@ from segmill.workspace_lock import Part, writing
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, note_speed, shortfall
 from tasks.promote import Judged, promote
 from tasks.register import Registered, RunInputs, register, run_inputs
+from tasks.report import RunEnd, report
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_edges, stage_names, survey
 from tasks.version import version
+
+if TYPE_CHECKING:
+    from segmill.metrics.intervals import Interval
 
 CHECK = "check members"
 READING_DATA = ("fingerprint", "validate", "prepare")
@@ -45,7 +50,7 @@ MEMBER_BYTES = 300 * 2**20
 
 def steps(params: Params) -> list[str]:
     """Return every step of the flow in its order."""
-    return ["version", *stage_names(params), "register", "promote"]
+    return ["version", *stage_names(params), "register", "promote", "report"]
 
 
 def dependencies(workspace: Workspace) -> dict[str, set[str]]:
@@ -56,7 +61,8 @@ def dependencies(workspace: Workspace) -> dict[str, set[str]]:
     for name in stages:
         if name.startswith("finetune@"):
             stages[name].add(CHECK)
-    return {"version": set(), **stages, CHECK: {"fingerprint"}, "register": {"evaluate"}, "promote": {"register"}}
+    after = {"register": {"evaluate"}, "promote": {"register"}, "report": {"promote"}}
+    return {"version": set(), **stages, CHECK: {"fingerprint"}, **after}
 
 
 def reason(workspace: Workspace, params: Params, data: DataVersion) -> str:
@@ -118,7 +124,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
         params = parse_params(values, "params.yaml")
     else:
         params, params_yaml = read_params_and_text(workspace.params)
-    uri = tracking_uri(workspace, params)
+    uri, began = tracking_uri(workspace, params), time.monotonic()
     with ExitStack() as reading_data, connect(ray_address(params)):
         check = begin_check(workspace, params)
         reading_data.enter_context(writing(workspace, Part.DATA, "segmill retrain", wait=True))
@@ -142,12 +148,16 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
             for name, short in warnings.items():
                 tracking.set_tags(uri, run.members[name], {"warning": short})
             result = summary(workspace, data, outcomes, registered, judged) | {"warnings": list(warnings.values())}
-            described = markdown(result)
+            end = RunEnd(
+                data_version=data.md5, outcomes=outcomes, registered=registered, judged=judged,
+                warnings=result["warnings"], next_steps=next_steps(result), seconds=time.monotonic() - began,
+            )  # fmt: skip
+            miou = graph.run("report", report_step, workspace, params, run, end)["miou"]
+            described = markdown(result | {"interval": shown_interval(miou)})
             tracking.describe(run, described)
-            registry.describe_version(
-                uri, registered.model, registered.version, described, {"verdict": judged.decision}
-            )
-    publish(result, workspace.reports / "figures" / "overview.png")
+            tags = version_tags(judged, miou)
+            registry.describe_version(uri, registered.model, registered.version, described, tags)
+    publish(result, workspace.overview)
     return result
 
 
@@ -225,6 +235,12 @@ def promote_step(workspace: Workspace, params: Params, uri: str, registered: Reg
         return promote(workspace, params, uri, registered)
 
 
+@_talking_step(name="report", task_run_name="report")
+def report_step(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd) -> dict[str, Interval]:
+    with logged(workspace, "report"), noted(workspace, "report"):
+        return report(workspace, params, run, end)
+
+
 def logged(workspace: Workspace, step: str) -> AbstractContextManager[None]:
     """Log to Prefect, while the block runs, what the terminal says of the step."""
     return telling(workspace, [step], get_run_logger().info)
@@ -247,7 +263,7 @@ def every_result(futures: list[PrefectFuture[Outcome]]) -> list[Outcome]:
 
 def artifacts_of_new(workspace: Workspace, uri: str) -> str | None:
     """Return where a new experiment keeps files: in the workspace, unless a server decides."""
-    return None if uri.startswith(("http://", "https://")) else (workspace.root / "mlartifacts").as_uri()
+    return None if is_server(uri) else (workspace.root / "mlartifacts").as_uri()
 
 
 def summary(
@@ -263,7 +279,21 @@ def summary(
         "verdict": {"decision": judged.decision, "reasons": judged.reasons},
         "outcome": judged.outcome,
         "scores": run_scores(progress.read(workspace.metrics) or {}, judged.facts),
-        "report": str(workspace.reports / "index.html"),
+        "git_commit": registered.git_commit,
+        "compared_with": judged.rival,
+        "report": str(workspace.page),
+    }
+
+
+def version_tags(judged: Judged, miou: Interval) -> dict[str, str]:
+    """Return what MLflow's page of a version says of its verdict, to search and sort by."""
+    gain = {key: str(value) for key, value in judged.facts.items() if key in ("gain", "gain_low", "gain_high")}
+    return {
+        "verdict": judged.decision,
+        "compared_with": f"version {judged.rival}" if judged.rival else "none",
+        "test_miou_low": str(miou.low),
+        "test_miou_high": str(miou.high),
+        **gain,
     }
 
 

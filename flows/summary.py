@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from segmill.names import for_markdown, visible
+
+if TYPE_CHECKING:
+    from segmill.metrics.intervals import Interval
 
 LOST_IOU = 0.005  # a class that lost less is not named
 MOST_LOST = 5
@@ -163,11 +166,23 @@ def markdown(result: dict[str, Any]) -> str:
     for row in result["scores"]:
         figures = [row["miou"], row["mdice"], *(row["iou"].get(name) for name in classes)]
         lines.append(f"| {for_markdown(row['name'])} | " + " | ".join(map(_figure, figures)) + " |")
+    compared = (
+        f"compared with version {result['compared_with']}" if result["compared_with"] else "the first to be judged"
+    )
     lines += [
         "",
-        f"Data version `{result['data_version']}`, model `{result['model']}` version {result['version']}.",
+        *([f"mIoU {result['interval']}.", ""] if result.get("interval") else []),
+        f"Data version `{result['data_version']}`, model `{result['model']}` version {result['version']}, {compared}, "
+        f"code commit `{result['git_commit']}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def shown_interval(score: Interval) -> str:
+    """Say a score with its interval at 95 %, or why it has none."""
+    if not score.enough_groups:
+        return f"{score.estimate:.4f}; for an interval the test split has too few groups ({score.groups})"
+    return f"{score.estimate:.4f}, with 95% confidence between {score.low:.4f} and {score.high:.4f}"
 
 
 def _worst(iou: dict[str, float | None]) -> str:

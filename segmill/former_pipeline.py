@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -17,19 +18,19 @@ from segmill.workspace import Workspace, template
 FORMER = (
     "9856bfeabe915f18bf446af4633af56f5ab27cd161d1e3d136f10a18f2129121",  # 2d2f2c2
     "b0e3e8a2f7be7c904870910cf2fb6d3d2c5eadb2eb82f0be5d6516c82d9507be",
-)
-# The same of what this release still runs, and only `segmill doctor --fix` replaces.
-STILL_RUNS = (
-    "54ad0a575bf117277e6201e9e00b7537f0aa5408afbd4a0fdadb8a38542b75cc",  # packed splits were pushed
+    "54ad0a575bf117277e6201e9e00b7537f0aa5408afbd4a0fdadb8a38542b75cc",
+    "f452e2ee687f2e7544037017e4b744f60469a91c334073da5e410ab74b1617c2",
 )
 
 
 def refuse_former_pipeline(workspace: Workspace) -> None:
-    """Raise InputError where dvc.yaml lists the settings of stages as an earlier release did."""
-    if _digest(_load(workspace)) in FORMER:
+    """Raise InputError where dvc.yaml is that of an earlier release, or lists the outs of ``evaluate`` as one did."""
+    found = _load(workspace)
+    if _is_former(found):
         raise InputError(
             "dvc.yaml is that of an earlier release", "run `segmill doctor --fix`; trained members are kept"
         )
+    _refuse_former_outs(found)
 
 
 def replace_former_pipeline(workspace: Workspace) -> list[str]:
@@ -38,22 +39,35 @@ def replace_former_pipeline(workspace: Workspace) -> list[str]:
     Raises InputError for a dvc.yaml that somebody changed and that lacks what this release needs.
     """
     found, now = _load(workspace), template("dvc.yaml")
-    if _digest(found) in STILL_RUNS:
+    if _is_former(found):
         write_atomically(workspace.pipeline, now.read_text())
-        return ["`dvc push` leaves out the packed splits, which are made again where they are missing"]
-    if _digest(found) in FORMER:
-        write_atomically(workspace.pipeline, now.read_text())
-        return ["stages list their settings as this release does; members are taken over where nothing else changed"]
+        shutil.rmtree(workspace.reports / "figures", ignore_errors=True)  # the page has its pictures in it
+        return ["stages are those of this release; members are taken over where nothing else changed"]
     if ".segmill/settings/" not in json.dumps(found):
         raise InputError(
             "dvc.yaml was changed by hand and lists the settings of stages as an earlier release did",
             f"bring your changes into a copy of {now}",
         )
+    _refuse_former_outs(found)
     return []
 
 
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _refuse_former_outs(found: Any) -> None:
+    """Raise InputError where ``evaluate`` writes the whole folder reports: the page is written there after the verdict.
+
+    What is wrong with a file that says no such thing, DVC tells whoever asks it.
+    """
+    stages = found.get("stages") if isinstance(found, dict) else None
+    outs = ((stages or {}).get("evaluate") or {}).get("outs") or []
+    if any(str(next(iter(out)) if isinstance(out, dict) else out).rstrip("/") == "reports" for out in outs):
+        raise InputError(
+            "dvc.yaml lists the folder reports as what the stage evaluate writes, as an earlier release did",
+            "list reports/metrics.json, reports/counts.npz and reports/examples.npz there instead",
+        )
+
+
+def _is_former(values: Any) -> bool:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest() in FORMER
 
 
 def _load(workspace: Workspace) -> Any:

@@ -8,8 +8,8 @@ import errno
 import logging
 import math
 import os
-import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
+from segmill.mlflow_pages import OF_TRAINING, pages, public
 from segmill.names import mlflow_names
 
 if TYPE_CHECKING:
@@ -177,6 +178,21 @@ def log_artifacts(uri: str, run_id: str, path: Path, folder: str | None = None) 
         send(run_id, str(path), folder)
 
 
+def read_artifact(uri: str, run_id: str, path: str) -> bytes | None:
+    """Return the bytes of a file among the run's artifacts; None where there is none."""
+    with reaching(uri) as client, tempfile.TemporaryDirectory() as folder:
+        if path not in [entry.path for entry in client.list_artifacts(run_id, path.rpartition("/")[0])]:
+            return None
+        return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+
+
+def run_page(uri: str, run_id: str) -> str:
+    """Return the address of the run's page."""
+    with reaching(uri) as client:
+        experiment = client.get_run(run_id).info.experiment_id
+    return f"{pages(uri)}/#/experiments/{experiment}/runs/{run_id}{OF_TRAINING}"
+
+
 def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
     """Set facts to search by; an existing tag is replaced."""
     with reaching(uri) as client:
@@ -221,7 +237,7 @@ def reaching(uri: str) -> Iterator[MlflowClient]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), urlsplit(uri).path) from error
         raise _unreachable(uri, error) from error
     except ModuleNotFoundError as error:
-        raise InfrastructureError(f"MLflow at {_public(uri)} needs {error.name}; pip install it.") from error
+        raise InfrastructureError(f"MLflow at {public(uri)} needs {error.name}; pip install it.") from error
     except MlflowException as error:
         if error.error_code == "TEMPORARILY_UNAVAILABLE" or "API request to" in str(error):
             raise _unreachable(uri, error) from error
@@ -241,14 +257,9 @@ def _knock(uri: str) -> None:
 
 def _unreachable(uri: str, error: Exception) -> InfrastructureError:
     return InfrastructureError(
-        f"MLflow at {_public(uri)} does not answer ({str(error).strip().splitlines()[0]}); "
+        f"MLflow at {public(uri)} does not answer ({str(error).strip().splitlines()[0]}); "
         "start it, or set mlflow.tracking_uri or MLFLOW_TRACKING_URI."
     )
-
-
-def _public(uri: str) -> str:
-    """Return the URI without its user and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _follow(uri: str, run_id: str, growing: Path, final: Path, over: threading.Event) -> None:

@@ -85,6 +85,16 @@ class Workspace:
         return self.reports / "metrics.json"
 
     @property
+    def page(self) -> Path:
+        """The report of the last run, which says its verdict: no stage's out."""
+        return self.reports / "index.html"
+
+    @property
+    def overview(self) -> Path:
+        """The worst, a typical and the best example of the last run, as one picture."""
+        return self.reports / "overview.png"
+
+    @property
     def scratch(self) -> Path:
         """What may be deleted at any time while nothing runs: checkpoints, progress, Prefect's home, code hashes."""
         return self.root / ".segmill"

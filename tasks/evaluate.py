@@ -1,6 +1,8 @@
-"""Stage evaluate: score every member and the ensemble on test, once, and write the report."""
+"""Stage evaluate: score every member and the ensemble on test, once."""
 
 from __future__ import annotations
+
+import shutil
 
 from segmill.cluster.resources import whole_node
 from segmill.cluster.work import on_ray, wait
@@ -12,14 +14,18 @@ from segmill.workspace import Workspace
 
 
 def evaluate(workspace: Workspace, params: Params) -> None:
-    """Write ``reports``: metrics.json, counts.npz, figures and index.html."""
-    with replacing(workspace.reports) as draft:
+    """Write metrics.json, counts.npz and examples.npz into ``reports``, where the page of the last run may be too."""
+    scored = workspace.scratch / "evaluation"
+    with replacing(scored, durable=False) as draft:
         job = EvaluateJob(
             ensemble_dir=workspace.ensemble,
             packed_dir=workspace.packed,
-            augmented_dir=workspace.augmented,
             out_dir=draft,
             overlays=params.evaluate.overlays,
             progress_path=workspace.count("evaluate"),
         )
         wait(on_ray(evaluate_on_ray, job, whole_node()))
+    for path in scored.iterdir():
+        with replacing(workspace.reports / path.name) as draft:
+            shutil.copyfile(path, draft)
+    shutil.rmtree(scored)

@@ -28,7 +28,7 @@ COMPUTATIONS = {
     "finetune-network": ("segmill.training.train",),
     "finetune-svm": ("segmill.training.svm.fitting",),
     "ensemble": ("segmill.ensembling.select",),
-    "evaluate": ("segmill.evaluation.report",),
+    "evaluate": ("segmill.evaluation.scoring",),
     "shards": ("segmill.data.packing.shards",),  # no stage: what makes the pixels of packed splits
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from segmill.cluster.work import on_ray, wait
@@ -12,16 +14,24 @@ from segmill.promotion import gate, ledger, registry
 from segmill.promotion.score_job import ScoreJob, score_on_ray
 from segmill.workspace import Workspace
 from tasks.register import Registered
+from tasks.stage import recorded_md5
+
+PREDICTIONS = "predictions"  # a folder of the workspace's scratch
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The gate's decision on a version, the sentences and figures behind it, and what came of it."""
+    """The gate's decision on a version, the sentences and figures behind it, and what came of it.
+
+    ``rival``: the version that it was compared with, None where there was none. ``rival_serves``: it stays champion.
+    """
 
     decision: str
     reasons: list[str]
     facts: dict[str, Any]
     outcome: str
+    rival: str | None
+    rival_serves: bool
 
 
 def promote(workspace: Workspace, params: Params, uri: str, registered: Registered) -> Judged:
@@ -29,12 +39,14 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
 
     A version that was judged before against the same champion and under the same settings is not judged again. One
     that serves already is judged against the version that it replaced; if it fails now, it serves until another one
-    passes. The version that serves is no challenger any more.
+    passes. The version that serves is no challenger any more. The page of the verdict before goes, so that a run which
+    ends before it has written its own is not taken for a complete one.
 
     Raises:
         InputError: the champion knows other classes than the data.
         InfrastructureError: MLflow or the ledger does not answer, or somebody else promoted meanwhile.
     """
+    workspace.page.unlink(missing_ok=True)
     book = ledger_url(workspace)
     seen = ledger.last_number(book, registered.model)
     champion = registry.aliased(uri, registered.model, registry.CHAMPION)
@@ -44,13 +56,19 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
             registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
         return known
     rival = _replaced_by(workspace, registered) if serving == registered.version else serving
-    versions = [registered.version, *([rival] if rival else [])]
+    shutil.rmtree(workspace.scratch / PREDICTIONS, ignore_errors=True)
     scored = [
         on_ray(
             score_on_ray,
-            ScoreJob(uri=uri, model_name=registered.model, version=version, packed_dir=workspace.packed),
+            ScoreJob(
+                uri=uri,
+                model_name=registered.model,
+                version=version,
+                packed_dir=workspace.packed,
+                predictions_path=predictions_path(workspace, version) if rival else None,
+            ),
         )
-        for version in versions
+        for version in [registered.version, *([rival] if rival else [])]
     ]
     counts = [wait(running) for running in scored]
     verdict = gate.decide(
@@ -80,7 +98,12 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
         registry.set_alias(uri, registered.model, registry.CHAMPION, registered.version)
     if passed or serving == registered.version:
         registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
-    return _judged(entry)
+    return _judged(entry, rival)
+
+
+def predictions_path(workspace: Workspace, version: str) -> Path:
+    """Return where the predictions of a version on today's test split are kept, if it is one of the last two judged."""
+    return workspace.scratch / PREDICTIONS / f"{version}-{recorded_md5(workspace, 'prepare')}.npz"
 
 
 def earlier_judgement(
@@ -94,7 +117,10 @@ def earlier_judgement(
     for entry in ledger.entries(ledger_url(workspace), registered.model):
         if entry.version == registered.version and entry.decision:
             served_after = registered.version if entry.action == "promote" else entry.previous
-            return _judged(entry) if served_after == champion and _same_settings(entry, settings) else None
+            if served_after != champion or not _same_settings(entry, settings):
+                return None
+            judged_as_champion = entry.previous == entry.version
+            return _judged(entry, _replaced_by(workspace, registered) if judged_as_champion else entry.previous)
     return None
 
 
@@ -119,7 +145,7 @@ def ledger_url(workspace: Workspace) -> str:
     return f"sqlite:///{workspace.ledger}"
 
 
-def _judged(entry: ledger.Entry) -> Judged:
+def _judged(entry: ledger.Entry, rival: str | None) -> Judged:
     version, model = entry.version, entry.model
     if entry.previous == version:  # it served when it was judged
         how = "passes" if entry.action == "promote" else "does not pass"
@@ -128,6 +154,7 @@ def _judged(entry: ledger.Entry) -> Judged:
     elif entry.action == "promote":
         outcome = f"version {version} of {model} is the champion now"
     else:
-        serves = f"version {entry.previous} stays the champion" if entry.previous else "there is no champion"
-        outcome = f"version {version} of {model} was not promoted; {serves}"
-    return Judged(str(entry.decision), entry.reasons, entry.facts, outcome)
+        stays = f"version {entry.previous} stays the champion" if entry.previous else "there is no champion"
+        outcome = f"version {version} of {model} was not promoted; {stays}"
+    serves = rival is not None and rival == entry.previous and entry.action != "promote"
+    return Judged(str(entry.decision), entry.reasons, entry.facts, outcome, rival, serves)

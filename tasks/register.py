@@ -18,6 +18,8 @@ from segmill.workspace import Workspace
 from tasks.stage import Outcome, recorded_stages
 from tasks.version import packed_version
 
+PIPELINE_FILES = "pipeline"  # the folder of a run's artifacts with params.yaml, dvc.yaml and dvc.lock
+
 
 @dataclass(frozen=True)
 class RunInputs:
@@ -36,10 +38,11 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Registered:
-    """A version of the registered model."""
+    """A version of the registered model. ``git_commit``: what the run was made from, as ``git_commit`` names it."""
 
     model: str
     version: str
+    git_commit: str = "none"
 
 
 def run_inputs(workspace: Workspace, params: Params, params_yaml: str) -> RunInputs:
@@ -61,7 +64,7 @@ def run_inputs(workspace: Workspace, params: Params, params_yaml: str) -> RunInp
 def register(
     workspace: Workspace, params: Params, run: tracking.Run, outcomes: list[Outcome], inputs: RunInputs
 ) -> Registered:
-    """Commit the run's inputs; log metrics, the report and the pipeline's files; register the ensemble as challenger.
+    """Commit the run's inputs; log metrics and the pipeline's files; register the ensemble as challenger.
 
     What is recorded is what ran: the data version that the packed splits were made from, and the files as they were
     when the run began. An ensemble with the same bytes keeps its version. Raises InfrastructureError where MLflow
@@ -82,12 +85,11 @@ def register(
     )
     registry.set_alias(run.uri, model, registry.CHALLENGER, version)
     for name, run_id in run.members.items():
-        _log_member(workspace, run.uri, run_id, name, metrics["members"][name])
+        _log_member(workspace, run.uri, run_id, name, metrics["members"][name], lineage["data_version"])
     stages = {f"stage.{outcome.stage}": f"{outcome.state}: {outcome.why}" for outcome in outcomes}
     tracking.set_tags(run.uri, run.id, {**lineage, "model": model, "version": version, **stages})
     tracking.log_params(run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git"}))
     tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]))
-    tracking.log_artifacts(run.uri, run.id, workspace.reports, "report")
     with tempfile.TemporaryDirectory() as folder:
         files = {
             "params.yaml": inputs.params_yaml.encode(),
@@ -96,8 +98,8 @@ def register(
         }
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        tracking.log_artifacts(run.uri, run.id, Path(folder), "pipeline")
-    return Registered(model, version)
+        tracking.log_artifacts(run.uri, run.id, Path(folder), PIPELINE_FILES)
+    return Registered(model, version, lineage["git_commit"])
 
 
 def model_name(workspace: Workspace, params: Params) -> str:
@@ -143,14 +145,20 @@ def _commit(workspace: Workspace, params: Params, inputs: RunInputs, lock: bytes
     return commit_contents(workspace.root, contents, "\n".join([title, "", *ran]), onto=onto) or inputs.git_commit
 
 
-def _log_member(workspace: Workspace, uri: str, run_id: str, name: str, scores: dict[str, Any]) -> None:
-    """Log what the member folder knows, besides its curve, which is logged as it grows."""
+def _log_member(
+    workspace: Workspace, uri: str, run_id: str, name: str, scores: dict[str, Any], data_version: str
+) -> None:
+    """Log what the member folder knows, besides its curve, which is logged as it grows.
+
+    ``data_version``: the run's. A member of an earlier run may be of another one whose training data are the same.
+    """
     facts = json.loads((workspace.member(name) / "member.json").read_text())
     tracking.log_params(uri, run_id, facts["params"] | {"encoder_weights": facts["encoder_weights"]})
     trained = json.loads((workspace.member(name) / "metrics.json").read_text())
     lengths = {key: trained[key] for key in ("steps", "steps_per_epoch") if key in trained}
     tracking.log_metrics(uri, run_id, _flat(scores) | lengths)
-    tracking.set_tags(uri, run_id, {"data_version": facts["data_version"], "member": name})
+    tags = {"data_version": data_version, "trained_on_data_version": facts["data_version"], "member": name}
+    tracking.set_tags(uri, run_id, tags)
 
 
 def _flat(scores: dict[str, Any]) -> dict[str, float | None]:

@@ -33,6 +33,7 @@ IGNORED = (
     "/mlflow.db*",
     "/ledger.db*",
     "/predictions/",
+    "/reports/",
     "/audit/",
     "/tuning/",
 )

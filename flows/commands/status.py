@@ -62,8 +62,9 @@ class Status:
 
     @property
     def up_to_date(self) -> bool:
-        """Whether a retrain has nothing to do: same data, every stage fresh, this very ensemble judged before."""
-        return not self.data_why and self.judged and all(stage.state == "fresh" for stage in self.stages.values())
+        """Whether a retrain has nothing to do: same data, every stage fresh, this ensemble judged, its page there."""
+        judged = self.judged and self.workspace.page.is_file()
+        return not self.data_why and judged and all(stage.state == "fresh" for stage in self.stages.values())
 
     def facts(self) -> dict[str, Any]:
         """Return what `segmill status --json` prints."""

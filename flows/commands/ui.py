@@ -17,6 +17,7 @@ from rich.console import Console
 
 from flows.commands.options import HERE, WorkspaceOption, answer_now, open_workspace, out, tell
 from segmill.errors import InfrastructureError, InputError, SegmillError
+from segmill.mlflow_pages import OF_TRAINING, PORT, is_server
 from segmill.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -25,14 +26,13 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
-OF_TRAINING = "#/?workflowType=machine_learning"  # left alone, MLflow's page shows its side for language models
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes that only serve its chat features
 
 
 def ui_command(
     workspace: WorkspaceOption = HERE,
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect page.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow page.")] = 5000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow page.")] = PORT,
 ) -> None:
     """Start the Prefect and MLflow pages on this machine."""
     from flows.environment import tracking_uri
@@ -79,14 +79,14 @@ def serve(
             "-m", "prefect", "server", "start", "--host", HOST, "--port", str(_free(prefect_port, "prefect"))
         ]  # fmt: skip
         pages["Prefect"] = f"http://{HOST}:{prefect_port}"
-    if tracking_uri.startswith(("http://", "https://")):
+    if is_server(tracking_uri):
         pages["MLflow"] = tracking_uri
     else:
         commands["MLflow"] = [
             "-m", "mlflow", "server", "--host", HOST, "--port", str(_free(mlflow_port, "mlflow")),
             "--backend-store-uri", tracking_uri, "--workers", "1",
         ]  # fmt: skip
-        pages["MLflow"] = f"http://{HOST}:{mlflow_port}/{OF_TRAINING}"
+        pages["MLflow"] = f"http://{HOST}:{mlflow_port}/#/{OF_TRAINING}"
     logs = workspace.scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     servers: dict[str, subprocess.Popen[bytes]] = {}
@@ -103,9 +103,8 @@ def serve(
             console.print(f"[bold]{name:8}[/] {page}", highlight=False, soft_wrap=True)
         if model:
             models = f"{pages['MLflow'].partition('#')[0].rstrip('/')}/#/models"
-            query = OF_TRAINING.removeprefix("#/")
-            console.print(f"[bold]{'model':8}[/] {models}/{quote(model)}{query}", highlight=False, soft_wrap=True)
-            pages["model"] = f"{models}/{quote(model)}{query}"
+            pages["model"] = f"{models}/{quote(model)}{OF_TRAINING}"
+            console.print(f"[bold]{'model':8}[/] {pages['model']}", highlight=False, soft_wrap=True)
         tell(pages=pages)
         answer_now()
         if not servers:

@@ -1,11 +1,11 @@
-"""What an evaluation leaves: its figures, and the page that shows them with curves and pictures."""
+"""The page of a run, after its verdict: what was measured, with curves and pictures."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from segmill.data.loading.seen import TrainingView
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.ensembling.predict import read_ensemble
-from segmill.evaluation.job import EvaluateJob
-from segmill.evaluation.scoring import Scored, evaluate, read_counts
+from segmill.evaluation.report_job import ReportJob
+from segmill.evaluation.scoring import Scored, read_counts
 from segmill.metrics import scores
-from segmill.metrics.intervals import gain_interval
+from segmill.metrics.counts import confusion_counts
+from segmill.metrics.intervals import Interval, gain_interval, score_intervals
 from segmill.renamed_keys import with_new_names
 from segmill.reports.evaluation_page import (
     ClassShare,
+    Contrast,
     Curve,
     EvaluationPage,
     Example,
@@ -35,48 +37,40 @@ from segmill.reports.evaluation_page import (
 from segmill.reports.pictures import palette
 
 TRAINING_SAMPLES = 3  # drawn as training saw them, and as many extra ones of each kind
+CONTRASTS = 6  # images drawn where two versions differ most
+CONFIDENCE = 0.95  # of the intervals of scores
 # Column of curves.csv: title and factor.
 CURVES = {"loss": ("Training loss", 1), "val_miou": ("mIoU on val, %", 100)}
 
 
-def evaluate_and_report(
-    job: EvaluateJob, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Any]:
-    """Score the test split and write all of ``reports``; return the content of metrics.json.
-
-    ``on_progress``: called with images done and images in all.
-
-    Raises:
-        InputError: as for ``evaluate``.
-    """
-    metrics = evaluate(job.ensemble_dir, job.packed_dir, job.out_dir, examples=job.overlays, on_progress=on_progress)
-    write_report(job.out_dir, job.ensemble_dir, job.packed_dir, job.augmented_dir)
-    return metrics
-
-
-def write_report(out_dir: Path, ensemble_dir: Path, packed_dir: Path, augmented_dir: Path) -> None:
-    """Write index.html and figures/ beside what ``evaluate`` left in ``out_dir``."""
-    metrics = json.loads((out_dir / "metrics.json").read_text())
-    info, scored = read_pack(packed_dir), read_counts(out_dir / "counts.npz")
+def write_report(job: ReportJob) -> dict[str, Interval]:
+    """Write index.html and overview.png beside what ``evaluate`` left; return the ensemble's scores."""
+    metrics = json.loads((job.reports_dir / "metrics.json").read_text())
+    info, scored = read_pack(job.packed_dir), read_counts(job.reports_dir / "counts.npz")
     members = {
-        name: json.loads((ensemble_dir / "members" / name / "member.json").read_text()) for name in metrics["members"]
+        name: json.loads((job.ensemble_dir / "members" / name / "member.json").read_text())
+        for name in metrics["members"]
     }
+    samples = PackedSplit(job.packed_dir / metrics["split"])
     page = EvaluationPage(
         name=info.name,
-        data_version=", ".join(sorted({member["data_version"] or "unversioned" for member in members.values()})),
+        run=job.run,
         metrics=metrics,
-        tta_hflip=read_ensemble(ensemble_dir)["flips"],
+        scores=score_intervals(scored.ensemble, scored.groups, confidence=CONFIDENCE, seed=0),
+        tta_hflip=read_ensemble(job.ensemble_dir)["flips"],
         classes=_class_shares(info, scored),
         colors_K3=palette(info.colors),
         ignore_id=info.ignore_id,
         members=[_member_row(name, facts, metrics["ensemble"]["weights"][name]) for name, facts in members.items()],
         gain=_gain_over_best(scored),
         confusion_KK=_confusion_rows(scored.ensemble),
-        curves=_curves(ensemble_dir, list(members)),
-        examples=_examples(out_dir, PackedSplit(packed_dir / metrics["split"]), scored),
-        training=_training_seen(packed_dir, augmented_dir, ensemble_dir, members),
+        curves=_curves(job.ensemble_dir, list(members)),
+        examples=_examples(job.reports_dir, samples, scored),
+        contrasts=_contrasts(job.predictions, samples, info) if job.predictions else None,
+        training=_training_seen(job, members),
     )
-    write_evaluation_page(page, out_dir)
+    write_evaluation_page(page, job.reports_dir)
+    return dict(page.scores)
 
 
 def _class_shares(info: PackInfo, scored: Scored) -> list[ClassShare]:
@@ -101,11 +95,13 @@ def _member_row(name: str, facts: dict[str, Any], weight: float) -> MemberRow:
     )
 
 
-def _gain_over_best(scored: Scored) -> GainOverBest:
-    """Return the ensemble's gain over the member with the best mIoU."""
+def _gain_over_best(scored: Scored) -> GainOverBest | None:
+    """Return the ensemble's gain over the member with the best mIoU; None for an ensemble of one."""
+    if len(scored.members) == 1:
+        return None
     best = max(scored.members, key=lambda name: scores.miou(scored.members[name]))
-    gain = gain_interval(scored.ensemble, scored.members[best], scored.groups, confidence=0.95, seed=0)
-    return GainOverBest(best, gain.estimate, gain.low, gain.high, gain.groups)
+    gain = gain_interval(scored.ensemble, scored.members[best], scored.groups, confidence=CONFIDENCE, seed=0)
+    return GainOverBest(best, gain)
 
 
 def _confusion_rows(counts_NKK: NDArray[np.int64]) -> list[list[float | None]]:
@@ -121,7 +117,7 @@ def _curves(ensemble_dir: Path, names: Sequence[str]) -> list[Curve]:
     """Return the ``CURVES`` of the members' curves.csv that have a point."""
     rows = {name: _read_curves(ensemble_dir / "members" / name / "curves.csv") for name in names}
     found = [
-        Curve(column, title, {name: _points(rows[name], column, factor) for name in names})
+        Curve(title, {name: _points(rows[name], column, factor) for name in names})
         for column, (title, factor) in CURVES.items()
     ]
     return [curve for curve in found if any(curve.lines.values())]
@@ -154,17 +150,61 @@ def _examples(out_dir: Path, samples: PackedSplit, scored: Scored) -> Iterator[E
             )
 
 
-def _training_seen(
-    packed_dir: Path, augmented_dir: Path, ensemble_dir: Path, members: dict[str, Any]
-) -> TrainingSeen | None:
+def _contrasts(predictions: tuple[Path, Path], samples: PackedSplit, info: PackInfo) -> list[Contrast]:
+    """Return the images where the two predictions differ in the largest share of labelled pixels, most first.
+
+    Of each group the first one comes before any second: the images of one group are often alike.
+    """
+    with np.load(predictions[0]) as own, np.load(predictions[1]) as rival:
+        shares = []
+        for index in range(len(samples)):
+            labelled = samples.mask(index) != info.ignore_id
+            different = (own[str(index)] != rival[str(index)]) & labelled
+            shares.append(float(different.sum() / max(int(labelled.sum()), 1)))
+        chosen = _of_each_group_first(sorted(range(len(samples)), key=lambda index: -shares[index]), samples.groups)
+        most = sorted(chosen[:CONTRASTS], key=lambda index: -shares[index])
+        return [
+            _contrast(samples, index, shares[index], info, (own[str(index)], rival[str(index)]))
+            for index in most
+            if shares[index] > 0
+        ]
+
+
+def _of_each_group_first(order: Sequence[int], groups: Sequence[str]) -> list[int]:
+    """Return the indices in order, the first one of each group before the others."""
+    first: dict[str, int] = {}
+    for index in order:
+        first.setdefault(groups[index], index)
+    leading = set(first.values())
+    return [*first.values(), *(index for index in order if index not in leading)]
+
+
+def _contrast(
+    samples: PackedSplit, index: int, share: float, info: PackInfo, seen: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+) -> Contrast:
+    target_HW = samples.mask(index)
+    own, rival = (scores.miou(confusion_counts(target_HW, ids_HW, info.num_classes, info.ignore_id)) for ids_HW in seen)
+    return Contrast(
+        id=samples.ids[index],
+        share=share,
+        rival_miou=rival,
+        miou=own,
+        image_HWC=samples.image(index),
+        target_HW=target_HW,
+        rival_HW=seen[1],
+        prediction_HW=seen[0],
+    )
+
+
+def _training_seen(job: ReportJob, members: dict[str, Any]) -> TrainingSeen | None:
     """Return some train samples as the first network saw them in its first, middle and last epoch, and extra ones."""
     name = next((name for name, facts in members.items() if facts["kind"] == "network"), None)
     if name is None:
         return None
     train = with_new_names("train", members[name]["params"]["train"])
-    epochs = json.loads((ensemble_dir / "members" / name / "metrics.json").read_text())["epochs"]
+    epochs = json.loads((job.ensemble_dir / "members" / name / "metrics.json").read_text())["epochs"]
     facts: dict[str, Any] = {key: train.get(key) for key in ("seed", "batch_size", "crop_size")}
-    view = TrainingView(packed_dir, augmented_dir, **facts)
+    view = TrainingView(job.packed_dir, job.augmented_dir, **facts)
     return TrainingSeen(
         member=name,
         recipe=view.policy.title,
@@ -189,6 +229,6 @@ def _seen_samples(view: TrainingView, epochs: Sequence[int]) -> Iterator[SeenSam
 
 
 def _views(view: TrainingView, index: int, epochs: Sequence[int]) -> Iterator[View]:
-    yield View(f"training-{index}-packed.png", "as packed", *view.original(index))
+    yield View("as packed", *view.original(index))
     for epoch in epochs:
-        yield View(f"training-{index}-{epoch}.png", f"epoch {epoch}", *view.seen(index, epoch))
+        yield View(f"epoch {epoch}", *view.seen(index, epoch))

@@ -9,9 +9,8 @@ from segmill.evaluation.job import EvaluateJob
 
 
 def evaluate_on_ray(job: EvaluateJob) -> dict[str, Any]:
-    """Score and report; say how many images are scored in ``job.progress_path``."""
-    from segmill.evaluation.report import evaluate_and_report
+    """Score; say how many images are scored in ``job.progress_path``; return the content of metrics.json."""
+    from segmill.evaluation.scoring import evaluate
 
-    if job.progress_path is None:
-        return evaluate_and_report(job)
-    return evaluate_and_report(job, progress.counter(job.progress_path))
+    on_progress = progress.counter(job.progress_path) if job.progress_path else lambda done, total: None
+    return evaluate(job.ensemble_dir, job.packed_dir, job.out_dir, examples=job.overlays, on_progress=on_progress)

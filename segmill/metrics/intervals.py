@@ -32,6 +32,10 @@ class Gain:
     groups: int
     classes: tuple[int, ...]
 
+    @property
+    def enough_groups(self) -> bool:
+        return self.groups >= LEAST_GROUPS
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -41,6 +45,10 @@ class Interval:
     low: float
     high: float
     groups: int
+
+    @property
+    def enough_groups(self) -> bool:
+        return self.groups >= LEAST_GROUPS
 
 
 def gain_interval(

@@ -92,7 +92,7 @@ def decide(
     if np.array_equal(challenger_counts_NKK, champion_counts_NKK):
         same = "Challenger and champion have the same counts on every image, so there is no gain."
         return Verdict("FAIL", [floor, same], facts)
-    if gain.groups < LEAST_GROUPS:
+    if not gain.enough_groups:
         too_few = f"{interval}, but so few prove nothing: assign at least {LEAST_GROUPS} groups into the test split."
         return Verdict("INCONCLUSIVE", [floor, too_few], facts)
     if gain.low > min_gain:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.ensembling.predict import batches
 from segmill.errors import InputError, SegmillError
+from segmill.files import replacing
 from segmill.metrics.counts import confusion_counts
 from segmill.promotion.registry import CLASSES_TAG
 from segmill.promotion.score_job import ScoreJob
@@ -85,12 +87,28 @@ def score_registered(job: ScoreJob) -> NDArray[np.int64]:
             f"{list(info.class_names)}: no figures of the two can be compared."
         )
     counts: list[NDArray[np.int64]] = []
-    with loaded(job.uri, job.model_name, job.version) as predict:
+    with _keeping(job.predictions_path) as keep, loaded(job.uri, job.model_name, job.version) as predict:
         for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
             for ids_HW in predict(image_BHWC):
                 truth_HW = samples.mask(len(counts))
+                keep(str(len(counts)), ids_HW)
                 counts.append(confusion_counts(truth_HW, ids_HW, info.num_classes, info.ignore_id))
     return np.stack(counts)
+
+
+@contextmanager
+def _keeping(path: Path | None) -> Iterator[Callable[[str, Images], None]]:
+    """Yield what adds an array to the npz file ``path``, so that one array at a time is in memory."""
+    if path is None:
+        yield lambda name, array: None
+        return
+    with replacing(path, durable=False) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
+
+        def keep(name: str, array: Images) -> None:
+            with archive.open(f"{name}.npy", "w") as file:
+                np.save(file, array)
+
+        yield keep
 
 
 def _ask(process: subprocess.Popen[bytes], image_BHWC: Images) -> Images:

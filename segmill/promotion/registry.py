@@ -142,6 +142,12 @@ def aliased(uri: str, model_name: str, alias: str) -> Version | None:
     return Version(str(found.version), str(found.run_id), dict(found.tags))
 
 
+def run_of(uri: str, model_name: str, version: str) -> str:
+    """Return the id of the run that a version came from."""
+    with reaching(uri) as client:
+        return str(client.get_model_version(model_name, version).run_id)
+
+
 def set_alias(uri: str, model_name: str, alias: str, version: str) -> None:
     """Move an alias to a version, from wherever it was."""
     with reaching(uri) as client:

@@ -13,13 +13,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreJob:
-    """Ask a version of the registered model about every image of a packed split. ``uri``: of MLflow."""
+    """Ask a version of the registered model about every image of a packed split.
+
+    Args:
+        uri: of MLflow.
+        predictions_path: where each image's ids_HW uint8 are kept, as an npz file with the image's index as the key;
+            None keeps none.
+    """
 
     uri: str
     model_name: str
     version: str
     packed_dir: Path
     split: str = "test"
+    predictions_path: Path | None = None
 
 
 def score_on_ray(job: ScoreJob) -> NDArray[np.int64]:

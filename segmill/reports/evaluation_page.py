@@ -1,20 +1,36 @@
-"""The page of one evaluation: scores by class and member, curves, confusion, examples, what training saw."""
+"""The page of one run: its verdict and what changed, scores by class and member, curves, confusion, pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
+from segmill.files import replacing
 from segmill.reports import figures
 from segmill.reports.page import write_page
-from segmill.reports.pictures import Box, Pixels, errors, image_above_classes, outlined, overlay, sheet, thumbnail
+from segmill.reports.pictures import (
+    Box,
+    Pixels,
+    as_uri,
+    errors,
+    image_above_classes,
+    outlined,
+    overlay,
+    sheet,
+    thumbnail,
+)
+from segmill.reports.run_facts import RunFacts
+
+if TYPE_CHECKING:
+    from segmill.metrics.intervals import Gain, Interval
 
 KINDS = ("image", "target", "prediction", "errors")
-PICTURE_PX = 640  # wider pictures are reduced for the page
+PICTURE_PX, QUALITY = 512, 88  # wider pictures are reduced for the page
 
 
 class ClassShare(NamedTuple):
@@ -36,19 +52,15 @@ class MemberRow(NamedTuple):
 
 
 class GainOverBest(NamedTuple):
-    """The ensemble's gain in mIoU over its best member, with its interval at 95 % and the groups behind it."""
+    """The member with the best mIoU, and the ensemble's gain over it."""
 
     member: str
-    estimate: float
-    low: float
-    high: float
-    groups: int
+    gain: Gain
 
 
 class Curve(NamedTuple):
     """One quantity by epoch, a line per member: ``lines`` maps a name to its points (epoch, value)."""
 
-    name: str
     title: str
     lines: Mapping[str, Sequence[tuple[int, float]]]
 
@@ -66,10 +78,22 @@ class Example(NamedTuple):
     prediction_HW: Pixels
 
 
-class View(NamedTuple):
-    """A train sample at one time: image HWC and mask HW uint8, ``file`` the name of its picture."""
+class Contrast(NamedTuple):
+    """A test image that two versions see differently: the ``share`` of its labelled pixels, and the mIoU of either."""
 
-    file: str
+    id: str
+    share: float
+    rival_miou: float
+    miou: float
+    image_HWC: Pixels
+    target_HW: Pixels
+    rival_HW: Pixels
+    prediction_HW: Pixels
+
+
+class View(NamedTuple):
+    """A train sample at one time: image HWC and mask HW uint8."""
+
     caption: str
     image_HWC: Pixels
     mask_HW: Pixels
@@ -98,54 +122,61 @@ class EvaluationPage:
     """All that the page shows.
 
     Attributes:
-        name: of the data set. ``data_version``: that the members were trained on.
-        metrics: the content of metrics.json.
+        name: of the data set. ``run``: its verdict, and when and from what it was made.
+        metrics: the content of metrics.json. ``scores``: miou, mdice and accuracy of the ensemble, with intervals.
         tta_hflip: whether predictions are averaged with those of mirrored images.
         classes: in the order of their ids; ``colors_K3`` their colours; ``ignore_id`` marks unlabelled pixels.
-        members: in the ensemble's order. ``gain``: the ensemble's over the best of them.
+        members: in the ensemble's order. ``gain``: over the best of them; None for an ensemble of one.
         confusion_KK: for each true class the shares it was predicted as; None for a class without a pixel.
         curves: of the members' trainings. ``examples``: worst first. ``training``: None where no member is a network.
+        contrasts: where the version and its rival differ, most first; None where their predictions are not known.
     """
 
     name: str
-    data_version: str
+    run: RunFacts
     metrics: Mapping[str, Any]
+    scores: Mapping[str, Interval]
     tta_hflip: bool
     classes: Sequence[ClassShare]
     colors_K3: Pixels
     ignore_id: int
     members: Sequence[MemberRow]
-    gain: GainOverBest
+    gain: GainOverBest | None
     confusion_KK: Sequence[Sequence[float | None]]
     curves: Sequence[Curve]
     examples: Iterable[Example]
+    contrasts: Sequence[Contrast] | None
     training: TrainingSeen | None
 
 
 def write_evaluation_page(page: EvaluationPage, out_dir: Path) -> None:
-    """Write index.html and figures/ into ``out_dir``: also overview.png, three examples to show elsewhere."""
-    folder = out_dir / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    examples = list(_draw_examples(page, folder))
-    metrics = page.metrics
-    scored = {"ensemble": metrics["ensemble"], **metrics["members"]}
+    """Write index.html, which holds its pictures, and overview.png, three examples to show elsewhere."""
+    drawn = [(one, _draw_example(page, one)) for one in page.examples]
+    metrics, facts = page.metrics, page.run.verdict.facts
+    scored = {"ensemble": metrics["ensemble"], **(metrics["members"] if page.gain else {})}
+    rivals = dict(zip(metrics["classes"], facts.get("champion_iou", ()), strict=False))
+    tables = [_score_table(page.classes, scored, *one) for one in (("IoU", "iou", "miou"), ("Dice", "dice", "mdice"))]
+    if rivals:
+        _add_rival(tables[0], page.classes, rivals, facts["champion_miou"], page.run.verdict.rival_title)
+    with replacing(out_dir / "overview.png") as draft:
+        _overview([pictures for _, pictures in drawn]).save(draft, "PNG")
     write_page(
         out_dir / "index.html",
         "evaluation.html.jinja",
         page=page,
+        run=page.run,
+        verdict=page.run.verdict,
         metrics=metrics,
-        best=metrics["members"][page.gain.member],
-        tables=[
-            _score_table(page.classes, scored, *one) for one in (("IoU", "iou", "miou"), ("Dice", "dice", "mdice"))
-        ],
-        columns=list(metrics["members"]),
-        curves=[_draw_curve(curve, folder) for curve in page.curves],
-        examples=examples,
-        kinds=KINDS,
-        seen=[_draw_seen(page, sample, folder) for sample in page.training.samples] if page.training else [],
+        best=metrics["members"][page.gain.member] if page.gain else None,
+        bar=_gain_bar(facts),
+        tables=tables,
+        columns=list(scored)[1:],
+        curves=[figures.draw(curve.title, partial(plot_curve, curve=curve)) for curve in page.curves],
+        examples=[(one, list(zip(KINDS, map(_uri, pictures), strict=True))) for one, pictures in drawn],
+        contrasts=[(one, _draw_contrast(page, one)) for one in page.contrasts or ()],
+        seen=[_draw_seen(page, sample) for sample in page.training.samples] if page.training else [],
         extra=sum(page.training.made.values()) if page.training else 0,
     )
-    _draw_overview(len(examples), folder)
 
 
 def _score_table(
@@ -157,51 +188,84 @@ def _score_table(
         values = [scores[metric][one.name] for scores in scored.values()]
         top = max((value for value in values if value is not None), default=None)
         rows.append({"class": one, "cells": [(value, value is not None and value == top) for value in values]})
-    return {"title": title, "rows": rows, "means": [scores[mean] for scores in scored.values()]}
+    return {"title": title, "rows": rows, "means": [scores[mean] for scores in scored.values()], "rival": ""}
 
 
-def _draw_curve(curve: Curve, folder: Path) -> figures.Figure:
-    def plot(axes: Any) -> None:
-        for index, (name, points) in enumerate(curve.lines.items()):
-            epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
-            color, marker = figures.LINES[index % len(figures.LINES)], "o" if len(points) == 1 else None
-            axes.plot(epochs, values, label=figures.short(name), color=color, lw=2, marker=marker)
-        figures.whole_numbers(axes, "epoch")
-
-    return figures.draw(folder, f"curve-{curve.name}", curve.title, plot)
+def _add_rival(
+    table: dict[str, Any], classes: Sequence[ClassShare], iou: Mapping[str, float | None], mean: float, title: str
+) -> None:
+    """Put the rival's figure and the gain over it at the end of each row."""
+    for row, one in zip(table["rows"], classes, strict=True):
+        row["rival"] = _with_gain(row["cells"][0][0], iou.get(one.name))
+    table |= {"rival": title, "rival_mean": _with_gain(table["means"][0], mean)}
 
 
-def _draw_examples(page: EvaluationPage, folder: Path) -> Iterator[dict[str, Any]]:
-    """Draw image, target, prediction and errors of each example; yield what the page says of it."""
-    for rank, one in enumerate(page.examples):
-        drawn = (
-            one.image_HWC,
-            overlay(one.image_HWC, one.target_HW, page.colors_K3, page.ignore_id),
-            overlay(one.image_HWC, one.prediction_HW, page.colors_K3, page.ignore_id),
-            errors(one.image_HWC, one.target_HW, one.prediction_HW, page.ignore_id),
-        )
-        for kind, pixels in zip(KINDS, drawn, strict=True):
-            thumbnail(pixels, PICTURE_PX).save(folder / f"example-{rank:02d}-{kind}.png")
-        facts = {key: getattr(one, key) for key in ("id", "group", "place", "miou", "accuracy")}
-        yield {"stem": f"{folder.name}/example-{rank:02d}", **facts}
+def _with_gain(own: float | None, rival: float | None) -> tuple[float | None, float | None]:
+    return rival, None if own is None or rival is None else own - rival
 
 
-def _draw_seen(page: EvaluationPage, sample: SeenSample, folder: Path) -> dict[str, Any]:
+def _gain_bar(facts: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return where the gain, its interval, zero and min_gain are on a line, in % of its length; None without a gain."""
+    if facts.get("gain") is None:
+        return None
+    marks = {"zero": 0.0, "least": facts["min_gain"], "gain": facts["gain"], "low": facts["gain_low"],
+             "high": facts["gain_high"]}  # fmt: skip
+    start, end = min(marks.values()), max(marks.values())
+    room = 0.08 * (end - start) or 0.01
+    return {name: 100 * (value - start + room) / (end - start + 2 * room) for name, value in marks.items()}
+
+
+def plot_curve(axes: Any, curve: Curve) -> None:
+    """Draw a line per member; of a training of one epoch a point, with its value in the legend."""
+    for index, (name, points) in enumerate(curve.lines.items()):
+        epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
+        color, label, marker = figures.LINES[index % len(figures.LINES)], figures.short(name), None
+        if len(points) == 1:
+            label, marker = f"{label}: {values[0]:.4g}", "o"
+        axes.plot(epochs, values, label=label, color=color, lw=2, marker=marker, ms=8)
+    figures.whole_numbers(axes, "epoch")
+
+
+def _draw_example(page: EvaluationPage, one: Example) -> list[Image.Image]:
+    """Return a picture for each of KINDS."""
+    drawn = (
+        one.image_HWC,
+        overlay(one.image_HWC, one.target_HW, page.colors_K3, page.ignore_id),
+        overlay(one.image_HWC, one.prediction_HW, page.colors_K3, page.ignore_id),
+        errors(one.image_HWC, one.target_HW, one.prediction_HW, page.ignore_id),
+    )
+    return [thumbnail(pixels, PICTURE_PX) for pixels in drawn]
+
+
+def _draw_contrast(page: EvaluationPage, one: Contrast) -> list[tuple[str, str]]:
+    """Return caption and picture of the image, the target, and what either version says."""
+    verdict = page.run.verdict
+    named = {
+        "target": one.target_HW,
+        f"{verdict.rival_title}: mIoU {100 * one.rival_miou:.1f} %": one.rival_HW,
+        f"version {verdict.version}: mIoU {100 * one.miou:.1f} %": one.prediction_HW,
+    }
+    shown = {"image": one.image_HWC} | {
+        caption: overlay(one.image_HWC, ids_HW, page.colors_K3, page.ignore_id) for caption, ids_HW in named.items()
+    }
+    return [(caption, _uri(thumbnail(pixels, PICTURE_PX))) for caption, pixels in shown.items()]
+
+
+def _draw_seen(page: EvaluationPage, sample: SeenSample) -> dict[str, Any]:
     shown = []
     for number, view in enumerate(sample.views):
         drawn = image_above_classes(view.image_HWC, view.mask_HW, page.colors_K3, page.ignore_id)
         if number == 0:
             outlined(drawn, sample.boxes)
         drawn.thumbnail((PICTURE_PX, 2 * PICTURE_PX))
-        drawn.save(folder / view.file)
-        shown.append({"file": f"{folder.name}/{view.file}", "caption": view.caption})
+        shown.append((view.caption, _uri(drawn)))
     return {"title": sample.title, "pictures": shown}
 
 
-def _draw_overview(count: int, folder: Path) -> None:
-    """Put the worst, a typical and the best example under one another."""
-    rows = [
-        [Image.open(folder / f"example-{rank:02d}-{kind}.png") for kind in KINDS]
-        for rank in sorted({0, count // 2, count - 1})
-    ]
-    sheet(rows).save(folder / "overview.png")
+def _overview(drawn: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Return the worst, a typical and the best example under one another."""
+    return sheet([drawn[rank] for rank in sorted({0, len(drawn) // 2, len(drawn) - 1})])
+
+
+def _uri(picture: Image.Image) -> str:
+    return as_uri(picture, QUALITY)

@@ -1,9 +1,10 @@
-"""Plots in the style of the pages, drawn once for each theme."""
+"""Plots in the style of the pages, drawn once for each theme, as pictures inside the page."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,14 +18,15 @@ THEMES = {"light": ("#1d2430", "#d8dde6"), "dark": ("#e7ebf2", "#3a4352")}  # te
 
 
 class Figure(NamedTuple):
-    """A plot beside the page: the files are ``{stem}-light.png`` and ``{stem}-dark.png``."""
+    """A plot as data URIs, for light and for dark pages."""
 
-    stem: str
     title: str
+    light: str
+    dark: str
 
 
-def draw(folder: Path, name: str, title: str, plot: Callable[[Axes], None]) -> Figure:
-    """Let ``plot`` draw on axes, once for each theme, into ``folder``, which is beside the page.
+def draw(title: str, plot: Callable[[Axes], None]) -> Figure:
+    """Let ``plot`` draw on axes, once for each theme.
 
     Labels are text, never mathematics: a name may hold a dollar sign.
     """
@@ -32,6 +34,7 @@ def draw(folder: Path, name: str, title: str, plot: Callable[[Axes], None]) -> F
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
+    uris = {}
     for theme, (ink, grid) in THEMES.items():
         with rc_context({"text.parse_math": False}):
             canvas = Canvas(figsize=(5.2, 3.1), layout="constrained")
@@ -45,8 +48,10 @@ def draw(folder: Path, name: str, title: str, plot: Callable[[Axes], None]) -> F
             axes.spines[:].set_visible(False)
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(frameon=False, labelcolor=ink, fontsize=8.5)
-            canvas.savefig(folder / f"{name}-{theme}.png", dpi=160, transparent=True)
-    return Figure(f"{folder.name}/{name}", title)
+            content = BytesIO()
+            canvas.savefig(content, dpi=160, transparent=True)
+        uris[theme] = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return Figure(title, **uris)
 
 
 def short(name: str) -> str:

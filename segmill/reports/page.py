@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def render(template: str, **values: Any) -> str:
     """Return the page that ``template``, a file of this folder, makes of ``values``.
 
-    It loads nothing from anywhere: the style is in it, its pictures are data URIs or files beside it.
+    It loads nothing from anywhere: the style is in it, its pictures are data URIs.
     """
     return _environment().get_template(template).render(**values)
 
@@ -34,6 +34,8 @@ def _environment() -> Environment:
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = _percent
+    environment.filters["points"] = _points
+    environment.filters["duration"] = _duration
     environment.filters["count"] = "{:,}".format
     return environment
 
@@ -41,3 +43,18 @@ def _environment() -> Environment:
 def _percent(share: float | None) -> str:
     """Write a share in %, with one digit; "-" for None."""
     return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _points(difference: float | None) -> str:
+    """Write a difference of two shares in points, signed, with one digit; "-" for None."""
+    return "-" if difference is None else f"{100 * difference:+.1f}".replace("-0.0", "+0.0")
+
+
+def _duration(seconds: float) -> str:
+    """Write seconds as 45 s, 3 min 05 s or 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

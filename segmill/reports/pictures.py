@@ -97,5 +97,5 @@ def thumbnail(pixels: Pixels, longest_px: int) -> Image.Image:
 def as_uri(picture: Image.Image, quality: int) -> str:
     """Return the picture as a JPEG inside a data URI."""
     content = BytesIO()
-    picture.convert("RGB").save(content, "JPEG", quality=quality)
+    picture.convert("RGB").save(content, "JPEG", quality=quality, subsampling="4:4:4")  # borders of classes are colours
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -87,23 +87,13 @@ class TuningPage:
 
 
 def write_tuning_page(page: TuningPage, out_dir: Path) -> None:
-    """Write index.html and figures/ into ``out_dir``; plots of an earlier tuning go."""
-    folder = out_dir / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for former in folder.glob("*.png"):
-        former.unlink()
-    plots = [
-        ("best", "Best val mIoU so far, %", plot_best),
-        ("curves", "Learning curves, val mIoU, %", plot_curves),
-    ]
+    """Write index.html into ``out_dir``."""
+    plots = [("Best val mIoU so far, %", plot_best), ("Learning curves, val mIoU, %", plot_curves)]
     if page.winner_mious and page.current_mious:
-        plots.append(("seeds", "Winner and current settings, by seed", plot_seeds))
-    drawn = [figures.draw(folder, name, title, partial(plot, page=page)) for name, title, plot in plots]
+        plots.append(("Winner and current settings, by seed", plot_seeds))
+    drawn = [figures.draw(title, partial(plot, page=page)) for title, plot in plots]
     best = page.trials[page.winner - 1].best or 0.0
-    slices = [
-        figures.draw(folder, f"key-{number}", key.key, partial(plot_key, key=key, best=best))
-        for number, key in enumerate(page.keys)
-    ]
+    slices = [figures.draw(key.key, partial(plot_key, key=key, best=best)) for key in page.keys]
     write_page(out_dir / "index.html", "tuning.html.jinja", page=page, drawn=drawn, slices=slices)
 
 

@@ -34,7 +34,7 @@ LEAST_TRIALS = 4  # with fewer, importances mean nothing
 
 
 def write_evidence(job: EvidenceJob) -> dict[str, Any]:
-    """Write patch.yaml, trials.csv, index.html and figures/, and return what a terminal shows of it.
+    """Write patch.yaml, trials.csv and index.html, and return what a terminal shows of it.
 
     The folder is made where it is missing; what an earlier tuning left in it is replaced.
 

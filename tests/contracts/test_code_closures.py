@@ -70,7 +70,6 @@ REASONS: dict[str, dict[str, str]] = {
     },
     "evaluate": {
         "errors": ERRORS,
-        "evaluation.job": SETTINGS,
         "models.curves": SAVING,
         "models.weights": SAVING,
         "models.gradient_checkpointing": TRAINING,
@@ -85,7 +84,7 @@ HOLDS = {
     NETWORK: ("training.loop", "training.losses", "training.muon", "models.networks", "data.loading.batches"),
     SVM: ("training.svm.fitting", "training.svm.pixels", "models.svm.features", "models.svm.member"),
     "ensemble": ("ensembling.select", "ensembling.predict", "models.members", "models.svm.member", "metrics.counts"),
-    "evaluate": ("evaluation.scoring", "evaluation.report", "reports.evaluation_page", "reports/evaluation.html.jinja"),
+    "evaluate": ("evaluation.scoring", "ensembling.predict", "models.members", "models.svm.member", "metrics.scores"),
     "shards": ("data.packing.shards", "data.packing.resizing", "data.storage.images", "enhancement"),
 }
 # What watches, starts, records or shows a run: no result depends on it.
@@ -124,8 +123,8 @@ LACKS = {
         "data.storage",
         "data.validation",
         "data.packing.shards",
-        "reports.audit",
-        "reports.tuning",
+        "data.loading",
+        "reports",
     ),
     "shards": ("models", "training", "data.loading", "data.packing.pack."),
 }
@@ -189,8 +188,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     from segmill.data.validation.checks import validate_dataset
     from segmill.ensembling.job import EnsembleJob
     from segmill.ensembling.select import build_ensemble
-    from segmill.evaluation.job import EvaluateJob
-    from segmill.evaluation.report import evaluate_and_report
+    from segmill.evaluation.scoring import evaluate
     from segmill.svm_settings import SvmSettings
     from segmill.train_settings import NetworkSettings, TrainSettings
     from segmill.training.clock import Rank
@@ -262,15 +260,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         "ensemble": lambda: build_ensemble(
             EnsembleJob(member_dirs=members, packed_dir=packed, out_dir=ensemble, tta_hflip=True)
         ),
-        "evaluate": lambda: evaluate_and_report(
-            EvaluateJob(ensemble_dir=ensemble, packed_dir=packed, augmented_dir=augmented, out_dir=reports, overlays=1)
-        ),
+        "evaluate": lambda: evaluate(ensemble, packed, reports, examples=1),
     }
     found: dict[str, set[str]] = {}
     for name, step in steps.items():
         with modules_that_run() as found[name]:
             step()
-    assert read_pack(packed).samples["train"] > 0 and (reports / "index.html").is_file()
+    assert read_pack(packed).samples["train"] > 0 and (reports / "metrics.json").is_file()
     return found
 
 
@@ -323,14 +319,15 @@ def test_what_watches_starts_records_or_shows_a_run_retrains_nothing(changed: Ca
         "tracking.py", "progress.py", "workspace.py", "params.py", "promotion/registry.py",
         "promotion/ledger.py", "training/distributed/launch.py", "training/distributed/worker.py",
         "cluster/connection.py", "cluster/work.py", "data/versioning/versions.py", "data/validation/issues_page.py",
-        "reports/checks_page.py", "reports/audit_page.py", "reports/checks.html.jinja",
+        "reports/checks_page.py", "reports/audit_page.py", "reports/checks.html.jinja", "evaluation/report.py",
+        "reports/evaluation_page.py", "reports/evaluation.html.jinja", "reports/run_facts.py",
     )  # fmt: skip
     assert changed(a_statement_more, *around) == set()
     assert changed(lambda text: text.replace("lower ", "reduce "), "training/train.py", "models/members.py") == set()
 
 
-def test_the_report_counts_for_evaluate_alone_and_a_loss_for_networks_alone(changed: Callable[..., set[str]]) -> None:
-    assert changed(a_statement_more, "reports/evaluation_page.py", "reports/evaluation.html.jinja") == {"evaluate"}
+def test_scoring_counts_for_evaluate_alone_and_a_loss_for_networks_alone(changed: Callable[..., set[str]]) -> None:
+    assert changed(a_statement_more, "evaluation/scoring.py") == {"evaluate"}
     assert changed(a_statement_more, "training/losses.py", "training/muon.py") == {NETWORK}
     assert changed(a_statement_more, "training/svm/pixels.py") == {SVM}
     assert changed(a_statement_more, "models/decoders.py") == {NETWORK, "ensemble", "evaluate"}

@@ -24,6 +24,8 @@ from ruamel.yaml import YAML
 from terminal import BIN, run, states, terminal
 
 from segmill.data.ingest.builtin import write_brain
+from segmill.data.schema.manifest import read_manifest
+from segmill.data.versioning.history import log_path, read_log
 from segmill.workspace import Workspace
 from tasks.stage import stage_edges
 
@@ -106,6 +108,37 @@ def test_mlflow_leads_back_to_data_params_code_and_commit(first: tuple[Workspace
         assert [point.step for point in client.get_metric_history(child.info.run_id, "val_miou")] == [1, 2]
 
 
+def test_the_report_says_the_verdict_and_is_kept_with_the_run(first: tuple[Workspace, str]) -> None:
+    from mlflow import MlflowClient
+    from mlflow.artifacts import load_text
+
+    workspace, _ = first
+    uri = f"sqlite:///{workspace.root / 'mlflow.db'}"
+    version = MlflowClient(uri, uri).get_model_version_by_alias("segmill-brain", "champion")
+    page = workspace.page.read_text()
+    assert "PASS" in page and "version 1 of segmill-brain is the champion now" in page
+    assert "This is the first version to be judged" in page and f"/runs/{version.run_id}?" in page
+    assert f'title="{version.tags["git_commit"]}"' in page
+    stored = MlflowClient(uri, uri).get_run(version.run_id).info.artifact_uri
+    assert load_text(f"{stored}/report/index.html") == page
+    low, miou, high = (float(version.tags[tag]) for tag in ("test_miou_low", "test_miou", "test_miou_high"))
+    assert low < miou < high and version.tags["compared_with"] == "none"
+    assert f"between {low:.4f} and {high:.4f}" in version.description
+    assert f"`{version.tags['git_commit']}`" in version.description
+
+
+def test_a_lost_report_is_written_again(first: tuple[Workspace, str], servers: dict[str, str]) -> None:
+    workspace, _ = first
+    workspace.page.unlink()
+    assert json.loads(run(workspace, "segmill", "status", "--json"))["up_to_date"] is False
+    assert "up to date" in run(workspace, "dvc", "status"), "it is no stage's out"
+    found = states(run(workspace, "segmill", "retrain", servers=servers))
+    assert {found.pop(step) for step in ("version", "register", "promote", "report")} == {"ran"}
+    assert set(found.values()) == {"fresh"}
+    page = workspace.page.read_text()
+    assert "version 1 of segmill-brain is the champion now" in page and "of an earlier run" in page
+
+
 def test_the_second_run_and_dvc_have_nothing_to_do(first: tuple[Workspace, str]) -> None:
     workspace, _ = first
     assert "nothing to do" in run(workspace, "segmill", "retrain")
@@ -173,6 +206,7 @@ def prefect_kept_the_run_with_its_graph_table_picture_and_logs(workspace: Worksp
     assert {step: set(edges[step]) & {*stages} for step in stages} == stages, "dvc.yaml's edges, and no other"
     assert {step: parents for step, parents in edges.items() if step not in stages} == {
         "version": [], "check members": ["fingerprint"], "register": ["evaluate"], "promote": ["register"],
+        "report": ["promote"],
     }  # fmt: skip
     assert "validate: ran" in " ".join(logs) and any(re.match(r"finetune@unet: ran in \d+s", line) for line in logs)
     assert "| ensemble |" in artifacts["retrain-summary"][1]
@@ -268,19 +302,55 @@ def test_a_changed_and_a_new_member_are_trained_from_what_was_there_when_the_run
     assert weights.read_bytes() == sound
     batch_size = json.loads((workspace.member("unet") / "member.json").read_text())["params"]["train"]["batch_size"]
     assert batch_size >= 2 and batch_size & (batch_size - 1) == 0, "a power of two that was tried"
-    assert "shades" in (workspace.reports / "index.html").read_text()
     assert load_and_predict(workspace, "segmill-brain/2")[:2] == [[2, 50, 70], True]
 
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{workspace.root / 'mlflow.db'}"
     tags = MlflowClient(uri, uri).get_model_version("segmill-brain", "2").tags
-    assert tags["data_version"] == before["data_version"]
+    assert data_versions(workspace, "2") == {before["data_version"]}
+    assert (tags["verdict"], tags["compared_with"]) == ("FAIL", "version 1")
+    page = workspace.page.read_text()
+    assert "FAIL" in page and "version 1 stays the champion" in page and "Where the two versions differ most" in page
+    assert all(f"<bdi>{line}</bdi>" in page for line in ("members.unet.lr 0.003 -&gt; 0.005", "member shades is new"))
     assert tags["params_sha256"] == hashlib.sha256(recorded.encode()).hexdigest()
     status = json.loads(run(workspace, "segmill", "status", "--json"))
     assert status["challenger"]["version"] == "2" and status["champion"]["version"] == "1", "the floor is an input"
     assert status["data_version"] != before["data_version"]
     assert status["up_to_date"] is False, "what came meanwhile counts for the next run"
+
+
+def data_versions(workspace: Workspace, version: str) -> set[str]:
+    """Return the data versions that the records of the last run, which registered ``version``, name."""
+    from mlflow import MlflowClient
+    from mlflow.artifacts import load_text
+
+    uri, root = f"sqlite:///{workspace.root / 'mlflow.db'}", workspace.root
+    client = MlflowClient(uri, uri)
+    registered = client.get_model_version("segmill-brain", version)
+    parent = client.get_run(registered.run_id)
+    nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{registered.run_id}'")
+    assert len(nested) == 3
+    members = [path for folder in (workspace.members, workspace.ensemble) for path in folder.rglob("member.json")]
+    assert len(members) == 6
+    found = {json.loads(path.read_text())["data_version"] for path in members}
+    found |= {one.data.tags[tag] for one in nested for tag in ("data_version", "trained_on_data_version")}
+    found |= {registered.tags["data_version"], parent.data.tags["data_version"]}
+    found |= {json.loads(workspace.last_run.read_text())["data_version"]}
+    described = re.compile("Data version `([0-9a-f]{32})`")
+    found |= {one for text in (registered.description, parent.data.tags["mlflow.note.content"])
+              for one in described.findall(text)}  # fmt: skip
+    found |= set(re.findall('data version <b title="([^"]*)"', workspace.page.read_text()))
+    for lock in ((root / "dvc.lock").read_text(), load_text(f"{parent.info.artifact_uri}/pipeline/dvc.lock")):
+        stages = YAML(typ="safe").load(lock)["stages"]
+        found |= {dep["md5"].removesuffix(".dir") for name in ("validate", "prepare") for dep in stages[name]["deps"]
+                  if dep["path"] == "data/raw"}  # fmt: skip
+    committed = ["git", "show", f"{registered.tags['git_commit']}:data/raw.dvc"]
+    record = YAML(typ="safe").load(subprocess.check_output(committed, cwd=root, text=True))
+    found |= {record["outs"][0]["md5"].removesuffix(".dir")}
+    (entry,) = [entry for entry in read_log(log_path(root / "data" / "raw")) if entry.version in found]
+    assert read_manifest(workspace.manifest).num_rows == entry.samples, "the manifest has no version, but its samples"
+    return found
 
 
 def what_others_do_meanwhile(workspace: Workspace, more: Path) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.summary import markdown, next_steps, run_scores, run_table, show_result
+from flows.summary import markdown, next_steps, run_scores, run_table, show_result, shown_interval
+from segmill.metrics.intervals import Interval
 
 METRICS: dict[str, Any] = {
     "classes": ["road", "car"],
@@ -46,6 +47,8 @@ def refused(decision: str, champion_iou: list[float | None]) -> dict[str, Any]:
         "model": "segmill-street",
         "version": "7",
         "report": "reports/index.html",
+        "git_commit": "0123",
+        "compared_with": "6",
     }
 
 
@@ -81,7 +84,14 @@ def test_the_pages_show_the_same_table() -> None:
             "data_version": "abc",
             "model": "segmill-street",
             "version": "2",
+            "git_commit": "0123",
+            "compared_with": None,
+            "interval": shown_interval(Interval(0.75, 0.7, 0.8, 5)),
         }
     )
     assert "**PASS**: version 2 is the champion now" in text and "- It is better." in text
     assert "| ensemble | 0.7500 | 0.8000 | 0.7500 | - |" in text
+    assert "mIoU 0.7500, with 95% confidence between 0.7000 and 0.8000." in text
+    assert "Data version `abc`, model `segmill-street` version 2, the first to be judged, code commit `0123`." in text
+    assert "version 7, compared with version 6, code" in markdown(refused("FAIL", [0.8, 0.9]))
+    assert shown_interval(Interval(0.75, 0.0, 1.0, 2)).endswith("the test split has too few groups (2)")

@@ -159,7 +159,7 @@ def test_a_killed_search_goes_on_and_ends_with_a_patch(workspace: Workspace, ser
         assert {trial.seed for trial in after if trial.values == winner.values} == {0, 1}
         assert "segmill retrain --set" in done.stdout
     page = (folder / "index.html").read_text()
-    assert patch["evidence"]["verdict"] in page.replace("&#39;", "'") and "figures/curves-light.png" in page
+    assert patch["evidence"]["verdict"] in page.replace("&#39;", "'") and "data:image/png;base64," in page
     assert (folder / "figures" / "curves-light.png").is_file()
 
     from mlflow import MlflowClient

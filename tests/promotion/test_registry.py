@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +196,18 @@ def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered
     expected = np.stack([confusion_counts(test.mask(i), ids, 5, 255) for i, ids in enumerate(maps)])
     assert counts.shape == expected.shape == (len(test), 5, 5)
     assert np.abs(counts - expected).sum() <= 0.002 * expected.sum()
+
+
+@pytest.mark.slow
+def test_what_a_version_predicts_is_kept_image_by_image(registered: Registered, judging: Path, tmp_path: Path) -> None:
+    path, test = tmp_path / "new" / "predictions.npz", PackedSplit(judging / "packed" / "test")
+    job = replace(scoring(registered, registered.version, judging / "packed"), predictions_path=path)
+    counts = score_registered(job)
+    with np.load(path, allow_pickle=False) as kept:
+        assert kept.files == [str(index) for index in range(len(test))]
+        again = [confusion_counts(test.mask(index), kept[str(index)], 5, 255) for index in range(len(test))]
+    np.testing.assert_array_equal(np.stack(again), counts)
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
 def test_a_version_of_other_classes_is_not_compared(registered: Registered, judging: Path, tmp_path: Path) -> None:

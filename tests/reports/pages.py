@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from segmill.metrics.intervals import Gain, Interval
 from segmill.reports.audit_page import AuditCard, AuditPage, ClassPair, NamedClass, SuggestedChange, write_audit_page
 from segmill.reports.checks_page import ChecksPage, FoundIssue, IssueKind, Side, SidePair, write_checks_page
 from segmill.reports.evaluation_page import (
     ClassShare,
+    Contrast,
     Curve,
     EvaluationPage,
     Example,
@@ -20,6 +23,7 @@ from segmill.reports.evaluation_page import (
     View,
     write_evaluation_page,
 )
+from segmill.reports.run_facts import Changes, Link, RunFacts, VerdictFacts
 from segmill.reports.tuning_page import SearchedKey, TrialRow, TuningPage, write_tuning_page
 
 COLORS = np.array([[0, 0, 0], [200, 100, 0]], np.uint8)
@@ -27,32 +31,67 @@ IMAGE = np.arange(24 * 32 * 3, dtype=np.uint32).reshape(24, 32, 3).astype(np.uin
 MASK = (np.arange(24 * 32).reshape(24, 32) % 5 == 0).astype(np.uint8)
 
 
-def write_evaluation(name: str, folder: Path) -> Path:
-    """Write the page of an evaluation whose set, class, member, sample, group and recipe are called ``name``."""
+FACTS = {
+    "challenger_miou": 0.5, "floor_miou": 0.1, "samples": 3, "champion_miou": 0.45, "champion_iou": [0.7, None],
+    "gain": 0.05, "gain_low": 0.01, "gain_high": 0.09, "min_gain": 0.0, "confidence": 0.95, "groups": 3,
+    "classes_compared": [0],
+}  # fmt: skip
+
+
+def run_facts(name: str = "net", **own: Any) -> RunFacts:
+    """Return the facts of a run that passed against version 1; each of ``own`` replaces a part of it or its verdict."""
+    verdict = {
+        "decision": "PASS", "outcome": f"version 2 of {name} is the champion now", "reasons": [f"It is better: {name}"],
+        "warnings": [f"member {name} ended early"], "next_steps": [f"try {name}"], "version": "2", "rival": "1", "rival_serves": False, "facts": FACTS,
+    }  # fmt: skip
+    verdict |= {key: own.pop(key) for key in list(own) if key in verdict}
+    plain: dict[str, Any] = {
+        "model": name, "finished": "2026-11-29 04:50 UTC", "seconds": 125.0, "data_version": name, "commit": name,
+        "segmill_version": "0.1.0", "trained": {name: 54.0},
+        "settings": {f"finetune@{name}": [(f"members.{name}", name)]},
+        "links": [Link("this run", "http://127.0.0.1:5000/#/1")], "member_links": {name: "http://127.0.0.1:5000/#/2"},
+        "local_pages": True, "changes": Changes(data=[name], settings=[name], code=[name]),
+    }  # fmt: skip
+    return RunFacts(**plain | own, verdict=VerdictFacts(**verdict))
+
+
+def evaluation_page(name: str = "net", *others: str, **own: Any) -> EvaluationPage:
+    """Return the page of a set, class, member, sample, group and recipe that are called ``name``.
+
+    ``others``: more members; ``own``: what replaces a part of the page.
+    """
     scores = {"miou": 0.5, "mdice": 0.6, "accuracy": 0.9, "iou": {"ground": 0.8, name: None}}
     scores["dice"] = scores["iou"]
-    page = EvaluationPage(
-        name=name,
-        data_version=name,
-        metrics={
-            "split": "test", "samples": 3, "groups": 2, "classes": ["ground", name], "members": {name: scores},
-            "ensemble": scores,
+    members = (name, *others)
+    plain: dict[str, Any] = {
+        "name": name,
+        "run": run_facts(name, trained=dict.fromkeys(members), member_links=dict.fromkeys(members, "http://127.0.0.1")),
+        "metrics": {
+            "split": "test", "samples": 3, "groups": 3, "classes": ["ground", name],
+            "members": dict.fromkeys(members, scores), "ensemble": scores,
         },
-        tta_hflip=False,
-        classes=[ClassShare("ground", "#000000", 0.9), ClassShare(name, "#c86400", 0.1)],
-        colors_K3=COLORS,
-        ignore_id=255,
-        members=[MemberRow(name, "resnet18", "fpn", name, 1.0)],
-        gain=GainOverBest(name, 0.01, -0.01, 0.03, 2),
-        confusion_KK=[[0.9, 0.1], [None, None]],
-        curves=[Curve("loss", "Training loss", {name: [(1, 1.0), (2, 0.5)]})],
-        examples=[Example(name, "group " + name, place, 0.5, 0.9, IMAGE, MASK, 1 - MASK) for place in (1, 2, 3)],
-        training=TrainingSeen(
+        "scores": {key: Interval(0.5, 0.4, 0.6, 3) for key in ("miou", "mdice", "accuracy")},
+        "tta_hflip": False,
+        "classes": [ClassShare("ground", "#000000", 0.9), ClassShare(name, "#c86400", 0.1)],
+        "colors_K3": COLORS,
+        "ignore_id": 255,
+        "members": [MemberRow(one, "resnet18", "fpn", one, 1.0) for one in members],
+        "gain": GainOverBest(name, Gain(0.01, -0.01, 0.03, 3, (0,))),
+        "confusion_KK": [[0.9, 0.1], [None, None]],
+        "curves": [Curve("Training loss", {name: [(1, 1.0), (2, 0.5)]})],
+        "examples": [Example(name, "group " + name, place, 0.5, 0.9, IMAGE, MASK, 1 - MASK) for place in (1, 2, 3)],
+        "contrasts": [Contrast(name, 0.25, 0.4, 0.6, IMAGE, MASK, 1 - MASK, MASK)],
+        "training": TrainingSeen(
             name, name, 3, {"copy_paste": 1, "balance": 0},
-            [SeenSample(name, [View("training-0-packed.png", "as packed", IMAGE, MASK)], [(2, 2, 4, 4)])],
+            [SeenSample(name, [View("as packed", IMAGE, MASK)], [(2, 2, 4, 4)])],
         ),
-    )  # fmt: skip
-    write_evaluation_page(page, folder)
+    }  # fmt: skip
+    return EvaluationPage(**plain | own)
+
+
+def write_evaluation(name: str, folder: Path) -> Path:
+    """Write the page of a run whose set, class, member, sample, group, recipe and changes are called ``name``."""
+    write_evaluation_page(evaluation_page(name), folder)
     return folder / "index.html"
 
 

@@ -29,6 +29,12 @@ def known(workspace: Workspace, version: str, champion: str | None, **changed: f
     return found.outcome if found else None
 
 
+def compared_with(workspace: Workspace, version: str, champion: str) -> tuple[str | None, bool]:
+    found = earlier_judgement(workspace, Registered(MODEL, version), champion, PromotionParams(**SETTINGS))
+    assert found is not None
+    return found.rival, found.rival_serves
+
+
 @pytest.mark.parametrize("changed", [{"floor_miou": 0.4}, {"min_gain": 0.01}, {"confidence": 0.9}])
 def test_a_changed_setting_asks_for_a_new_verdict(tmp_path: Path, changed: dict[str, float]) -> None:
     workspace = Workspace(tmp_path)
@@ -36,6 +42,8 @@ def test_a_changed_setting_asks_for_a_new_verdict(tmp_path: Path, changed: dict[
     wrote(workspace, "refuse", "2", "1", **SETTINGS)
     assert known(workspace, "2", "1") == f"version 2 of {MODEL} was not promoted; version 1 stays the champion"
     assert known(workspace, "2", "1", **changed) is None
+    assert compared_with(workspace, "2", "1") == ("1", True)
+    assert compared_with(workspace, "1", "1") == (None, False), "the first"
 
 
 def test_without_a_champion_only_the_floor_decided(tmp_path: Path) -> None:
@@ -63,4 +71,5 @@ def test_a_champion_that_fails_under_new_settings_goes_on_serving(tmp_path: Path
     wrote(workspace, "promote", "2", "2", **SETTINGS)
     assert known(workspace, "2", "2") == f"version 2 of {MODEL} passes under these settings; it stays the champion"
     assert _replaced_by(workspace, Registered(MODEL, "2")) == "1", "whom it is judged against"
+    assert compared_with(workspace, "2", "2") == ("1", False), "the former champion"
     assert _replaced_by(workspace, Registered(MODEL, "1")) is None

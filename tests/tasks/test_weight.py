@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from terminal import run, terminal
 
-from segmill.former_pipeline import STILL_RUNS, replace_former_pipeline
+from segmill.former_pipeline import replace_former_pipeline
 from segmill.params import read_params
 from segmill.stores import store_sizes
 from segmill.workspace import Workspace, template
@@ -143,13 +143,15 @@ def test_a_clone_that_pulls_makes_the_packed_splits_again(made: Workspace, tmp_p
     assert recorded_md5(clone, "prepare") == recorded_md5(made, "prepare")
 
 
-def test_the_pipeline_file_of_before_still_runs_and_doctor_replaces_it(made: Workspace) -> None:
+def test_doctor_replaces_the_pipeline_file_of_before_and_no_stage_before_evaluate_runs_again(made: Workspace) -> None:
     now = template("dvc.yaml").read_text()
-    before = now.replace("data/packed:\n          push: false    # what lacks it makes it again\n", "data/packed\n")
-    assert before != now
-    made.pipeline.write_text(before)
-    assert {outcome.state for name, outcome in survey(made).items() if name in LIGHT} == {"fresh"}
+    former = now.replace("data/packed:\n          push: false    # what lacks it makes it again\n", "data/packed\n")
+    begin, evaluate, end = former.partition("  evaluate:\n")
+    end = end.replace("- data/packed\n", "- data/packed\n      - data/augmented\n")
+    names = (f"      - reports/{name}\n" for name in ("metrics.json", "counts.npz", "examples.npz"))
+    made.pipeline.write_text(begin + evaluate + end.replace("".join(names), "      - reports\n"))
+    with pytest.raises(InputError, match="run `segmill doctor --fix`"):
+        survey(made)
     (said,) = replace_former_pipeline(made)
-    assert "packed splits" in said and made.pipeline.read_text() == now
+    assert "stages are those of this release" in said and made.pipeline.read_text() == now
     assert {outcome.state for name, outcome in survey(made).items() if name in LIGHT} == {"fresh"}
-    assert STILL_RUNS
