@@ -156,6 +156,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
             described = markdown(result | {"interval": shown_interval(miou)})
             tracking.describe(run, described)
             tags = version_tags(judged, miou)
+            tracking.set_tags(uri, run.id, tags)
             registry.describe_version(uri, registered.model, registered.version, described, tags)
     publish(result, workspace.overview)
     return result

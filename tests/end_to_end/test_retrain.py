@@ -123,6 +123,8 @@ def test_the_report_says_the_verdict_and_is_kept_with_the_run(first: tuple[Works
     assert load_text(f"{stored}/report/index.html") == page
     low, miou, high = (float(version.tags[tag]) for tag in ("test_miou_low", "test_miou", "test_miou_high"))
     assert low < miou < high and version.tags["compared_with"] == "none"
+    tags = MlflowClient(uri, uri).get_run(version.run_id).data.tags
+    assert (tags["verdict"], tags["test_miou_low"]) == ("PASS", version.tags["test_miou_low"])
     assert f"between {low:.4f} and {high:.4f}" in version.description
     assert f"`{version.tags['git_commit']}`" in version.description
 
