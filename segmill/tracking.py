@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
@@ -191,6 +191,15 @@ def run_page(uri: str, run_id: str) -> str:
     with reaching(uri) as client:
         experiment = client.get_run(run_id).info.experiment_id
     return f"{pages(uri)}/#/experiments/{experiment}/runs/{run_id}{OF_TRAINING}"
+
+
+def model_pages(uri: str, model: str) -> dict[str, str]:
+    """Return the addresses of the pages of a model: its ``runs``, where there are any, and the ``model`` itself."""
+    with reaching(uri) as client:
+        experiment = client.get_experiment_by_name(model)
+    base = f"{pages(uri)}/#"
+    runs = {"runs": f"{base}/experiments/{experiment.experiment_id}/runs{OF_TRAINING}"} if experiment else {}
+    return {**runs, "model": f"{base}/models/{quote(model, safe='')}{OF_TRAINING}"}
 
 
 def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:

@@ -10,14 +10,13 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import quote
 
 import typer
 from rich.console import Console
 
 from flows.commands.options import HERE, WorkspaceOption, answer_now, open_workspace, out, tell
 from segmill.errors import InfrastructureError, InputError, SegmillError
-from segmill.mlflow_pages import OF_TRAINING, PORT, is_server
+from segmill.mlflow_pages import OF_TRAINING, PORT, is_server, public
 from segmill.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -62,13 +61,14 @@ def serve(
     """Start what does not run elsewhere already, say where each page is, and stop what was started at the end.
 
     Args:
-        model: the registered model whose page is named too.
+        model: the registered model whose pages are named too: of its experiment's runs, and of its versions.
 
     Raises:
         InputError: a port is taken.
         InfrastructureError: a server did not come up.
     """
     from segmill.orphans import end_with_this_process
+    from segmill.tracking import model_pages
 
     pages: dict[str, str] = {}
     commands: dict[str, list[str]] = {}
@@ -79,14 +79,13 @@ def serve(
             "-m", "prefect", "server", "start", "--host", HOST, "--port", str(_free(prefect_port, "prefect"))
         ]  # fmt: skip
         pages["Prefect"] = f"http://{HOST}:{prefect_port}"
-    if is_server(tracking_uri):
-        pages["MLflow"] = tracking_uri
-    else:
+    mlflow = tracking_uri if is_server(tracking_uri) else f"http://{HOST}:{mlflow_port}"
+    pages["MLflow"] = f"{public(mlflow).rstrip('/')}/#/{OF_TRAINING}"
+    if not is_server(tracking_uri):
         commands["MLflow"] = [
             "-m", "mlflow", "server", "--host", HOST, "--port", str(_free(mlflow_port, "mlflow")),
             "--backend-store-uri", tracking_uri, "--workers", "1",
         ]  # fmt: skip
-        pages["MLflow"] = f"http://{HOST}:{mlflow_port}/#/{OF_TRAINING}"
     logs = workspace.scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     servers: dict[str, subprocess.Popen[bytes]] = {}
@@ -99,12 +98,10 @@ def serve(
         for name, server in servers.items():
             console.print(f"{name} starts ...", highlight=False, style="dim")
             _await(name, server, pages[name], logs / f"{name.lower()}.log")
+        if model:
+            pages |= model_pages(mlflow, model)
         for name, page in pages.items():
             console.print(f"[bold]{name:8}[/] {page}", highlight=False, soft_wrap=True)
-        if model:
-            models = f"{pages['MLflow'].partition('#')[0].rstrip('/')}/#/models"
-            pages["model"] = f"{models}/{quote(model)}{OF_TRAINING}"
-            console.print(f"[bold]{'model':8}[/] {pages['model']}", highlight=False, soft_wrap=True)
         tell(pages=pages)
         answer_now()
         if not servers:

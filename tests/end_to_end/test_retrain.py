@@ -254,18 +254,25 @@ def test_the_pages_answer_on_any_port_know_the_run_and_end_with_the_command(
         ports = one.getsockname()[1], other.getsockname()[1]
     options = ("--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]))
     process = psutil.Popen([BIN / "segmill", "ui", *options], cwd=workspace.root, stdout=subprocess.PIPE, text=True)
-    said = []
-    while not said or "Ctrl-C" not in said[-1]:
-        said.append(process.stdout.readline())
-        assert said[-1], "it ended"
-    assert f"http://127.0.0.1:{ports[1]}/#/models/segmill-brain?workflowType=machine_learning" in "".join(said)
-    settings = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/ui-settings"))
-    assert settings["api_url"] == f"http://127.0.0.1:{ports[0]}/api", "where the page in the browser asks"
-    assert "<title>MLflow</title>" in urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}").read().decode()
-    prefect_kept_the_run_with_its_graph_table_picture_and_logs(workspace, f"http://127.0.0.1:{ports[0]}/api")
-    a_schedule_fires(f"http://127.0.0.1:{ports[0]}/api", tmp_path)
-    started = process.children(recursive=True)
-    process.terminate()
+    try:
+        said = []
+        while not said or "Ctrl-C" not in said[-1]:
+            said.append(process.stdout.readline())
+            assert said[-1], "it ended"
+        named = dict(line.split() for line in said if "http://" in line)
+        mlflow = f"http://127.0.0.1:{ports[1]}"
+        assert named["model"] == f"{mlflow}/#/models/segmill-brain?workflowType=machine_learning"
+        asked = f"{mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name=segmill-brain"
+        experiment = json.load(urllib.request.urlopen(asked))["experiment"]["experiment_id"]
+        assert named["runs"] == f"{mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+        settings = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/ui-settings"))
+        assert settings["api_url"] == f"http://127.0.0.1:{ports[0]}/api", "where the page in the browser asks"
+        assert "<title>MLflow</title>" in urllib.request.urlopen(mlflow).read().decode()
+        prefect_kept_the_run_with_its_graph_table_picture_and_logs(workspace, f"http://127.0.0.1:{ports[0]}/api")
+        a_schedule_fires(f"http://127.0.0.1:{ports[0]}/api", tmp_path)
+    finally:
+        started = process.children(recursive=True)
+        process.terminate()
     assert psutil.wait_procs([process, *started], timeout=30)[1] == []
 
 
