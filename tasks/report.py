@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnd:
-    """What a run came to. ``data_version``: that it began with; ``seconds``: since it began; ``warnings``: sentences."""
+    """What a run came to. ``data_version``: that it began with; ``seconds``: since it began; ``warnings``: lines."""
 
     data_version: str
     outcomes: Sequence[Outcome]

@@ -42,7 +42,8 @@ def run_facts(name: str = "net", **own: Any) -> RunFacts:
     """Return the facts of a run that passed against version 1; each of ``own`` replaces a part of it or its verdict."""
     verdict = {
         "decision": "PASS", "outcome": f"version 2 of {name} is the champion now", "reasons": [f"It is better: {name}"],
-        "warnings": [f"member {name} ended early"], "next_steps": [f"try {name}"], "version": "2", "rival": "1", "rival_serves": False, "facts": FACTS,
+        "warnings": [f"member {name} ended early"], "next_steps": [f"try {name}"],
+        "version": "2", "rival": "1", "rival_serves": False, "facts": FACTS,
     }  # fmt: skip
     verdict |= {key: own.pop(key) for key in list(own) if key in verdict}
     plain: dict[str, Any] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from terminal import run, terminal
 
+from segmill.errors import InputError
 from segmill.former_pipeline import replace_former_pipeline
 from segmill.params import read_params
 from segmill.stores import store_sizes
