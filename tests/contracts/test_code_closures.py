@@ -70,6 +70,7 @@ REASONS: dict[str, dict[str, str]] = {
     },
     "evaluate": {
         "errors": ERRORS,
+        "files": SAVING,
         "models.curves": SAVING,
         "models.weights": SAVING,
         "models.gradient_checkpointing": TRAINING,
