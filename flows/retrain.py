@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import datetime
 from functools import partial
@@ -27,6 +28,7 @@ from segmill.cluster.connection import connect, connecting
 from segmill.cluster.work import Running
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
+from segmill.former_pipeline import refuse_incomplete_pipeline
 from segmill.mlflow_pages import is_server
 from segmill.params import Params, parse_params, read_params_and_text
 from segmill.promotion import registry
@@ -55,6 +57,7 @@ def steps(params: Params) -> list[str]:
 
 def dependencies(workspace: Workspace) -> dict[str, set[str]]:
     """Return, per step, the steps it directly depends on: dvc.yaml's edges, and those of what is no stage."""
+    refuse_incomplete_pipeline(workspace)
     stages = stage_edges(workspace)
     for name in ("validate", "prepare"):  # they read the data
         stages[name].add("version")
@@ -80,11 +83,19 @@ def reason(workspace: Workspace, params: Params, data: DataVersion) -> str:
     return shorten(f"{first.stage}: {first.why}", 100, placeholder=" ...")
 
 
-def run_retrain(workspace: Workspace, params: Params, params_yaml: str, console: Console) -> dict[str, Any]:
+def run_retrain(
+    workspace: Workspace,
+    params: Params,
+    params_yaml: str,
+    console: Console,
+    settle: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Run the flow with its progress in the terminal; keep what came of it for `segmill status`.
 
-    ``params`` were read from the text ``params_yaml``, which is recorded: the file may be edited meanwhile.
-    Ray starts while MLflow is imported and Prefect's server starts: each takes seconds, mostly of waiting.
+    ``params`` were read from the text ``params_yaml``, which is recorded: the file may be edited meanwhile. ``settle``
+    is called when every member is known to be buildable, before the first step.
+    Ray starts while MLflow is imported, and the members are built there while Prefect's server starts: each takes
+    seconds, mostly of waiting.
     """
     began = time.monotonic()
     refuse_full_disk(workspace, params)
@@ -92,8 +103,12 @@ def run_retrain(workspace: Workspace, params: Params, params_yaml: str, console:
     try:
         with showing(workspace, steps(params), console), connecting(ray_address(params)):
             tracking.warm_up()
-            start_server()
-            result: dict[str, Any] = retrain(str(workspace.root), params.model_dump(mode="json"), params_yaml)
+            with connect(ray_address(params)):
+                building = begin_check(workspace, params)
+                start_server()
+                end_check(workspace, params, building)
+                settle()
+                result: dict[str, Any] = retrain(str(workspace.root), params.model_dump(mode="json"), params_yaml)
     except (SegmillError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(workspace.root)

@@ -1,10 +1,11 @@
-"""The dvc.yaml of earlier releases: recognised, and replaced by that of this one."""
+"""A dvc.yaml that is not as this release needs it: an earlier one, which is replaced, or one that lacks stages."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+from shlex import quote
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -50,6 +51,39 @@ def replace_former_pipeline(workspace: Workspace) -> list[str]:
         )
     _refuse_former_outs(found)
     return []
+
+
+def refuse_incomplete_pipeline(workspace: Workspace) -> None:
+    """Raise InputError where dvc.yaml lacks a stage, dependency or out of this release's; it may have more of each.
+
+    A run would otherwise come as far as the gap, perhaps hours later.
+    """
+    refuse_former_pipeline(workspace)
+    found, whole = _load(workspace), YAML(typ="safe").load(template("dvc.yaml").read_text())
+    if found is None:
+        return
+    stages = found.get("stages") if isinstance(found, dict) else None
+    lacking = []
+    for name, stage in whole["stages"].items():
+        own = stages.get(name) if isinstance(stages, dict) else None
+        if not isinstance(own, dict):
+            lacking.append(f"the stage {name}")
+            continue
+        own, stage = own.get("do") or own, stage.get("do") or stage
+        for kind, what in (("deps", "dependency"), ("outs", "out")):
+            there = _paths(own, kind)
+            lacking += [f"the {what} {path} of {name}" for path in _paths(stage, kind) if path not in there]
+    if lacking:
+        raise InputError(
+            f"dvc.yaml lacks {', '.join(lacking)}",
+            f"`git -C {quote(str(workspace.root))} checkout HEAD -- dvc.yaml` brings back the committed one, and "
+            f"{template('dvc.yaml')} is a whole one to copy from",
+        )
+
+
+def _paths(stage: dict[str, Any], kind: str) -> list[str]:
+    """Return the paths of a stage's ``deps`` or ``outs``; each is a path, or a mapping of one to its options."""
+    return [str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in stage.get(kind) or []]
 
 
 def _refuse_former_outs(found: Any) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import psutil
 
 STARTED_BY = "SEGMILL_STARTED_BY"  # a variable that all processes inherit from the one that started them
-LOOK_EVERY_S = 2.0
+LOOK_EVERY_S = (1.0, 10.0)  # at first and at last: what stays starts soon, and a look costs some ms of a core
 END_ALONE_S, TERMINATE_S, KILL_S = 1.0, 3.0, 2.0  # together within 10 s, and the last look
 
 _watchers: list[subprocess.Popen[bytes]] = []  # it holds the pipe that ends with this process
@@ -51,8 +51,10 @@ def _watch(token: str) -> None:
     """
     started: set[psutil.Process] = set()
     parent = psutil.Process(os.getppid())
-    while not select.select([sys.stdin], [], [], LOOK_EVERY_S)[0]:
-        started = {process for process in _with_children({parent, *started}) if process.is_running()} - {parent}
+    pause, longest = LOOK_EVERY_S
+    while not select.select([sys.stdin], [], [], pause)[0]:
+        started = {process for process in started if process.is_running()} | (_with_children([parent]) - {parent})
+        pause = min(2 * pause, longest)
     started |= _with_children(process for process in psutil.process_iter() if _holds(process, token))
     _end(started - {psutil.Process()})
 

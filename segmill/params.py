@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -289,15 +290,13 @@ _TRAIN = TypeAdapter(TrainSettings)
 
 def read_params(path: Path) -> Params:
     """Read params.yaml. InputError lists every fault at once, each with its key and what is allowed."""
-    return parse_params(_load(path), str(path.name))
+    return read_params_and_text(path)[0]
 
 
 def read_params_and_text(path: Path) -> tuple[Params, str]:
     """As ``read_params``, with the very text that the parameters were read from."""
-    while True:
-        params, content = read_params(path), path.read_bytes()
-        if read_params(path) == params and path.read_bytes() == content:  # else it was edited between the two
-            return params, content.decode()
+    text, values = _text_and_values(path)
+    return parse_params(values, path.name), text
 
 
 def parse_params(values: Any, source: str) -> Params:
@@ -331,18 +330,46 @@ def _checked(values: dict[str, Any]) -> tuple[Params | None, list[str]]:
     return params, faults
 
 
-def set_params(path: Path, assignments: list[str]) -> list[str]:
-    """Apply ``key=value`` assignments to params.yaml, its comments kept; return a line per value that changed.
+@dataclass(frozen=True)
+class ParamsChange:
+    """What params.yaml will be: its parameters and text, and a line per value that changes. Nothing is written yet."""
 
-    The value is read as YAML. Everything is checked before the file is touched, which is replaced atomically.
-    Raises InputError for an assignment without ``=``, or one that makes the file invalid; a fault that was in the file
-    before, and that no assignment mends, is said of the file.
+    path: Path
+    before: str
+    params: Params
+    text: str
+    lines: tuple[str, ...]
+
+    def write(self) -> bool:
+        """Replace the file atomically; False where it says that already. InputError where it was edited meanwhile."""
+        now = self.path.read_bytes().decode()
+        if now == self.text:
+            return False
+        if now != self.before:
+            raise InputError(f"{self.path.name} was edited while --set was checked, so it was left alone; run again")
+        with replacing(self.path) as draft:
+            draft.write_text(self.text)
+        return True
+
+
+def set_params(path: Path, assignments: list[str]) -> list[str]:
+    """Apply ``key=value`` assignments to params.yaml; return a line per value that changed. As ``change_params``."""
+    change = change_params(path, assignments)
+    change.write()
+    return list(change.lines)
+
+
+def change_params(path: Path, assignments: list[str]) -> ParamsChange:
+    """Return what ``key=value`` assignments make of params.yaml, its comments kept.
+
+    The value is read as YAML. Raises InputError for an assignment without ``=``, or one that makes the file invalid; a
+    fault that was in the file before, and that no assignment mends, is said of the file.
     """
     yaml = _yaml()
-    values = _load(path)
+    before, values = _text_and_values(path)
     if not isinstance(values, dict) or former_keys(values):
         parse_params(values, path.name)
-    before, changes = _checked(values)[1], []
+    old_faults, changes = _checked(values)[1], []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -362,12 +389,14 @@ def set_params(path: Path, assignments: list[str]) -> list[str]:
         _put(block, leaf, value)
         if isinstance(block, CommentedMap) and (comments := block.ca.items.get(leaf)):
             comments[3] = None  # what stood before a value in block style; ruamel would break the file over it
-    if faults := _checked(values)[1]:
-        raise InputError("\n".join(f"{path.name if fault in before else '--set'}: {fault}" for fault in faults))
-    if changes:
-        with replacing(path) as draft, draft.open("w") as file:
-            yaml.dump(values, file)
-    return changes
+    params, faults = _checked(values)
+    if faults or params is None:
+        raise InputError("\n".join(f"{path.name if fault in old_faults else '--set'}: {fault}" for fault in faults))
+    if not changes:
+        return ParamsChange(path, before, params, before, ())
+    written = io.StringIO()
+    yaml.dump(values, written)
+    return ParamsChange(path, before, params, written.getvalue(), tuple(changes))
 
 
 def say(value: Any) -> str:
@@ -429,11 +458,11 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _load(path: Path) -> Any:
+def _text_and_values(path: Path) -> tuple[str, Any]:
     try:
-        text = path.read_text()
+        text = path.read_bytes().decode()
         YAML(typ="safe").load(text)  # DVC's reader, which takes less: what it refuses must not come as far as there
-        return _yaml().load(text)
+        return text, _yaml().load(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""

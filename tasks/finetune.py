@@ -170,9 +170,15 @@ def begin_check(workspace: Workspace, params: Params) -> Running[None] | None:
 
     Returns None where the same members passed before: each worker looks again at its own before it trains.
     """
-    if _checked(workspace).is_file() and _checked(workspace).read_text() == _what_is_checked(workspace, params):
+    if members_passed(workspace, params):
         return None
     return on_ray(check_members, _to_check(params))
+
+
+def members_passed(workspace: Workspace, params: Params) -> bool:
+    """Whether the same members, with the same code, passed the check before."""
+    record = _checked(workspace)
+    return record.is_file() and record.read_text() == _what_is_checked(workspace, params)
 
 
 def end_check(workspace: Workspace, params: Params, begun: Running[None] | None) -> None:
@@ -183,7 +189,7 @@ def end_check(workspace: Workspace, params: Params, begun: Running[None] | None)
     """
     if begun is not None:
         wait(begun)
-        _checked(workspace).write_text(_what_is_checked(workspace, params))
+    _checked(workspace).write_text(_what_is_checked(workspace, params))
 
 
 def drop_former_members(workspace: Workspace, params: Params) -> None:

@@ -22,7 +22,7 @@ children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIP
             for code in (deaf, with_child)]
 for child in children:
     child.stdout.readline()
-time.sleep(3)  # longer than between two looks
+time.sleep(5)  # longer than between two looks
 print("up", flush=True)
 time.sleep(600 if sys.argv[1] == "stays" else 0)
 """

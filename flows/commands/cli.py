@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import platform
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -84,6 +85,7 @@ def main() -> NoReturn:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
+        code = INTERRUPTED if code == signal.SIGTERM else code  # while Ray starts, SIGTERM ends a process so
     except KeyboardInterrupt:
         code = INTERRUPTED
     except SegmillError as error:

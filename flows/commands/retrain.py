@@ -15,7 +15,7 @@ from segmill.workspace import Workspace
 from segmill.workspace_lock import Part
 
 if TYPE_CHECKING:
-    from segmill.params import Params
+    from segmill.params import Params, ParamsChange
 
 ON_RAY = ("finetune", "ensemble", "evaluate")
 READS_DATA = ("validate", "prepare")
@@ -61,26 +61,37 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
     """Run the flow unless nothing has changed, and print what came of it; GateRefused where the verdict is no PASS."""
     from flows.environment import prepare_environment
     from flows.summary import show_result
-    from segmill.params import read_params_and_text, set_params
+    from segmill.former_pipeline import refuse_incomplete_pipeline
+    from segmill.params import change_params
+    from tasks.finetune import members_passed
 
     with alone(workspace, command, wait=wait):
         with alone(workspace, command, Part.DATA, wait=wait):
-            for change in set_params(workspace.params, list(assignments)):
-                say(f"params.yaml: {change}")
-            params, params_yaml = read_params_and_text(workspace.params)
+            refuse_incomplete_pipeline(workspace)
+            change = change_params(workspace.params, list(assignments))
+            params = change.params
             prepare_environment(workspace, params)
-            if _nothing_to_do(workspace, params):
-                interrupted.end(workspace)  # where that was after its last step
-                return
+            if not change.lines or members_passed(workspace, params):
+                _settle(change)
+                if _nothing_to_do(workspace, params):
+                    interrupted.end(workspace)  # where that was after its last step
+                    return
         from flows.retrain import run_retrain
         from flows.standing import remember
 
-        result = run_retrain(workspace, params, params_yaml, out)
+        result = run_retrain(workspace, params, change.text, out, settle=lambda: _settle(change))
         remember(workspace, params)
     tell(**result, nothing_to_do=False)
     show_result(result, out)
     if result["verdict"]["decision"] != "PASS":
         raise GateRefused(f"the gate said {result['verdict']['decision']}: the champion stays")
+
+
+def _settle(change: ParamsChange) -> None:
+    """Write what ``--set`` says, once it is known that a run can be made with it."""
+    if change.write():
+        for line in change.lines:
+            say(f"params.yaml: {line}")
 
 
 def _nothing_to_do(workspace: Workspace, params: Params) -> bool:

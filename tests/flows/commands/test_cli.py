@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -193,6 +194,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, street: Path) -> None:
         (InfrastructureError("[b]nobody[/b] answers"), 4, "error [b]nobody[/b] answers"),
         (GateRefused("not better"), 3, "gate not better"),
         (KeyboardInterrupt(), 130, "error interrupted; what was finished is recorded"),
+        (SystemExit(signal.SIGTERM), 130, "error interrupted; what was finished is recorded"),
         (SystemExit("nothing"), 1, ""),
     ],
 )
