@@ -23,7 +23,8 @@ from camvid import MEMBERS, RECIPE, make_workspace, run_stage
 
 from segmill.data.ingest.formats.camvid import CLASSES, VOID
 from segmill.data.packing.packed import PackedSplit
-from segmill.params import parse_params, read_params, set_params
+from segmill.params import parse_params, read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace
 
 SIZE = ["prepare.size_px=[180, 240]", "train.crop_size=[144, 192]", "train.max_minutes=null", "ray.cpus_per_worker=1"]

@@ -24,7 +24,7 @@ from segmill.data.ingest.formats.camvid import CLASSES, VOID
 from segmill.data.packing.packed import PackedSplit
 from segmill.ensembling.predict import Ensemble
 from segmill.evaluation.scoring import score, summary
-from segmill.params import set_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace, template
 
 MEMBERS = {

@@ -28,7 +28,8 @@ from sklearn.datasets import load_sample_images
 
 from flows.commands.plan import plan
 from flows.commands.start import create, create_demo
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.tuning.forecast import Forecast
 from segmill.workspace import Workspace
 

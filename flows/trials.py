@@ -15,7 +15,7 @@ from flows.display import Pauses, clock, watching
 from segmill import progress, tracking
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
-from segmill.params import say
+from segmill.params_text import say
 from segmill.tuning.trials import Study, Trial, read_trials, run_seconds
 
 LOG_INTERVAL_S = 2.0

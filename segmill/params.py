@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.representer import RoundTripRepresenter
-from ruamel.yaml.scalarstring import SingleQuotedScalarString
-from ruamel.yaml.tokens import CommentToken
 
 from segmill.errors import InputError, near_miss
-from segmill.files import replacing
-from segmill.renamed_keys import former_keys, name_now
+from segmill.params_text import text_and_values
+from segmill.renamed_keys import name_now
 from segmill.svm_settings import SvmSettings
 from segmill.train_settings import NetworkSettings, TrainSettings
 
@@ -295,7 +287,7 @@ def read_params(path: Path) -> Params:
 
 def read_params_and_text(path: Path) -> tuple[Params, str]:
     """As ``read_params``, with the very text that the parameters were read from."""
-    text, values = _text_and_values(path)
+    text, values = text_and_values(path)
     return parse_params(values, path.name), text
 
 
@@ -303,13 +295,13 @@ def parse_params(values: Any, source: str) -> Params:
     """Turn plain values into Params; ``source`` names them in the error."""
     if not isinstance(values, dict):
         raise InputError(f"{source} holds {type(values).__name__}, not blocks of keys; see the project's params.yaml")
-    params, faults = _checked(values)
+    params, faults = check_values(values)
     if faults or params is None:
         raise InputError("\n".join(f"{source}: {fault}" for fault in faults))
     return params
 
 
-def _checked(values: dict[str, Any]) -> tuple[Params | None, list[str]]:
+def check_values(values: dict[str, Any]) -> tuple[Params | None, list[str]]:
     """Return the parameters, None where they can't be read, and a sentence for each fault."""
     untracked = [key for key in _all_keys(values) if key.rpartition(".")[2] in UNTRACKED_KEYS]
     if untracked:
@@ -328,148 +320,6 @@ def _checked(values: dict[str, Any]) -> tuple[Params | None, list[str]]:
         except ValidationError as error:
             faults += [_sentence(fault, ["members", name]) for fault in error.errors()]
     return params, faults
-
-
-@dataclass(frozen=True)
-class ParamsChange:
-    """What params.yaml will be: its parameters and text, and a line per value that changes. Nothing is written yet."""
-
-    path: Path
-    before: str
-    params: Params
-    text: str
-    lines: tuple[str, ...]
-
-    def write(self) -> bool:
-        """Replace the file atomically; False where it says that already. InputError where it was edited meanwhile."""
-        now = self.path.read_bytes().decode()
-        if now == self.text:
-            return False
-        if now != self.before:
-            raise InputError(f"{self.path.name} was edited while --set was checked, so it was left alone; run again")
-        with replacing(self.path) as draft:
-            draft.write_text(self.text)
-        return True
-
-
-def set_params(path: Path, assignments: list[str]) -> list[str]:
-    """Apply ``key=value`` assignments to params.yaml; return a line per value that changed. As ``change_params``."""
-    change = change_params(path, assignments)
-    change.write()
-    return list(change.lines)
-
-
-def change_params(path: Path, assignments: list[str]) -> ParamsChange:
-    """Return what ``key=value`` assignments make of params.yaml, its comments kept.
-
-    The value is read as YAML. Raises InputError for an assignment without ``=``, or one that makes the file invalid; a
-    fault that was in the file before, and that no assignment mends, is said of the file.
-    """
-    yaml = _yaml()
-    before, values = _text_and_values(path)
-    if not isinstance(values, dict) or former_keys(values):
-        parse_params(values, path.name)
-    old_faults, changes = _checked(values)[1], []
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set {assignment}: write it as key=value, for example --set train.epochs=10")
-        if new := name_now(key):
-            raise InputError(f"--set {assignment}: {key} is called {new} now; write --set {new}={text}")
-        *parents, leaf = key.split(".")
-        block = values
-        for parent in parents:
-            block = block.setdefault(parent, {}) if isinstance(block, dict) else {}
-        if not isinstance(block, dict):
-            raise InputError(f"--set {key}: {'.'.join(parents)} is a value, not a block of keys")
-        in_flow = isinstance(block, CommentedMap) and bool(block.fa.flow_style())
-        value = _for_every_reader(yaml.load(text), key, in_flow=in_flow)
-        if block.get(leaf) != value:
-            changes.append(f"{key}: {say(block[leaf]) if leaf in block else 'not set'} -> {say(value)}")
-        _put(block, leaf, value)
-        if isinstance(block, CommentedMap) and (comments := block.ca.items.get(leaf)):
-            comments[3] = None  # what stood before a value in block style; ruamel would break the file over it
-    params, faults = _checked(values)
-    if faults or params is None:
-        raise InputError("\n".join(f"{path.name if fault in old_faults else '--set'}: {fault}" for fault in faults))
-    if not changes:
-        return ParamsChange(path, before, params, before, ())
-    written = io.StringIO()
-    yaml.dump(values, written)
-    return ParamsChange(path, before, params, written.getvalue(), tuple(changes))
-
-
-def say(value: Any) -> str:
-    """Write a value as ``--set`` reads it."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(say, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {say(item)}" for key, item in value.items()) + "}"
-    return str(value)
-
-
-def _put(block: dict[str, Any], leaf: str, value: Any) -> None:
-    """Set the key; a new one follows the block's last, before the blank line that ends the block."""
-    comments = block.ca.items if isinstance(block, CommentedMap) else {}
-    last = next(reversed(block), None)
-    is_new = leaf not in block
-    block[leaf] = value
-    if is_new and last in comments and (comment := comments[last][2]) and not isinstance(value, dict):
-        own, _, after = comment.value.partition("\n")
-        comment.value = own + "\n"
-        comments[leaf] = [None, None, CommentToken("\n" + after, comment.start_mark, None), None]
-
-
-def _for_every_reader(value: Any, key: str, *, in_flow: bool) -> Any:
-    """Return ``value``, which is for ``key``, so that it is written as the template does and every reader takes it.
-
-    Members, and each of them, have a line per key. In braces and brackets text with a colon in it is quoted: YAML 1.1,
-    which DVC reads, knows no other there.
-    """
-    if isinstance(value, str):
-        return SingleQuotedScalarString(value) if in_flow and ":" in value else value
-    if isinstance(value, CommentedMap):
-        if key == "members" or key.split(".")[:-1] == ["members"]:
-            value.fa.set_block_style()
-        for name, one in value.items():
-            value[name] = _for_every_reader(one, f"{key}.{name}", in_flow=bool(value.fa.flow_style()))
-    elif isinstance(value, CommentedSeq):
-        value[:] = [_for_every_reader(one, key, in_flow=True) for one in value]
-    return value
-
-
-class _Representer(RoundTripRepresenter):
-    """Writes null as null: ruamel leaves its place empty."""
-
-
-_Representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
-
-
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.Representer = _Representer
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    return yaml
-
-
-def _text_and_values(path: Path) -> tuple[str, Any]:
-    try:
-        text = path.read_bytes().decode()
-        YAML(typ="safe").load(text)  # DVC's reader, which takes less: what it refuses must not come as far as there
-        return text, _yaml().load(text)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(f"{path.name} is not YAML{where}: {problem}; mend that line") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path.name} is not UTF-8 text; save it as UTF-8") from None
 
 
 def _all_keys(values: Any, prefix: str = "") -> list[str]:

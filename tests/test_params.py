@@ -8,7 +8,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from segmill.errors import InputError
-from segmill.params import parse_params, read_params, set_params
+from segmill.params import parse_params, read_params
+from segmill.params_change import set_params
 from segmill.workspace import template
 
 

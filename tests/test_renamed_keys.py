@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from flows.commands.cli import app
 from segmill.errors import InputError
-from segmill.params import parse_params, read_params, set_params
+from segmill.params import parse_params, read_params
+from segmill.params_change import set_params
 from segmill.renamed_keys import RENAMED, former_keys, name_now, rename_former_keys, with_new_names
 
 NOW = Path(__file__).parents[1] / "params.yaml"

@@ -78,7 +78,8 @@ def plan(
     """
     from ruamel.yaml import YAML
 
-    from segmill.params import say, set_params
+    from segmill.params_change import set_params
+    from segmill.params_text import say
     from segmill.tuning.plan import propose
 
     seconds = min(MOST_MEASURING_S, 60 * minutes * MEASURING_SHARE)
@@ -253,7 +254,7 @@ def listed(proposals: list[Proposal], values: dict[str, Any]) -> Group:
 
 def _brief(value: Any) -> str:
     """Write a value short: of members only their names and weights."""
-    from segmill.params import say
+    from segmill.params_text import say
 
     if isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()) and value:
         return ", ".join(f"{name} ({one.get('weights', one.get('kind'))})" for name, one in value.items())

@@ -15,7 +15,8 @@ from segmill.workspace import Workspace
 from segmill.workspace_lock import Part
 
 if TYPE_CHECKING:
-    from segmill.params import Params, ParamsChange
+    from segmill.params import Params
+    from segmill.params_change import ParamsChange
 
 ON_RAY = ("finetune", "ensemble", "evaluate")
 READS_DATA = ("validate", "prepare")
@@ -62,7 +63,7 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
     from flows.environment import prepare_environment
     from flows.summary import show_result
     from segmill.former_pipeline import refuse_incomplete_pipeline
-    from segmill.params import change_params
+    from segmill.params_change import change_params
     from tasks.finetune import members_passed
 
     with alone(workspace, command, wait=wait):

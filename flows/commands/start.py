@@ -111,7 +111,8 @@ def create(
     from segmill.data.ingest.intake import write_set
     from segmill.data.splitting.shares import SplitShares
     from segmill.data.storage.raw_set import SHARDS_ABOVE
-    from segmill.params import read_params, set_params
+    from segmill.params import read_params
+    from segmill.params_change import set_params
 
     if _is_workspace(folder):
         raise InputError(f"{folder} is a workspace already; add to its data with `segmill data add` there")
@@ -151,7 +152,7 @@ def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
         InputError: ``folder`` holds something else, or the atlas is not installed.
     """
     from segmill.data.ingest.builtin import write_brain, write_street
-    from segmill.params import set_params
+    from segmill.params_change import set_params
 
     if not _is_workspace(folder):
         raw = folder / "data" / "raw"

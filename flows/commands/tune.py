@@ -59,7 +59,7 @@ def write_patch(workspace: Workspace, member: str, console: Console) -> None:
     """
     from ruamel.yaml import YAML
 
-    from segmill.params import set_params
+    from segmill.params_change import set_params
     from segmill.tuning.space import read_values, value_at
 
     path = workspace.root / "tuning" / member / "patch.yaml"

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from segmill.errors import InputError
 from segmill.files import write_atomically
-from segmill.params import say
+from segmill.params_text import say
 from segmill.reports.tuning_page import SearchedKey, TrialRow, TuningPage, write_tuning_page
 from segmill.tuning.jobs import EvidenceJob
 from segmill.tuning.space import Dimension, assignments, value_at

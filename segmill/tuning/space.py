@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from segmill.errors import InputError, near_miss
-from segmill.params import Params, parse_params, read_params, say
+from segmill.params import Params, parse_params, read_params
+from segmill.params_text import say
 
 Value = float | int | str | bool | None | list[Any] | dict[str, Any]
 Values = dict[str, Any]  # of params.yaml, or of a trial: key -> value

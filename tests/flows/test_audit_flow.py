@@ -19,7 +19,8 @@ from flows.audit import _fold_member, audit, fold_job, fold_training
 from flows.commands.audit import show
 from segmill.errors import InputError
 from segmill.evaluation.audit_job import AuditResult
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace
 from tasks.stage import bring_up_to_date, stage_names
 

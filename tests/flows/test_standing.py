@@ -11,7 +11,8 @@ from terminal import terminal
 from flows.environment import prepare_environment, tracking_uri
 from flows.standing import Standing, ask_registry, registry_asked
 from segmill.data.versioning.versions import bring_data
-from segmill.params import Params, read_params, set_params
+from segmill.params import Params, read_params
+from segmill.params_change import set_params
 from segmill.promotion import ledger
 from segmill.workspace import Workspace
 from tasks.promote import ledger_url

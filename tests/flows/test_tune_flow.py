@@ -21,7 +21,8 @@ from flows.tune import made_data, present_values, refuse_other_than_network
 from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.packed import read_pack
 from segmill.errors import InputError
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.tuning.jobs import EvidenceJob, RepeatJob, evidence_on_ray, repeat_on_ray
 from segmill.tuning.space import Dimension, read_values
 from segmill.tuning.trials import Study, Work, read_trials

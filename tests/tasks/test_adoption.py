@@ -18,7 +18,8 @@ from ruamel.yaml import YAML
 
 from flows.commands.doctor import bring_up_to_this_release as fix
 from segmill.errors import InputError
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace, template
 from tasks.adoption import ADOPTED, NOT_WHOLE, Differs, _compare_weights, _settings_then
 from tasks.stage import bring_up_to_date, survey

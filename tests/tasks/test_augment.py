@@ -14,7 +14,8 @@ from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.packed import PackedSplit, PackInfo
 from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.errors import InputError
-from segmill.params import Params, parse_params, read_params, set_params
+from segmill.params import Params, parse_params, read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace, template
 from tasks.augment import augment
 from tasks.finetune import train_job

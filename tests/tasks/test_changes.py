@@ -11,7 +11,8 @@ from ruamel.yaml import YAML
 
 from segmill.data.versioning.dvc_adapter import repository
 from segmill.data.versioning.history import LogEntry, append_log, log_path
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.reports.run_facts import Changes
 from segmill.workspace import Workspace
 from tasks.changes import changes_since

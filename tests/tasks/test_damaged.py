@@ -10,7 +10,8 @@ import pytest
 
 from segmill.data.packing.packed import read_pack
 from segmill.errors import InputError
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace
 from tasks.stage import Outcome, bring_up_to_date, recorded_md5, survey
 from tasks.version import version

@@ -12,7 +12,8 @@ from segmill.data.packing.pack import pack
 from segmill.data.packing.packed import read_pack
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.promotion import registry
 from segmill.promotion.champion import champion_start
 from segmill.training.job import Start

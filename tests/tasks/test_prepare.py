@@ -8,7 +8,8 @@ import pytest
 import tasks.prepare
 from segmill.data.ingest.builtin import write_street
 from segmill.data.packing.packed import PackedSplit
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace
 from tasks.inputs import write_inputs
 from tasks.stage import bring_up_to_date

@@ -15,7 +15,8 @@ from segmill import tracking
 from segmill.data.ingest.builtin import write_street
 from segmill.data.versioning.repository import commit_files, git_commit
 from segmill.data.versioning.versions import bring_data, recorded_version
-from segmill.params import read_params, read_params_and_text, set_params
+from segmill.params import read_params, read_params_and_text
+from segmill.params_change import set_params
 from segmill.workspace import Workspace
 from tasks.register import register, run_inputs
 from tasks.stage import bring_up_to_date

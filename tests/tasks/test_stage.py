@@ -14,7 +14,8 @@ import tasks.prepare
 import tasks.stage
 from segmill.data.packing.pack import pack
 from segmill.errors import InputError
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace
 from tasks.inputs import code_path, refuse_other_settings, settings_path
 from tasks.stage import bring_up_to_date, recorded_md5, survey

@@ -25,7 +25,8 @@ from segmill.data.versioning.history import LogEntry, log_path, read_log
 from segmill.data.versioning.repository import commit_files
 from segmill.data.versioning.versions import bring_data, data_changed, recorded_version
 from segmill.errors import InputError
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace
 from tasks.validate import validate
 

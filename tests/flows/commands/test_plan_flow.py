@@ -21,7 +21,9 @@ from segmill.cluster.connection import connect
 from segmill.data.schema.manifest import read_dataset_info, read_manifest, write_dataset_info, write_manifest
 from segmill.errors import InputError
 from segmill.models.curves import write_curves
-from segmill.params import read_params, say, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
+from segmill.params_text import say
 from segmill.training.measure.probe import measure
 from segmill.training.measure.probe_job import ProbeCandidate, ProbeJob
 from segmill.training.measure.rehearsal import Rehearsal

@@ -12,7 +12,8 @@ from flows.commands.cli import app
 from flows.commands.profile import _data, profile, show
 from segmill.data.loading.policy import read_policy
 from segmill.errors import InputError
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.training.measure.profile_job import ProfileResult
 from segmill.workspace import Workspace
 from tasks.stage import run

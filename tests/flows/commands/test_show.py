@@ -20,7 +20,8 @@ from segmill.data.loading.origins import read_origins
 from segmill.data.loading.recipes import settle_policy
 from segmill.data.packing.packed import PackedSplit
 from segmill.errors import InputError
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace
 from tasks.stage import run
 

@@ -20,7 +20,8 @@ from segmill.data.storage import raw_set
 from segmill.data.storage.images import read_mask
 from segmill.data.storage.raw_set import is_sharded
 from segmill.data.versioning.versions import recorded_version
-from segmill.params import read_params, set_params
+from segmill.params import read_params
+from segmill.params_change import set_params
 from segmill.workspace import Workspace
 from tests.flows.commands.test_cli import segmill
 
