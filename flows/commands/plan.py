@@ -190,12 +190,16 @@ def measured(
         again: measure even where it is known.
     """
     path = user_cache("speed") / f"{platform.node() or 'machine'}.json"
-    asked = {"probe": PROBE, "candidates": [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES]}
+    asked: dict[str, Any] = {
+        "probe": PROBE,
+        "candidates": [{**asdict(one), "starts": list(one.starts)} for one in CANDIDATES],
+    }
     known = progress.read(path)
     if again or known is None or known.get("asked") != asked:
         result = _measure(workspace, params, num_classes, console, seconds)
         candidates = [_candidate(probed) for probed in result.candidates]
-        known = {"asked": asked, "candidates": candidates, "machine": asdict(result.machine)}
+        tried = {**asked, "candidates": asked["candidates"][: result.tried]}  # the rest is measured the next time
+        known = {"asked": tried, "candidates": candidates, "machine": asdict(result.machine)}
         path.parent.mkdir(parents=True, exist_ok=True)
         progress.report(path, **known)
     from segmill.tuning.forecast import Candidate

@@ -63,10 +63,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The candidates that can be built, and the machine that measured them."""
+    """The candidates that can be built, and the machine that measured them.
+
+    ``tried``: how many of the job's there was time for, the first ones.
+    """
 
     candidates: tuple[Probed, ...]
     machine: Machine
+    tried: int
 
 
 def probe_on_ray(job: ProbeJob) -> ProbeResult:
@@ -74,4 +78,5 @@ def probe_on_ray(job: ProbeJob) -> ProbeResult:
     from segmill.training.measure.probe import machine, measure
 
     abilities = machine()  # first: its load is that of before
-    return ProbeResult(measure(job), abilities)
+    found, tried = measure(job)
+    return ProbeResult(found, abilities, tried)

@@ -25,7 +25,7 @@ from segmill.params import read_params
 from segmill.params_change import set_params
 from segmill.params_text import say
 from segmill.training.measure.probe import measure
-from segmill.training.measure.probe_job import ProbeCandidate, ProbeJob
+from segmill.training.measure.probe_job import Machine, ProbeCandidate, ProbeJob, ProbeResult
 from segmill.training.measure.rehearsal import Rehearsal
 from segmill.tuning.forecast import PastTraining
 from segmill.user_cache import user_cache
@@ -173,7 +173,7 @@ def test_candidates_that_can_not_be_built_are_left_out_and_weights_out_of_reach_
         settings={},
         starts=("package:there-is-none", "none"),
     )
-    found = measure(ProbeJob((small, replace(small, name="b", decoder="nosuch")), num_classes=3, side_px=64))
+    found, _ = measure(ProbeJob((small, replace(small, name="b", decoder="nosuch")), num_classes=3, side_px=64))
     assert [(one.candidate, one.weights) for one in found] == [(small, "none")]
     assert found[0].pixels_s > 0
 
@@ -186,7 +186,7 @@ def test_what_a_step_takes_besides_its_pixels_is_told_from_them(monkeypatch: pyt
     small = ProbeCandidate(
         name="a", backbone="mobilenetv3_small_050", decoder="fpn", lr=0.001, settings={}, starts=("none",)
     )
-    (found,) = measure(ProbeJob((small,), num_classes=3))
+    ((found,), _) = measure(ProbeJob((small,), num_classes=3))
     assert (found.pixels_s, found.step_s) == (pytest.approx(800_000), pytest.approx(0.05))
 
 
@@ -196,8 +196,8 @@ def test_measuring_ends_in_time_and_counts(tmp_path: Path) -> None:
     )
     note = tmp_path / "count.json"
     began = time.monotonic()
-    found = measure(ProbeJob((small, small, small), num_classes=3, side_px=256, seconds=0.0, progress_path=note))
-    assert len(found) == 3 and all(one.pixels_s > 0 for one in found)
+    found, tried = measure(ProbeJob((small, small, small), num_classes=3, side_px=256, seconds=0.0, progress_path=note))
+    assert len(found) == tried == 3 and all(one.pixels_s > 0 for one in found)
     assert time.monotonic() - began < 30, "building and two to four steps of each"
     assert progress.read(note) == {"done": 3, "total": 3}
 
@@ -220,6 +220,27 @@ def test_the_machine_is_measured_once_for_the_same_candidates_in_all_workspaces(
     monkeypatch.setattr("flows.commands.plan.CANDIDATES", (replace(small, name="other"),))
     again = measured(workspace, params, 4, quiet(), seconds=2)
     assert [one.name for one in again[0]] == ["other"], "other candidates are measured"
+
+
+def test_a_machine_too_busy_to_measure_all_measures_the_rest_the_next_time(
+    checked: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ProbeCandidate(
+        name="a", backbone="mobilenetv3_small_050", decoder="fpn", lr=0.001, settings={}, starts=("none",)
+    )
+    monkeypatch.setattr("flows.commands.plan.CANDIDATES", (small, replace(small, name="b")))
+    monkeypatch.setattr("segmill.training.measure.probe.BUILDING_S", 0.0)
+    params = read_params(checked.params)
+
+    def names(seconds: float) -> list[str]:
+        found, tried = measure(ProbeJob((small, replace(small, name="b")), 4, side_px=64, seconds=seconds))
+        result = ProbeResult(found, Machine(**MACHINE), tried)
+        monkeypatch.setattr("flows.commands.plan._measure", lambda *_: result)
+        return [one.name for one in measured(checked, params, 4, quiet(), seconds=seconds)[0]]
+
+    assert names(0.0) == ["a"]
+    assert names(60.0) == ["a", "b"], "not kept for good"
+    assert names(0.0) == ["a", "b"], "now it is"
 
 
 def test_speeds_of_a_busy_machine_are_not_kept_without_a_word(checked: Workspace) -> None:
