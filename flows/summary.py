@@ -167,7 +167,7 @@ def markdown(result: dict[str, Any]) -> str:
         figures = [row["miou"], row["mdice"], *(row["iou"].get(name) for name in classes)]
         lines.append(f"| {for_markdown(row['name'])} | " + " | ".join(map(_figure, figures)) + " |")
     compared = (
-        f"compared with version {result['compared_with']}" if result["compared_with"] else "the first to be judged"
+        f"compared with version {result['compared_with']}" if result["compared_with"] else "with no earlier champion"
     )
     lines += [
         "",

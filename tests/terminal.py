@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -12,6 +13,7 @@ import sys
 import termios
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from segmill.workspace import Workspace
 
@@ -30,6 +32,18 @@ def run(
     workspace: Workspace, *command: str, code: int | tuple[int, ...] = 0, servers: Mapping[str, str] | None = None
 ) -> str:
     """Run a command in the workspace and return what it printed; ``code``: how it may end."""
+    return "".join(_run(workspace, *command, code=code, servers=servers))
+
+
+def run_json(workspace: Workspace, *command: str) -> Any:
+    """Run a command in the workspace and return the object that it prints with ``--json``."""
+    return json.loads(_run(workspace, *command, "--json")[0])
+
+
+def _run(
+    workspace: Workspace, *command: str, code: int | tuple[int, ...] = 0, servers: Mapping[str, str] | None = None
+) -> tuple[str, str]:
+    """Return what a command printed to standard output and to standard error."""
     done = subprocess.run(
         [str(BIN / command[0]), *command[1:]],
         cwd=workspace.root,
@@ -40,7 +54,7 @@ def run(
     said = done.stdout + done.stderr
     assert done.returncode in (code if isinstance(code, tuple) else (code,)), said
     assert "Traceback" not in said
-    return said
+    return done.stdout, done.stderr
 
 
 def shown(*command: str, columns: int = 80, rows: int = 24, cwd: Path | None = None) -> tuple[str, int]:

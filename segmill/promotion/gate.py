@@ -68,7 +68,7 @@ def decide(
     reaches = "reaches" if reaches_floor else "misses"
     floor = f"The challenger's test mIoU {challenger_miou:.4f} {reaches} the floor {floor_miou:.4f}."
     if champion_counts_NKK is None:
-        newcomer = "Nothing serves yet, so there is no champion to beat."
+        newcomer = "There is no earlier champion to beat."
         return Verdict("PASS" if reaches_floor else "FAIL", [floor, newcomer], facts)
 
     gain = gain_interval(challenger_counts_NKK, champion_counts_NKK, groups, confidence=confidence, seed=seed)

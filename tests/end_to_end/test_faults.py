@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ruamel.yaml import YAML
-from terminal import BIN, run, states, terminal
+from terminal import BIN, run, run_json, states, terminal
 
 from segmill import progress
 from segmill.workspace import Workspace
@@ -104,7 +103,7 @@ def test_nothing_outlives_a_killed_run(tmp_path: Path, brain_workspace: Callable
 
 
 def assert_status_says_interrupted_training(workspace: Workspace) -> None:
-    found = json.loads(run(workspace, "segmill", "status", "--json"))
+    found = run_json(workspace, "segmill", "status")
     assert found["interrupted"]["steps"] == ["finetune@fpn", "finetune@unet"]
     assert found["interrupted"]["began"] <= found["interrupted"]["last_heard"]
 
@@ -169,7 +168,7 @@ def test_the_next_run_resumes_and_a_disk_that_runs_full_in_the_middle_costs_only
     )
     found = states(run(workspace, "segmill", "retrain", servers=servers))
     assert (found["prepare"], found["finetune@fpn"], found["promote"]) == ("fresh", "ran", "ran")
-    assert json.loads(run(workspace, "segmill", "status", "--json"))["interrupted"] is None
+    assert run_json(workspace, "segmill", "status")["interrupted"] is None
 
 
 def test_weights_out_of_reach_stop_the_run_before_any_training(

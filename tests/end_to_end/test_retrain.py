@@ -21,7 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from terminal import BIN, run, states, terminal
+from terminal import BIN, run, run_json, states, terminal
 
 from segmill.data.ingest.builtin import write_brain
 from segmill.data.schema.manifest import read_manifest
@@ -67,7 +67,7 @@ def test_the_first_run_ends_with_a_champion(first: tuple[Workspace, str]) -> Non
     metrics = json.loads(workspace.metrics.read_text())
     assert set(metrics["members"]) == {"fpn", "unet"}
     assert 0 < metrics["ensemble"]["miou"] < 1
-    status = json.loads(run(workspace, "segmill", "status", "--json"))
+    status = run_json(workspace, "segmill", "status")
     assert {stage["state"] for stage in status["stages"].values()} == {"fresh"}
     assert (status["champion"]["version"], status["champion"]["verdict"]) == ("1", "PASS")
     assert status["challenger"] is None, "it is the champion now"
@@ -91,7 +91,7 @@ def test_mlflow_leads_back_to_data_params_code_and_commit(first: tuple[Workspace
     uri = f"sqlite:///{workspace.root / 'mlflow.db'}"
     client = MlflowClient(uri, uri)
     version = client.get_model_version_by_alias("segmill-brain", "champion")
-    status = json.loads(run(workspace, "segmill", "status", "--json"))
+    status = run_json(workspace, "segmill", "status")
     assert version.tags["data_version"] == status["data_version"]
     assert all(version.tags[tag] for tag in ("params_sha256", "code_sha256", "dvc_lock_sha256", "git_commit"))
     commit = version.tags["git_commit"]
@@ -117,7 +117,7 @@ def test_the_report_says_the_verdict_and_is_kept_with_the_run(first: tuple[Works
     version = MlflowClient(uri, uri).get_model_version_by_alias("segmill-brain", "champion")
     page = workspace.page.read_text()
     assert "PASS" in page and "version 1 of segmill-brain is the champion now" in page
-    assert "This is the first version to be judged" in page and f"/runs/{version.run_id}?" in page
+    assert "There is no earlier champion to compare with." in page and f"/runs/{version.run_id}?" in page
     assert f'title="{version.tags["git_commit"]}"' in page
     stored = MlflowClient(uri, uri).get_run(version.run_id).info.artifact_uri
     assert load_text(f"{stored}/report/index.html") == page
@@ -132,7 +132,7 @@ def test_the_report_says_the_verdict_and_is_kept_with_the_run(first: tuple[Works
 def test_a_lost_report_is_written_again(first: tuple[Workspace, str], servers: dict[str, str]) -> None:
     workspace, _ = first
     workspace.page.unlink()
-    assert json.loads(run(workspace, "segmill", "status", "--json"))["up_to_date"] is False
+    assert run_json(workspace, "segmill", "status")["up_to_date"] is False
     assert "up to date" in run(workspace, "dvc", "status"), "it is no stage's out"
     found = states(run(workspace, "segmill", "retrain", servers=servers))
     assert {found.pop(step) for step in ("version", "register", "promote", "report")} == {"ran"}
@@ -146,7 +146,7 @@ def test_the_second_run_and_dvc_have_nothing_to_do(first: tuple[Workspace, str])
     assert "nothing to do" in run(workspace, "segmill", "retrain")
     assert "up to date" in run(workspace, "dvc", "status")
     assert "Running stage" not in run(workspace, "dvc", "repro")
-    assert json.loads(run(workspace, "segmill", "status", "--json"))["up_to_date"] is True
+    assert run_json(workspace, "segmill", "status")["up_to_date"] is True
 
 
 def test_dvc_repro_gives_the_same_bytes(
@@ -284,7 +284,7 @@ def test_a_changed_and_a_new_member_are_trained_from_what_was_there_when_the_run
     The changed one leaves its batch to the machine, which is recorded; the new one is classical, and serves.
     """
     workspace, _ = first
-    before = json.loads(run(workspace, "segmill", "status", "--json"))
+    before = run_json(workspace, "segmill", "status")
     weights = workspace.member("fpn") / "weights.safetensors"
     sound = weights.read_bytes()
     weights.unlink()
@@ -323,7 +323,7 @@ def test_a_changed_and_a_new_member_are_trained_from_what_was_there_when_the_run
     assert "FAIL" in page and "version 1 stays the champion" in page and "Where the two versions differ most" in page
     assert all(f"<bdi>{line}</bdi>" in page for line in ("members.unet.lr 0.003 -&gt; 0.005", "member shades is new"))
     assert tags["params_sha256"] == hashlib.sha256(recorded.encode()).hexdigest()
-    status = json.loads(run(workspace, "segmill", "status", "--json"))
+    status = run_json(workspace, "segmill", "status")
     assert status["challenger"]["version"] == "2" and status["champion"]["version"] == "1", "the floor is an input"
     assert status["data_version"] != before["data_version"]
     assert status["up_to_date"] is False, "what came meanwhile counts for the next run"

@@ -92,6 +92,6 @@ def test_the_pages_show_the_same_table() -> None:
     assert "**PASS**: version 2 is the champion now" in text and "- It is better." in text
     assert "| ensemble | 0.7500 | 0.8000 | 0.7500 | - |" in text
     assert "mIoU 0.7500, with 95% confidence between 0.7000 and 0.8000." in text
-    assert "Data version `abc`, model `segmill-street` version 2, the first to be judged, code commit `0123`." in text
+    assert "Data version `abc`, model `segmill-street` version 2, with no earlier champion, code commit `0123`." in text
     assert "version 7, compared with version 6, code" in markdown(refused("FAIL", [0.8, 0.9]))
     assert shown_interval(Interval(0.75, 0.0, 1.0, 2)).endswith("the test split has too few groups (2)")

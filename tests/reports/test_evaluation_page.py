@@ -62,7 +62,7 @@ def test_the_first_version_is_compared_with_none(tmp_path: Path) -> None:
     facts = {key: FACTS[key] for key in ("challenger_miou", "floor_miou", "samples")}
     run = run_facts(rival=None, rival_serves=False, facts=facts, changes=None, next_steps=[])
     text = said(evaluation_page(run=run, contrasts=None), tmp_path)
-    assert "What changed This is the first version to be judged: there is none to compare with." in text
+    assert "What changed There is no earlier champion to compare with." in text
     assert "(version" not in text and "gain, points" not in text and "differ most" not in text
 
 
