@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands.division import division
 from flows.commands.options import WaitOption, WorkspaceOption, alone, out, tell
 from flows.commands.options import say as say_line
 from segmill.errors import InputError
@@ -64,8 +66,8 @@ def init_command(
     workspace = create(folder, data, layout=layout, name=name, group=group, say=say_line)
     tell(workspace=workspace.root)
     say_line(
-        f"{workspace.root} is ready; next: cd {folder} && segmill validate, then segmill plan, which proposes settings "
-        "for this set and machine (params.yaml holds those of the demo)"
+        f"{workspace.root} is ready; next: cd {quote(str(folder))} && segmill validate, then segmill plan, which "
+        "proposes settings for this set and machine (params.yaml holds those of the demo)"
     )
 
 
@@ -125,12 +127,14 @@ def create(
         _lay_down(folder)
         params = read_params(folder / "params.yaml")
         raw, split = folder / params.data.path, params.split
-        with counting(out) as on_count:
+        with counting(out) as on_count, _citing(data):
             write_set(
                 raw, found.info, found.samples, shares=SplitShares(split.val, split.test, split.seed),
                 packed=found.count > SHARDS_ABOVE, facts=data if found.layout == "segmill" else None,
                 on_progress=on_count,
             )  # fmt: skip
+        for line in division(raw, params.promotion.confidence):
+            say(line)
         size, resize, why = choose_size(_sizes(raw))
         set_params(folder / "params.yaml", [f"prepare.size_px={list(size)}", f"prepare.resize={resize}"])
         say(
@@ -258,6 +262,17 @@ def _whole_or_nothing(folder: Path) -> Iterator[None]:
         space.unfinished.unlink()
     finally:
         os.close(lock)
+
+
+@contextmanager
+def _citing(data: Path) -> Iterator[None]:
+    """Let what is wrong with files of a set be said of the set that was named, not of the copy that is being made."""
+    from segmill.data.schema.issues import IssuesFound
+
+    try:
+        yield
+    except IssuesFound as found:
+        raise IssuesFound(data, found.stopping, found.issues) from None
 
 
 def _clear(space: Workspace) -> None:

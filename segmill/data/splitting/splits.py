@@ -148,9 +148,9 @@ def assign_new(
     ``class_pixels`` (group -> K pixel counts) holds all groups, also the assigned ones: what those have already is
     counted. First the shares: val and test get their part of all groups, rounded, at least one each where there are
     three groups. Then the classes: every class into every split where enough groups show it, and its groups in the
-    splits' proportion. Few groups are assigned in the best of all ways, more by iterative stratification (Sechidis et
-    al. 2011, ECML PKDD; rarest class first) with room held exactly, and swaps after it. ``seed`` decides between
-    equals, and the order of the mapping never matters.
+    splits' proportion. Few groups are assigned in the best of all ways, of equal ones in that whose splits have the
+    shares in pixels too; more by iterative stratification (Sechidis et al. 2011, ECML PKDD; rarest class first) with
+    room held exactly, and swaps after it. ``seed`` decides between equals, and the order of the mapping never matters.
     """
     new = sorted(class_pixels.keys() - settled.keys(), key=lambda group: _digest(shares.seed, group))
     if not new:
@@ -167,7 +167,12 @@ def assign_new(
     room_S = _room(_wanted(len(old) + len(new), shares_S), have_S, len(new))
     wanted_SK = np.stack([_wanted(int(count), shares_S) for count in have_SK.sum(0) + present_NK.sum(0)], axis=1)
     if _ways(room_S) <= TRIED_UP_TO:
-        split_N = _best(present_NK, have_SK, wanted_SK, room_S)
+        total = sum(int(np.sum(pixels)) for pixels in class_pixels.values())
+        lacks_S = shares_S * total
+        for group in old:
+            lacks_S[SPLITS.index(settled[group])] -= np.sum(class_pixels[group])
+        size_N = np.array([np.sum(class_pixels[group]) for group in new])
+        split_N = _best(present_NK, have_SK, wanted_SK, room_S, size_N, lacks_S)
     else:
         split_N = _deal(present_NK, have_SK, wanted_SK, room_S)
         if len(new) <= SWAPPED_UP_TO:
@@ -222,9 +227,15 @@ def _ways(room_S: NDArray[np.int64]) -> int:
 
 
 def _best(
-    present_NK: NDArray[np.bool_], have_SK: NDArray[np.int64], wanted_SK: NDArray[np.int64], room_S: NDArray[np.int64]
+    present_NK: NDArray[np.bool_],
+    have_SK: NDArray[np.int64],
+    wanted_SK: NDArray[np.int64],
+    room_S: NDArray[np.int64],
+    size_N: NDArray[np.int64],
+    lacks_S: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """Try every way to assign and return the cheapest; of equals the first, by the order the groups come in."""
+    """Try every way to assign and return the cheapest; of equals that which comes nearest to the pixels that the splits
+    lack (``size_N``: those of each group); then the first, by the order the groups come in."""
     count, (_, val, test) = len(present_NK), room_S.tolist()
     deals_DN = np.zeros((_ways(room_S), count), np.int64)
     held_out = itertools.combinations(range(count), val + test)
@@ -232,11 +243,12 @@ def _best(
     for deal_N, (held, chosen) in zip(deals_DN, ways, strict=True):
         deal_N[list(held)] = SPLITS.index("test")
         deal_N[list(chosen)] = SPLITS.index("val")
-    cost_D = np.zeros(len(deals_DN))
+    cost_D, uneven_D = np.zeros(len(deals_DN)), np.zeros(len(deals_DN))
     for s in range(len(SPLITS)):
-        count_DK = have_SK[s] + (deals_DN == s).astype(np.int64) @ present_NK
-        cost_D += _cost(count_DK, wanted_SK[s]).sum(1)
-    best_N: NDArray[np.int64] = deals_DN[int(np.argmin(np.round(cost_D, 6)))]
+        mine_DN = (deals_DN == s).astype(np.int64)
+        cost_D += _cost(have_SK[s] + mine_DN @ present_NK, wanted_SK[s]).sum(1)
+        uneven_D += np.abs(mine_DN @ size_N - lacks_S[s])
+    best_N: NDArray[np.int64] = deals_DN[int(np.lexsort((np.round(uneven_D), np.round(cost_D, 6)))[0])]
     return best_N
 
 

@@ -150,7 +150,12 @@ def _refuse_empty_split(raw_dir: Path, split_of: Mapping[str, str]) -> None:
     if empty:
         raise InputError(
             f"{raw_dir}: no group falls into {' and '.join(empty)} ({len(split_of)} groups in all); "
-            "name some under splits in dataset.yaml, raise split.val or split.test, or change split.seed"
+            + (
+                "name some under splits in dataset.yaml, raise split.val or split.test, or change split.seed"
+                if len(split_of) >= len(SPLITS)
+                else "each split takes whole groups, so add samples of other groups with `segmill data add`, or "
+                "correct the group rule in dataset.yaml"
+            )
         )
 
 

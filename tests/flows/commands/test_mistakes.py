@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,15 @@ def edit(name: str, old: str, new: str) -> Callable[[Workspace], None]:
     return change
 
 
+def keep_one_group(workspace: Workspace) -> None:
+    raw = workspace.root / "data/raw"
+    edit("data/raw/dataset.yaml", "^(?P<group>.+)_f\\d+$", "(?P<group>street)")(workspace)
+    info = raw / "dataset.yaml"
+    begin, _, end = info.read_text().partition("splits:\n")
+    info.write_text(begin + "".join(line for line in end.splitlines(keepends=True) if not line.startswith("  ")))
+    (raw / "splits.csv").write_text("group,split\nstreet,train\n")
+
+
 def lose(name: str) -> Callable[[Workspace], None]:
     return lambda workspace: (workspace.root / name).unlink()
 
@@ -46,6 +55,7 @@ class Mistake:
     prepare: Callable[[Workspace], None] = nothing
     fix: str = ""
     code: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 RETRAIN_SET = ("retrain", "--set")
@@ -87,6 +97,18 @@ MISTAKES = {
     "params.yaml deleted": Mistake(
         "{root} has lost its params.yaml; `git -C {quoted} checkout HEAD -- params.yaml`", prepare=lose("params.yaml")
     ),
+    "one group": Mistake(
+        "{root}/data/raw: no group falls into val and test (1 groups in all); each split takes whole groups, so add ",
+        ("validate",),
+        keep_one_group,
+    ),
+    "a Ray that is not there": Mistake(
+        "no Ray cluster at 127.0.0.1:9 (",
+        (*RETRAIN_SET, "members.lite0-unet.lr=0.5"),
+        fix="start one with `ray start --head`",
+        code=4,
+        environment={"RAY_ADDRESS": "127.0.0.1:9"},
+    ),
     "no workspace": Mistake("/ is not a workspace: it has no params.yaml; make one with", ("status", "-w", "/")),
 }  # fmt: skip
 
@@ -117,9 +139,12 @@ def test_a_mistake_is_one_sentence_and_harms_nothing(name: str, workspace: Works
     workspace.scratch.mkdir(exist_ok=True)
     mistake.prepare(workspace)
     before = content(folder)
-    code, said = run(folder, mistake.command, servers)
+    code, said = run(folder, mistake.command, {**servers, **mistake.environment})
     (sentence,) = said
     assert code == mistake.code
     assert sentence.startswith("error " + mistake.said.format(root=folder, quoted=f"'{folder}'"))
     assert mistake.fix.format(quoted=f"'{folder}'") in sentence
-    assert content(folder) == before
+    after = content(folder)
+    if mistake.command[0] == "validate":
+        after.pop("dvc.lock")  # the stage before it ran
+    assert after == before

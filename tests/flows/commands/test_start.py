@@ -238,3 +238,22 @@ def test_a_set_of_mixed_sizes_is_fitted_and_says_why(tmp_path: Path, street: Pat
     params = read_params(workspace.params)
     assert params.prepare.resize == "fit" and params.prepare.size_px is not None
     assert f"prepare.size_px is {list(params.prepare.size_px)} (height, width), prepare.resize fit: " in said[-1]
+
+
+def test_a_bad_file_is_said_where_its_owner_has_it_and_a_mask_of_another_size_is_found(tmp_path: Path) -> None:
+    data = tmp_path / "my set"
+    for kind, mode in (("images", "RGB"), ("masks", "L")):
+        (data / kind).mkdir(parents=True)
+        for number in range(5):
+            Image.new(mode, (64, 48), number % 2).save(data / kind / f"{number}.png")
+    (data / "images/1.png").write_bytes(b"no picture")
+    Image.new("L", (20, 30)).save(data / "masks/2.png")
+    Image.new("L", (63, 48)).save(data / "masks/3.png")  # a pixel off: `segmill validate --fix` repairs that
+    with pytest.raises(IssuesFound) as found:
+        create(tmp_path / "mine", data)
+    assert str(found.value).splitlines() == [
+        f"2 problems in {data}:",
+        "  images/1.png: it can't be read as an image; replace or remove it",
+        "  masks/2.png: the mask has 30 x 20 px (height x width) and its image 48 x 64; make them the same size",
+    ]
+    assert not (tmp_path / "mine").exists()

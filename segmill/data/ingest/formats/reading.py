@@ -22,11 +22,13 @@ from segmill.data.splitting.splits import part_of_group
 from segmill.data.storage.images import (
     encode_png,
     image_content,
+    image_size,
     is_plain_mask,
     read_mask,
     read_raw_mask,
 )
 from segmill.data.storage.raw_set import IMAGE_SUFFIXES
+from segmill.data.validation.mask_faults import OFF_BY_PX, orientation
 from segmill.errors import InputError, near_miss
 
 MAX_BYTES = 2**30  # of one file; 8192 x 8192 px of 16-bit colour are less than half of it
@@ -295,6 +297,7 @@ def deliver(contents: SourceContents, table: NDArray[np.int16] | None) -> Iterat
             if table is not None:
                 mask = about(row.mask, _renumber, mask, table)
             content = mask if isinstance(mask, bytes) else encode_png(mask)
+            about(row.mask, _refuse_other_size, loaded.image, content)
         except InputError as error:
             issue = issue_from(error.file if isinstance(error, FileError) else row.mask, error)
             if issue != said:
@@ -302,6 +305,18 @@ def deliver(contents: SourceContents, table: NDArray[np.int16] | None) -> Iterat
             said = issue
         else:
             yield NewSample(row.id, loaded.image, loaded.suffix, content, row.group, row.split)
+
+
+def _refuse_other_size(image: bytes, mask: bytes) -> None:
+    """Raise InputError for a mask of another size than its image, unless `segmill validate --fix` could repair that."""
+    (height, width), own = image_size(image), image_size(mask)
+    near = max(abs(own[0] - height), abs(own[1] - width)) <= OFF_BY_PX
+    before_exif = own == (width, height) and orientation(image) != 1
+    if not near and not before_exif:
+        raise InputError(
+            f"the mask has {own[0]} x {own[1]} px (height x width) and its image {height} x {width}",
+            "make them the same size",
+        )
 
 
 def _renumber(mask: bytes | NDArray[np.uint8], table: NDArray[np.int16]) -> NDArray[np.uint8]:
