@@ -108,8 +108,8 @@ def _say_interrupted(debug: bool) -> None:
 def _say(debug: bool, sentence: str, code: int) -> int:
     if debug:
         err.print_exception()
-    label = "[bold yellow]gate[/]" if code == GateRefused.exit_code else "[bold red]error[/]"
-    err.print(f"{label} {escape(visible_lines(sentence))}", highlight=False, soft_wrap=True)
+    label = {GateRefused.exit_code: "[bold yellow]gate[/] ", INTERRUPTED: ""}.get(code, "[bold red]error[/] ")
+    err.print(f"{label}{escape(visible_lines(sentence))}", highlight=False, soft_wrap=True)
     return code
 
 

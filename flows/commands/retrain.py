@@ -85,7 +85,7 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
     tell(**result, nothing_to_do=False)
     show_result(result, out)
     if result["verdict"]["decision"] != "PASS":
-        raise GateRefused(f"the gate said {result['verdict']['decision']}: the champion stays")
+        raise GateRefused(f"{result['verdict']['decision']}: {result['outcome']}")
 
 
 def _settle(change: ParamsChange) -> None:

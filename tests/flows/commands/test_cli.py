@@ -193,8 +193,8 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, street: Path) -> None:
         (KeyError("lost"), 1, "error unexpected KeyError: 'lost'; run again with --debug for the traceback"),
         (InfrastructureError("[b]nobody[/b] answers"), 4, "error [b]nobody[/b] answers"),
         (GateRefused("not better"), 3, "gate not better"),
-        (KeyboardInterrupt(), 130, "error interrupted; what was finished is recorded"),
-        (SystemExit(signal.SIGTERM), 130, "error interrupted; what was finished is recorded"),
+        (KeyboardInterrupt(), 130, "interrupted; what was finished is recorded"),
+        (SystemExit(signal.SIGTERM), 130, "interrupted; what was finished is recorded"),
         (SystemExit("nothing"), 1, ""),
     ],
 )
