@@ -94,7 +94,8 @@ def log(workspace: WorkspaceOption = HERE) -> None:
     entries = read_log(log_path(space.root / params.data.path))
     recorded = recorded_version(space.root, params.data.path)
     head = recorded.md5 if recorded else None
-    tell(head=head, versions=[asdict(entry) for entry in entries])
+    if tell(head=head, versions=[asdict(entry) for entry in entries]):
+        return
     if not entries:
         _say("no version is logged yet; `segmill data add` or `segmill retrain` makes the first entry")
         return
@@ -131,7 +132,8 @@ def diff(before: Version, after: Version = "HEAD", workspace: WorkspaceOption = 
         f"{len(contents[1].samples):,}"
     )
     ids = {name: getattr(found, name) for name in ("added", "removed", "relabelled", "reimaged")}
-    tell(**ids, class_pixels=dict(zip(("before", "after"), totals, strict=True)))
+    if tell(**ids, class_pixels=dict(zip(("before", "after"), totals, strict=True))):
+        return
     for name, those in ids.items():
         _say_ids(name, those)
     out.print(_class_table(*totals))
@@ -196,7 +198,8 @@ def layouts() -> None:
     """List the layouts that can be read, and how each is recognised."""
     from segmill.data.ingest.formats import LAYOUTS
 
-    tell(layouts=LAYOUTS)
+    if tell(layouts=LAYOUTS):
+        return
     table = _table("layout", "recognised by")
     for name, how in LAYOUTS.items():
         table.add_row(name, escape(how))

@@ -94,10 +94,14 @@ def say(line: str) -> None:
     out.print(visible_lines(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def tell(whole: Sequence[Any] | None = None, /, **facts: Any) -> None:
-    """Add ``facts`` to the object that ``--json`` prints (or print the list ``whole``); nothing without that option."""
+def tell(whole: Sequence[Any] | None = None, /, **facts: Any) -> bool:
+    """Add ``facts`` to the object that ``--json`` prints, or print the list ``whole``; nothing without that option.
+
+    Returns whether it was given, so that who asks for a report gets it once.
+    """
     for answer in _answers:
         answer.facts = list(whole) if whole is not None else {**answer.facts, **facts}
+    return bool(_answers)
 
 
 def answer_now() -> None:

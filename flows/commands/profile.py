@@ -66,8 +66,8 @@ def profile(workspace: Workspace, params: Params, name: str, console: Console, *
             steps=steps,
         )
         result = wait(on_ray(profile_on_ray, job, Resources(cpus, gpus)))
-    tell(**asdict(result))
-    show(result, console)
+    if not tell(**asdict(result)):
+        show(result, console)
 
 
 def show(facts: ProfileResult, console: Console) -> None:

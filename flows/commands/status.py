@@ -30,8 +30,8 @@ def status_command(workspace: WorkspaceOption = HERE) -> None:
     space, params = open_workspace(workspace)
     with registry_asked(space, params) as registry:
         found = replace(look(space, params, survey(space, params), registry()), bytes=store_sizes(space, params))
-    tell(**found.facts())
-    show(found, out)
+    if not tell(**found.facts()):
+        show(found, out)
 
 
 def history_command(workspace: WorkspaceOption = HERE) -> None:
@@ -40,8 +40,8 @@ def history_command(workspace: WorkspaceOption = HERE) -> None:
     from tasks.promote import ledger_url
 
     space = open_workspace(workspace)[0]
-    tell([asdict(entry) for entry in reversed(ledger.entries(ledger_url(space)))])
-    show_history(space, out)
+    if not tell([asdict(entry) for entry in reversed(ledger.entries(ledger_url(space)))]):
+        show_history(space, out)
 
 
 @dataclass(frozen=True)

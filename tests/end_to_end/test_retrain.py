@@ -21,7 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from terminal import BIN, run, run_json, states, terminal
+from terminal import BIN, run, run_json, shown, states, terminal
 
 from segmill.data.ingest.builtin import write_brain
 from segmill.data.schema.manifest import read_manifest
@@ -163,6 +163,43 @@ def test_dvc_repro_gives_the_same_bytes(
     same = ["validate", "prepare", "augment", "finetune@fpn", "finetune@unet", "ensemble"]
     assert [name for name in same if locks[0][name]["outs"] != locks[1][name]["outs"]] == []
     assert json.loads(workspace.metrics.read_text()) == json.loads(other.metrics.read_text())
+
+
+def test_weights_lie_once_in_the_workspace_and_once_in_the_registry(first: tuple[Workspace, str]) -> None:
+    workspace, _ = first
+    weights: dict[bytes, set[int]] = {}
+    for path in [*workspace.root.rglob("*.safetensors"), *(workspace.root / ".dvc" / "cache" / "files").rglob("*")]:
+        if path.is_file() and (path.suffix or path.stat().st_size > 10**6):
+            weights.setdefault(path.read_bytes(), set()).add(path.stat().st_ino)
+    members = [
+        (folder / "weights.safetensors").read_bytes() for folder in workspace.members.iterdir() if folder.is_dir()
+    ]
+    assert [len(weights[member]) for member in members] == [2, 2], "member, ensemble and cache are one file"
+    sizes = json.loads(run(workspace, "segmill", "status", "--json"))["bytes"]
+    assert sizes["models"] < 1.1 * sum(map(len, members)) and sizes["dvc_cache"] < sizes["models"]
+
+
+def test_a_terminal_shows_the_live_table_and_nothing_of_dvc(first: tuple[Workspace, str]) -> None:
+    """Its progress bars scrolled through the table: 87 lines in one run."""
+    workspace, _ = first
+    command = [str(BIN / "segmill"), "retrain", "-w", str(workspace.root), "--set", "promotion.floor_miou=0.06"]
+    said, code = shown(*command, columns=80, rows=24)
+    assert code == 0, said
+    assert re.search(r"promote +\d+s", said) and "\x1b[2K" in said  # the table, drawn again and again
+    for foreign in ("\x1b[A", "Collecting", "Committing", "Pushing", "Querying", "file/s", "!\r"):
+        assert foreign not in said
+
+
+def test_a_machine_is_told_the_last_run_where_nothing_is_to_do(first: tuple[Workspace, str]) -> None:
+    workspace, _ = first
+    done = subprocess.run(
+        [BIN / "segmill", "retrain", "--json"], cwd=workspace.root, capture_output=True, text=True, env=terminal()
+    )
+    said = json.loads(done.stdout)
+    assert done.returncode == 0 and "nothing to do" in done.stderr
+    assert said["nothing_to_do"] is True and said["verdict"]["decision"] == "PASS"
+    keys = re.search(r"`demo`, `retrain` \| (.*) \|", (Path(__file__).parents[2] / "docs" / "json.md").read_text())
+    assert keys and set(said) == set(re.findall(r"`(\w+)`", keys[1]))
 
 
 def test_predict_writes_masks_and_overlays(first: tuple[Workspace, str], tmp_path: Path) -> None:

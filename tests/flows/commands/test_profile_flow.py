@@ -54,8 +54,8 @@ def test_a_member_is_profiled_before_and_after_prepare(
     set_params(workspace.params, ["augment.recipe=[{HorizontalFlip: {p: 0.5}}]"])
     for stage in ("fingerprint", "validate", "prepare"):
         run(workspace, stage, read_params(workspace.params))
-    profile(workspace, read_params(workspace.params), name, Console(quiet=True), steps=1, as_json=True)
-    facts = json.loads(capsys.readouterr().out)
+    done = CliRunner().invoke(app, ["profile", name, "--steps", "1", "--json", "-w", str(workspace.root)])
+    facts = json.loads(done.stdout)
     assert not facts["made_up"] and facts["images_s"] > 0 and facts["step_flop"] > 1e9
     assert sum(facts["kinds"].values()) == pytest.approx(1)
     show(ProfileResult(**facts), Console(width=120))
