@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 INTERRUPTED = 130  # the exit code, as shells and click say it
-PATIENCE_S = 3.5
+PATIENCE_S = 3.0
 
 
 def obey_signals(say: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from ruamel.yaml import YAML
@@ -259,7 +260,7 @@ def _choices(text: str, spec: str) -> tuple[Any, ...]:
         raise InputError(f"--search {text}: the choices are not YAML; {HOW}") from None
     choices = tuple(_plain(choice) for choice in found)
     if len(choices) < 2:
-        raise InputError(f"--search {text}: one value can't be searched; `segmill retrain --set {text}` sets it")
+        raise InputError(f"--search {text}: one value can't be searched; `segmill retrain --set {quote(text)}` sets it")
     if any(choices.count(choice) > 1 for choice in choices):
         raise InputError(f"--search {text}: a value is there twice; name each once")
     return choices

@@ -85,6 +85,7 @@ def test_what_a_search_may_say(values: dict[str, Any], text: str, expected: Dime
     [
         ("lr", "write KEY=LOW..HIGH"),
         ("lr=5", "one value can't be searched"),
+        ("lr= 5", "`segmill retrain --set 'lr= 5'` sets it"),
         ("lr=0.01..0.001", "must go from a number up to a larger one"),
         ("lr=a..b", "is no range of numbers"),
         ("lr=0..1:log", "starts above 0"),

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from segmill.data.schema.special_files import refuse_special_files
@@ -173,7 +174,7 @@ def checkout_data(root: Path, path: str, remote: str | None, version: DataVersio
     if changed not in ("", MISSING, UNCACHED):
         raise InputError(
             f"{root / path} holds what is in no version ({changed}); record it with `segmill retrain` or "
-            f"`dvc add {path}`, then check out again"
+            f"`dvc add {quote(path)}`, then check out again"
         )
     if changed != MISSING:
         record_data(root, path, remote)  # what is there now stays in the log, also where plain `dvc add` made it
