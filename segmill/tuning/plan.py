@@ -154,7 +154,7 @@ def choose_size(
         Proposal("prepare.resize", resize, reason),
     ]
     samples = samples_of(facts.sizes, Resizing(), extra)
-    share_of_side = side / scale if crops else 1.0
+    share_of_side = max(side / scale, SMALLEST_SIDE_PX / min(size)) if crops else 1.0
     if share_of_side < 1:
         size = (_whole_strides(height * scale * share_of_side), _whole_strides(width * scale * share_of_side))
         why = f"{size[0] * size[1]:,} px per image are what the time allows, at the scale of prepare.size_px"

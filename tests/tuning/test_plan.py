@@ -79,9 +79,12 @@ def test_little_time_takes_one_member_and_fewer_pixels() -> None:
     found = proposed(STREET, 3)
     assert list(found["members"].value) == ["quick"]
     assert found["members"].value["quick"]["decoder_width"] == 0.5
-    assert found["train.val_every"].value == 5, "0.87 of an epoch each, and a fifth of the time is the most"
+    assert found["train.val_every"].value == 3, "0.52 of an epoch each, and a fifth of the time is the most"
     height, width = found["prepare.size_px"].value
     assert height == 128, "not below what can still be seen"
+    assert found["train.crop_size"].value is None, "nor is a crop"
+    slow = proposed(replace(STREET, candidates=(replace(QUICK, pixels_s=20_000),)), 3)
+    assert (slow["prepare.size_px"].value[0], slow["train.crop_size"].value) == (128, None)
     assert height * width < 224 * 288
 
 
