@@ -110,7 +110,9 @@ def create(
     """
     from flows.display import counting
     from segmill.data.ingest.formats import open_layout
+    from segmill.data.ingest.hints import doubtful_groups
     from segmill.data.ingest.intake import write_set
+    from segmill.data.schema.manifest import read_dataset_info
     from segmill.data.splitting.shares import SplitShares
     from segmill.data.storage.raw_set import SHARDS_ABOVE
     from segmill.params import read_params
@@ -135,6 +137,8 @@ def create(
             )  # fmt: skip
         for line in division(raw, params.promotion.confidence):
             say(line)
+        if doubt := doubtful_groups(raw, read_dataset_info(raw)):
+            say(doubt)
         size, resize, why = choose_size(_sizes(raw))
         set_params(folder / "params.yaml", [f"prepare.size_px={list(size)}", f"prepare.resize={resize}"])
         say(

@@ -257,3 +257,14 @@ def test_a_bad_file_is_said_where_its_owner_has_it_and_a_mask_of_another_size_is
         "  masks/2.png: the mask has 30 x 20 px (height x width) and its image 48 x 64; make them the same size",
     ]
     assert not (tmp_path / "mine").exists()
+
+
+def test_frames_that_would_be_groups_of_their_own_are_said(tmp_path: Path, street: Path) -> None:
+    for kind in ("images", "masks"):
+        shutil.copytree(street / kind, tmp_path / "frames" / kind)
+    said: list[str] = []
+    create(tmp_path / "workspace", tmp_path / "frames", say=said.append)
+    assert [line for line in said if "as slices of one stack or frames of one recording do" in line]
+    said.clear()
+    create(tmp_path / "grouped", tmp_path / "frames", group=r"^(?P<group>.+)_f\d+$", say=said.append)
+    assert not [line for line in said if "groups of their own" in line]
