@@ -90,7 +90,7 @@ def test_an_edit_in_place_reaches_no_version(made: Workspace) -> None:
     assert version(made, params).md5 == first.md5
 
 
-@pytest.mark.parametrize("copied", ["as a copy", "restored"])
+@pytest.mark.parametrize("copied", ["as a copy", "restored", "by an earlier release"])
 def test_copies_are_shared_again(made: Workspace, copied: str) -> None:
     """`cp -r`, `dvc checkout` and earlier releases make copies."""
     params = read_params(made.params)
@@ -98,7 +98,8 @@ def test_copies_are_shared_again(made: Workspace, copied: str) -> None:
         shutil.rmtree(made.packed)
         assert bring_up_to_date(made, "prepare").state == "restored"
     else:
-        for path in [*files(made.packed), *files(remote(made))]:
+        former = [path for path in files(cache(made)) if path.stat().st_ino in inodes(made.packed)]
+        for path in [*(files(made.packed) if copied == "as a copy" else former), *files(remote(made))]:
             content, mode = path.read_bytes(), path.stat().st_mode
             path.unlink()
             path.write_bytes(content)
@@ -108,6 +109,8 @@ def test_copies_are_shared_again(made: Workspace, copied: str) -> None:
         data = made.root / params.data.path
         assert in_common(remote(made), cache(made)) == sum(path.stat().st_size for path in files(data))
     assert in_common(made.packed, cache(made)) == shards(made)
+    if copied == "by an earlier release":
+        assert in_common(made.packed, made.shards) == shards(made), "its shards had the store's names already"
     assert {outcome.state for name, outcome in survey(made).items() if name in LIGHT} == {"fresh"}
     assert "changed" not in run(made, "dvc", "status", "prepare")
 

@@ -276,7 +276,7 @@ class DvcStage:
                 if not cached.is_file():
                     share(path, cached)
                 elif not cached.samefile(path) and _hash_of(out, cached) == recorded:
-                    share(cached, path)
+                    share(*sorted((path, cached), key=lambda one: one.stat().st_nlink, reverse=True))
 
     def restore(self) -> bool:
         """Bring the outs back from the cache, the remote or DVC's run-cache; False where this was never computed.
