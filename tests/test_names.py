@@ -60,7 +60,7 @@ def test_the_final_table_prints_any_class(name: str, width: int) -> None:
     assert visible(name)[:8].strip() in text and "0.2500" in text
     lines = markdown({
         "scores": rows, "verdict": {"decision": "PASS", "reasons": []}, "outcome": "x", "data_version": "1",
-        "model": "m", "version": "1",
+        "model": "m", "version": "1", "compared_with": None, "git_commit": "none",
     }).splitlines()  # fmt: skip
     head, rule, *body = [line for line in lines if line.startswith("|")]
     unescaped = [line.replace("\\|", "").count("|") for line in (head, rule, *body)]

@@ -57,7 +57,7 @@ class Status:
     challenger: dict[str, Any] | None
     judged: bool
     writer: str
-    interrupted: InterruptedRun | None
+    interrupted: InterruptedRun | None = None
     bytes: dict[str, int] = field(default_factory=dict)
 
     @property
