@@ -84,7 +84,7 @@ def run(*command: str) -> Any:
 
 def compare(forecast: dict[str, Any], workspace: Path, first: dict[str, Any], minutes: float) -> None:
     """Print plan's forecast of the first run beside its outcome: the mean over its members."""
-    trained = [json.loads(path.read_text()) for path in workspace.glob("members/*/metrics.json")]
+    trained = [json.loads(path.read_text()) for path in workspace.glob("models/members/*/metrics.json")]
     print(f"{'':10} {'forecast':>9} {'outcome':>9} {'ratio':>6}   (the first run, minutes of the command)")
     steps = sum(one["steps"] for one in trained) / len(trained)
     epochs = sum(one["steps"] / one["steps_per_epoch"] for one in trained) / len(trained)
