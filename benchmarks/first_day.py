@@ -58,11 +58,12 @@ def live(workspace: Path, data: Path, more: Path | None, minutes: float) -> None
     began = time.monotonic()
     first = run("retrain", *at)
     took = (time.monotonic() - began) / 60
+    trained = [json.loads(path.read_text()) for path in workspace.glob("models/members/*/metrics.json")]
     if more:
         run("data", "add", str(more), "--message", "more photos", *at)
         run("retrain", *at)
     state = run("status", *at)
-    compare(planned["forecast"], workspace, first, took)
+    compare(planned["forecast"], trained, first["warnings"], took)
     weigh(state["bytes"], data, more)
     report = Path(state["last_run"]["report"])
     print(f"report  {report.stat().st_size / 2**20:.1f} MiB")
@@ -82,15 +83,14 @@ def run(*command: str) -> Any:
     return found
 
 
-def compare(forecast: dict[str, Any], workspace: Path, first: dict[str, Any], minutes: float) -> None:
+def compare(forecast: dict[str, Any], trained: list[dict[str, Any]], warnings: list[str], minutes: float) -> None:
     """Print plan's forecast of the first run beside its outcome: the mean over its members."""
-    trained = [json.loads(path.read_text()) for path in workspace.glob("models/members/*/metrics.json")]
     print(f"{'':10} {'forecast':>9} {'outcome':>9} {'ratio':>6}   (the first run, minutes of the command)")
     steps = sum(one["steps"] for one in trained) / len(trained)
     epochs = sum(one["steps"] / one["steps_per_epoch"] for one in trained) / len(trained)
     for name, came in (("steps", steps), ("epochs", epochs), ("minutes", minutes)):
         print(f"{name:10} {forecast[name]:9.1f} {came:9.1f} {came / forecast[name]:6.2f}")
-    for warning in first["warnings"]:
+    for warning in warnings:
         print(f"    {warning}")
 
 
