@@ -213,7 +213,11 @@ def measured(
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
     return tuple(
-        Candidate(**one, trained=trainings_of(one["backbone"], one["decoder"], one["settings"]))
+        Candidate(
+            **one,
+            trained=trainings_of(one["backbone"], one["decoder"], one["settings"]),
+            cores=len(os.sched_getaffinity(0)),
+        )
         for one in known["candidates"]
     ), machine
 

@@ -28,6 +28,7 @@ class Candidate:
 
     A step takes ``step_s`` seconds, and one more for every ``pixels_s`` pixels of its images, as measured.
     ``settings``: other keys of it, such as decoder_width. ``trained``: what trainings of this network did here.
+    ``cores``: of the machine.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Candidate:
     settings: dict[str, Any] = field(default_factory=dict)
     step_s: float = 0.0
     trained: tuple[PastTraining, ...] = ()
+    cores: int = 1
 
     @property
     def pretrained(self) -> bool:
@@ -60,7 +62,8 @@ class Candidate:
         return like.pixels_s * measured / self._measured(like.px, like.share)
 
     def _measured(self, px: float, share: float) -> float:
-        return px / (px / (self.pixels_s * share) + self.step_s)
+        fixed_s = self.step_s / min(1.0, share * self.cores)  # the work of one thread, which may have less than a core
+        return px / (px / (self.pixels_s * share) + fixed_s)
 
 
 @dataclass(frozen=True)

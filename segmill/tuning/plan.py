@@ -107,9 +107,15 @@ def training_seconds(facts: Facts, minutes: float, members: Sequence[Candidate])
 def judging_seconds(facts: Facts, members: Sequence[Candidate]) -> float:
     """Return the time of the last validation runs, the ensemble on val and the evaluation on test."""
     share, turns = facts.sharing(len(members))
-    px = LARGEST_BATCH * math.prod(facts.usual)
+    px = _predicted_px(facts)
     last = max(prediction_seconds(facts.val_px, one.speed(px, share)) for one in members)
     return turns * last + sum(prediction_seconds(facts.val_px + facts.test_px, one.speed(px)) for one in members)
+
+
+def _predicted_px(facts: Facts) -> float:
+    """Return the pixels that are predicted at once: images of one size in batches, those of many sizes one by one."""
+    alone = facts.sizes.get(facts.usual, 0) < MOST * facts.samples
+    return (1 if alone else LARGEST_BATCH) * math.prod(facts.usual)
 
 
 def choose_size(
@@ -205,8 +211,8 @@ def choose_steps(
     share, turns = facts.sharing(len(members))
     seconds = training_seconds(facts, minutes, members)
     epoch_s = fmean(epoch_seconds(seen, taken, member.speed(seen.px * taken, share)) for member in members)
-    large_px = LARGEST_BATCH * math.prod(facts.usual)
-    val_s = fmean(prediction_seconds(facts.val_px, member.speed(large_px, share)) for member in members)
+    at_once = _predicted_px(facts)
+    val_s = fmean(prediction_seconds(facts.val_px, member.speed(at_once, share)) for member in members)
     undisturbed, cost = seconds / epoch_s, val_s / epoch_s
     rarest = max(math.ceil(cost / VALIDATION_SHARE), round(undisturbed / MOST_VALIDATIONS))
     often = math.ceil(cost / MOST_VALIDATION_SHARE)

@@ -216,3 +216,17 @@ def test_speeds_of_trainings_replace_what_was_measured_where_they_are_most_alike
     )
     before = propose(replace(STREET, candidates=(QUICK,)), 20)
     assert slower.forecast.steps * slower.proposals[1].value[0] < before.forecast.steps * before.proposals[1].value[0]
+
+
+def test_what_one_thread_does_of_a_step_is_slower_where_members_share_cores() -> None:
+    """Three members on two cores had 0.8 of the steps that were said."""
+    one = replace(QUICK, step_s=0.1, cores=2)
+    assert one.speed(60_000) == 300_000 and one.speed(60_000, 0.5) == pytest.approx(60_000 / 0.3), "a core for each"
+    assert one.speed(60_000, 0.25) == pytest.approx(60_000 / (0.4 + 0.2)), "half a core"
+
+
+def test_images_of_many_sizes_are_predicted_one_by_one() -> None:
+    facts = replace(STREET, candidates=(replace(QUICK, step_s=0.1),))
+    mixed = replace(facts, sizes={(360, 480): 184, (300, 400): 183})
+    alike, alone = (propose(one, 20).forecast for one in (facts, mixed))
+    assert alone.minutes > alike.minutes and alone.epochs < alike.epochs, "val and test take longer"
