@@ -14,8 +14,8 @@ from segmill.workspace import Workspace
 def store_sizes(workspace: Workspace, params: Params) -> dict[str, int]:
     """Return the bytes of each store, and of all as ``total``.
 
-    A file with several names (hard links) counts once, for the first store that has it. Clones of a file system with
-    reflinks can't be told from copies and count for each. Servers and buckets are not asked.
+    A file with several names (hard links) counts once, for the first store that has it. A clone (reflink)
+    can't be distinguished from a copy and counts in each store. Servers and buckets are not counted.
     """
     root, data = workspace.root, workspace.root / params.data.path
     stores = {

@@ -27,7 +27,7 @@ out = Console()
 
 
 class Answer:
-    """What a machine is told of a command: docs/json.md has the keys."""
+    """The object that a command prints with --json: docs/json.md lists its keys."""
 
     def __init__(self, to: TextIO) -> None:
         self.facts: Any = {}

@@ -18,7 +18,7 @@ from segmill.workspace import Workspace
 from tasks.promote import ledger_url
 from tasks.register import model_name
 
-# Says what stands, and whether a process was started to ask the registry.
+# Prints champion, challenger and whether the ensemble was judged, and whether a process asked the registry.
 LOOK = """
 import dataclasses, json, sys
 from pathlib import Path

@@ -149,7 +149,7 @@ def _refuse_empty_split(raw_dir: Path, split_of: Mapping[str, str]) -> None:
     empty = [split for split in SPLITS if not groups[split]]
     if empty:
         raise InputError(
-            f"{raw_dir}: no group falls into {' and '.join(empty)} ({len(split_of)} groups in all); "
+            f"{raw_dir}: no group falls into {' and '.join(empty)} (groups in all: {len(split_of)}); "
             + (
                 "name some under splits in dataset.yaml, raise split.val or split.test, or change split.seed"
                 if len(split_of) >= len(SPLITS)

@@ -98,7 +98,7 @@ MISTAKES = {
         "{root} has lost its params.yaml; `git -C {quoted} checkout HEAD -- params.yaml`", prepare=lose("params.yaml")
     ),
     "one group": Mistake(
-        "{root}/data/raw: no group falls into val and test (1 groups in all); each split takes whole groups, so add ",
+        "{root}/data/raw: no group falls into val and test (groups in all: 1); each split takes whole groups, so add ",
         ("validate",),
         keep_one_group,
     ),
