@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from shared_servers import folder_of_servers, shared_server
@@ -33,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         place = ExitStack()
         place.enter_context(folder_of_servers())
+        # A key for signing is made here, in no home folder. pytest-xdist's processes inherit it.
+        os.environ["XDG_CONFIG_HOME"] = place.enter_context(TemporaryDirectory(prefix="segmill-config-"))
         config.add_cleanup(place.close)
 
 
