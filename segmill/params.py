@@ -12,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from pydantic_core import ErrorDetails
 
 from segmill.errors import InputError, near_miss
+from segmill.params_block import Block, Fraction
 from segmill.params_text import text_and_values
+from segmill.promotion_params import GuardParams as GuardParams
+from segmill.promotion_params import PromotionParams as PromotionParams
 from segmill.renamed_keys import name_now
 from segmill.svm_settings import SvmSettings
 from segmill.train_settings import NetworkSettings, TrainSettings
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 MemberName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 HeadName = Literal["presence", "boundary", "distance"]
@@ -25,12 +27,6 @@ HeadName = Literal["presence", "boundary", "distance"]
 
 # dvc/stage/cache.py leaves these out of the run-cache's key wherever they stand, in params too (seen with DVC 3.67).
 UNTRACKED_KEYS = ("size", "nfiles")
-
-
-class Block(BaseModel):
-    """A block of params.yaml: unknown keys are refused, values cannot change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataParams(Block):
@@ -201,16 +197,6 @@ class EvaluateParams(Block):
     )
 
 
-class PromotionParams(Block):
-    floor_miou: Fraction = Field(0.5, description="Minimum test mIoU; a challenger below it is never promoted.")
-    min_gain: Fraction = Field(
-        0.0, description=("The whole confidence interval of the gain over the champion must be above this.")
-    )
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
-        0.95, description="Confidence level of the interval of the gain."
-    )
-
-
 class RayParams(Block):
     address: str = Field(
         "local", description=("local starts Ray on this machine; or the address of a cluster. RAY_ADDRESS wins.")
@@ -350,7 +336,8 @@ def _sentence(fault: ErrorDetails, parents: list[str]) -> str:
             if new := name_now(key):
                 return f"{key} is called {new} now; `segmill doctor --fix` renames it in params.yaml"
             allowed = list(_keys(location))
-            return f"unknown key {key}{near_miss(location[-1], allowed)} (allowed here: {', '.join(allowed)})"
+            measured = ": this version measures no other condition" if location[:2] == ["promotion", "guards"] else ""
+            return f"unknown key {key}{near_miss(location[-1], allowed)} (allowed here: {', '.join(allowed)}{measured})"
         case "missing":
             return f"{key} is missing; add it ({_description(location)})"
         case "value_error":
@@ -368,8 +355,14 @@ def _keys(location: list[str]) -> dict[str, str | None]:
         return {**_described(SvmParams), **train_keys(), **_described(NetworkParams)}
     if location[0] == "train":
         return train_keys()
-    block = Params.model_fields[location[0]].annotation
-    return _described(block if isinstance(block, type) and issubclass(block, BaseModel) else Params)
+    block: type[BaseModel] = Params
+    for name in location[:-1]:
+        field = block.model_fields.get(name)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        block = inner
+    return _described(block)
 
 
 def _described(block: type[BaseModel]) -> dict[str, str | None]:

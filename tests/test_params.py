@@ -32,6 +32,13 @@ def test_the_template_is_valid_and_has_three_members(file: Path) -> None:
     assert params.prepare.size_px == (192, 160)
 
 
+def test_the_promotion_block_of_earlier_releases_is_valid(values: dict[str, Any]) -> None:
+    earlier = {"floor_miou": 0.4, "min_gain": 0.01, "confidence": 0.9}
+    read = parse_params(values | {"promotion": earlier}, "params.yaml").promotion
+    assert {key: getattr(read, key) for key in earlier} == earlier
+    assert (read.rule, read.alpha, read.judgements, read.goal) == ("lifetime", 0.05, 20, "superiority")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -48,6 +55,19 @@ def test_the_template_is_valid_and_has_three_members(file: Path) -> None:
             "small letters",
         ),
         ({"members": {}}, "members is {}"),
+        ({"promotion": {"ruel": "plain"}}, "unknown key promotion.ruel; did you mean 'rule'?"),
+        (
+            {"promotion": {"guards": {"latency": 1.2}}},
+            "unknown key promotion.guards.latency; did you mean 'latency_ratio'? (allowed here: class_loss, slices, ",
+        ),
+        (
+            {"promotion": {"guards": {"ece": 0.1}}},
+            "promotion.guards.ece (allowed here: class_loss, slices, latency_ratio, size_ratio: "
+            "this version measures no other condition)",
+        ),
+        ({"promotion": {"guards": {"class_loss": 5}}}, "promotion.guards.class_loss is 5: input should be less than"),
+        ({"promotion": {"guards": {"slices": {"weather": -1}}}}, "promotion.guards.slices.weather is -1"),
+        ({"promotion": {"goal": "noninferiority", "min_gain": 0.1}}, "belongs to goal superiority; set it to 0"),
     ],
 )
 def test_a_fault_is_said_with_its_key(values: dict[str, Any], change: dict[str, Any], said: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from segmill import params
 from segmill.train_settings import TrainSettings
@@ -24,6 +25,7 @@ BLOCKS = {
     "ensemble": params.EnsembleParams,
     "evaluate": params.EvaluateParams,
     "promotion": params.PromotionParams,
+    "promotion.guards": params.GuardParams,
     "ray": params.RayParams,
     "mlflow": params.MlflowParams,
     "prefect": params.PrefectParams,
@@ -43,6 +45,8 @@ def as_yaml(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, BaseModel):
+        return as_yaml({key: as_yaml(one) for key, one in value})
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {one}" for key, one in value.items()) + "}"
     return str(value)
