@@ -32,6 +32,8 @@ from segmill.former_pipeline import refuse_incomplete_pipeline
 from segmill.mlflow_pages import is_server
 from segmill.params import Params, parse_params, read_params_and_text
 from segmill.promotion import registry
+from segmill.promotion.champion import refuse_unsigned_champion
+from segmill.promotion.signers import ensure_signer
 from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, note_speed, shortfall
@@ -99,6 +101,8 @@ def run_retrain(
     """
     began = time.monotonic()
     refuse_full_disk(workspace, params)
+    if signer := ensure_signer(workspace.root):
+        console.print(signer, highlight=False, soft_wrap=True)
     interrupted.begin(workspace)
     try:
         with showing(workspace, steps(params), console), connecting(ray_address(params)):
@@ -139,6 +143,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
         params = parse_params(values, "params.yaml")
     else:
         params, params_yaml = read_params_and_text(workspace.params)
+    ensure_signer(workspace.root)
     uri, began = tracking_uri(workspace, params), time.monotonic()
     with ExitStack() as reading_data, connect(ray_address(params)):
         check = begin_check(workspace, params)
@@ -146,6 +151,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
         graph = PipelineGraph(dependencies(workspace))
         data = graph.run("version", version_step, workspace, params)
         inputs, members = run_inputs(workspace, params, params_yaml), list(params.members)
+        refuse_unsigned_champion(workspace, params, inputs.model)
         name_run(f"{inputs.model} data {data.md5[:8]}: {reason(workspace, params, data)}")
         artifacts = artifacts_of_new(workspace, uri)
         with tracking.open_run(uri, inputs.model, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:

@@ -108,6 +108,7 @@ def _state(workspace: Workspace, params: Params) -> str | None:
 
 def _standing(workspace: Workspace, params: Params) -> Standing:
     from segmill.promotion import ledger, registry
+    from segmill.promotion.signing import ensemble_digest
     from tasks.promote import earlier_judgement, ledger_url
     from tasks.register import Registered, model_name
 
@@ -116,7 +117,7 @@ def _standing(workspace: Workspace, params: Params) -> Standing:
     decisions = {entry.version: entry.decision for entry in reversed(ledger.entries(ledger_url(workspace), name))}
     judged = False
     if (workspace.ensemble / "ensemble.json").is_file():
-        version = registry.find_version(uri, name, registry.ensemble_digest(workspace.ensemble))
+        version = registry.find_version(uri, name, ensemble_digest(workspace.ensemble))
         serving = champion.version if champion else None
         if version is not None:
             judged = earlier_judgement(workspace, Registered(name, version), serving, params.promotion) is not None

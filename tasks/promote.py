@@ -11,6 +11,7 @@ from segmill.cluster.work import on_ray, wait
 from segmill.data.packing.packed import PackedSplit
 from segmill.params import Params, PromotionParams
 from segmill.promotion import gate, ledger, registry
+from segmill.promotion.keys import trusted_keys
 from segmill.promotion.score_job import ScoreJob, score_on_ray
 from segmill.workspace import Workspace
 from tasks.register import Registered
@@ -44,6 +45,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
 
     Raises:
         InputError: the champion knows other classes than the data.
+        SignatureError: a version is not signed, not by a trusted key, or not what was signed.
         InfrastructureError: MLflow or the ledger does not answer, or somebody else promoted meanwhile.
     """
     workspace.page.unlink(missing_ok=True)
@@ -57,6 +59,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
         return known
     rival = _replaced_by(workspace, registered) if serving == registered.version else serving
     shutil.rmtree(workspace.scratch / PREDICTIONS, ignore_errors=True)
+    trusted = trusted_keys(workspace.root)
     scored = [
         on_ray(
             score_on_ray,
@@ -64,6 +67,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
                 uri=uri,
                 model_name=registered.model,
                 version=version,
+                trusted=trusted,
                 packed_dir=workspace.packed,
                 predictions_path=predictions_path(workspace, version) if rival else None,
             ),

@@ -14,6 +14,7 @@ from segmill.data.versioning.history import log_path
 from segmill.data.versioning.repository import commit_contents, commits_runs, git_commit
 from segmill.params import Params
 from segmill.promotion import registry
+from segmill.promotion.keys import TRUSTED, signing_key
 from segmill.workspace import Workspace
 from tasks.stage import Outcome, recorded_stages
 from tasks.version import packed_version
@@ -81,6 +82,7 @@ def register(
         run.id,
         workspace.ensemble,
         model,
+        key=signing_key(),
         tags={**lineage, "test_miou": str(metrics["ensemble"]["miou"])},
     )
     registry.set_alias(run.uri, model, registry.CHALLENGER, version)
@@ -132,12 +134,13 @@ def _commit(workspace: Workspace, params: Params, inputs: RunInputs, lock: bytes
         return inputs.git_commit
     ignored = [folder / ".gitignore" for folder in (workspace.root, workspace.packed.parent, workspace.ensemble.parent,
                                                     workspace.members)]  # fmt: skip
+    also = [*ignored, workspace.root / TRUSTED]
     contents = {
         "params.yaml": inputs.params_yaml.encode(),
         "dvc.yaml": inputs.pipeline_yaml.encode(),
         "dvc.lock": lock,
         **inputs.data_records,
-        **{str(path.relative_to(workspace.root)): path.read_bytes() for path in ignored if path.is_file()},  # DVC's
+        **{str(path.relative_to(workspace.root)): path.read_bytes() for path in also if path.is_file()},
     }
     ran = [f"{one.stage}: {one.state} ({one.why})" for one in outcomes if one.state != "fresh"]
     title = f"retrain {inputs.model} on data {packed_version(workspace, params)[:8]}"

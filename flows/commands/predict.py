@@ -52,6 +52,7 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
     Raises:
         InputError: there is no such version, an image can't be read, or a result would replace an image or another
             image's result.
+        SignatureError: the version is not signed, not by a trusted key, or not what was signed.
         SegmillError: the version does not load or fails to predict.
     """
     import numpy as np
@@ -60,6 +61,7 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
     from flows.environment import tracking_uri
     from segmill.data.schema.manifest import read_dataset_info
     from segmill.promotion import registry
+    from segmill.promotion.keys import trusted_keys
     from segmill.promotion.registered import loaded
     from segmill.reports.pictures import palette
     from tasks.register import model_name
@@ -76,7 +78,7 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
     info = read_dataset_info(workspace.root / params.data.path)
     colors = palette(info.colors)
     folder.mkdir(parents=True, exist_ok=True)
-    with loaded(uri, name, version) as ask:
+    with loaded(uri, name, version, trusted_keys(workspace.root)) as ask:
         for path, image in zip(images, pixels, strict=True):
             image_HWC = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
             (ids_HW,) = ask(image_HWC[None])

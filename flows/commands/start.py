@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from segmill.data.ingest.intake import NewSample
 
 # What a workspace that is being made contains.
-MADE = {".git", ".gitignore", ".dvc", ".dvcignore", ".segmill", "params.yaml", "dvc.yaml", "data"}
+MADE = {".git", ".gitignore", ".dvc", ".dvcignore", ".segmill", "params.yaml", "dvc.yaml", "data", "trusted_keys"}
 IGNORED = (
     "/.segmill/",
     "/.dvc-remote/",
@@ -145,7 +145,7 @@ def create(
             f"prepare.size_px is {list(size)} (height, width), prepare.resize {resize}: {why}; change them in "
             "params.yaml"
         )
-        return _finish(folder, f"{data.resolve().name}, layout {found.layout}")
+        return _finish(folder, f"{data.resolve().name}, layout {found.layout}", say)
 
 
 def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
@@ -172,7 +172,7 @@ def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
                 write_street(raw, count=STREET_COUNT, size=STREET_PX)
                 street = [f"prepare.size_px={list(STREET_PX)}", "augment.recipe=driving"]
                 set_params(folder / "params.yaml", street)
-            workspace = _finish(folder, f"the demo's sample {sample}")
+            workspace = _finish(folder, f"the demo's sample {sample}", say_line)
     else:
         workspace = Workspace.open(folder)
     if more:
@@ -297,14 +297,17 @@ def _lay_down(folder: Path) -> None:
     (folder / ".gitignore").write_text("\n".join(IGNORED) + "\n")
 
 
-def _finish(folder: Path, message: str) -> Workspace:
-    """Put the set under DVC as the first version, and everything else into git."""
+def _finish(folder: Path, message: str, say: Callable[[str], None]) -> Workspace:
+    """Put the set under DVC as the first version, and everything else into git, the keys that may sign among it."""
     from segmill.data.versioning.repository import commit_files
     from segmill.data.versioning.versions import explained, record_data
     from segmill.params import read_params
+    from segmill.promotion.signers import ensure_signer
     from tasks.inputs import write_inputs
 
     workspace = Workspace(folder.resolve())
+    if signer := ensure_signer(workspace.root):
+        say(signer)
     params = read_params(workspace.params)
     write_inputs(workspace, params)
     path = params.data.path

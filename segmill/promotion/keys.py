@@ -33,6 +33,14 @@ class SignatureError(SegmillError):
     """Something is not signed, or not by a key that is trusted, or was changed after it was signed."""
 
 
+class NotSigned(SignatureError):
+    """There is no signature."""
+
+
+class UnknownSigner(SignatureError):
+    """The signature is by a key that is not trusted."""
+
+
 @dataclass(frozen=True)
 class PublicKey:
     """A public key that is trusted: whose it is, as the file says, and its ``id``, the start of its sha256."""
@@ -86,14 +94,15 @@ class TrustedKeys:
         """Return whose signature it is.
 
         Raises:
-            SignatureError: the key is not trusted here, or the signature is not over this message.
+            UnknownSigner: the key is not trusted here.
+            SignatureError: the signature is not over this message.
         """
         for key in self.keys:
             if key.id == key_id:
                 if key.signed(message, signature):
                     return key
                 raise SignatureError(f"the signature by {key.name} ({key.id}) does not fit: what it signed was changed")
-        raise SignatureError(
+        raise UnknownSigner(
             f"it is signed by key {key_id}, which {self.source} does not list (it lists "
             f"{', '.join(f'{key.name} {key.id}' for key in self.keys) or 'none'})"
         )

@@ -21,37 +21,33 @@ from segmill.ensembling.predict import batches
 from segmill.errors import InputError, SegmillError
 from segmill.files import replacing
 from segmill.metrics.counts import confusion_counts
+from segmill.promotion.keys import KEY_VARIABLE, TrustedKeys
 from segmill.promotion.registry import CLASSES_TAG
 from segmill.promotion.score_job import ScoreJob
+from segmill.promotion.versions import verified_copy
 from segmill.tracking import reaching
 
 Images = NDArray[np.uint8]
 
 
 @contextmanager
-def loaded(uri: str, model_name: str, version: str) -> Iterator[Callable[[Images], Images]]:
+def loaded(uri: str, model_name: str, version: str, trusted: TrustedKeys) -> Iterator[Callable[[Images], Images]]:
     """Load a version in a process of its own; yield a function from image_BHWC uint8, C = 3, to ids_BHW uint8.
 
-    It loads as a server loads it: with its own code and weights. Versions never share a process, since
-    MLflow gives the second the modules of the first.
+    It loads as a server loads it: with its own code and weights, from a private copy that was verified. Versions never
+    share a process, since MLflow gives the second the modules of the first.
 
     Raises:
+        SignatureError, InputError, InfrastructureError: as for ``versions.fetch_verified``.
         SegmillError: the version does not load or fails to predict; the message holds what it said last.
     """
-    with tempfile.TemporaryFile() as complaints:
+    with verified_copy(uri, model_name, version, trusted) as folder, tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                str(Path(__file__).with_name("replay.py")),
-                uri,
-                f"models:/{model_name}/{version}",
-            ],
+            [sys.executable, "-P", str(Path(__file__).with_name("replay.py")), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
-            # A model in a folder of this machine is used in place, and nothing is written there.
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"},
+            env=_without_secrets() | {"PYTHONDONTWRITEBYTECODE": "1"},
         )
         try:
             yield lambda image_BHWC: _ask(process, image_BHWC)
@@ -61,7 +57,7 @@ def loaded(uri: str, model_name: str, version: str) -> Iterator[Callable[[Images
             said = complaints.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise SegmillError(
                 f"Version {version} of {model_name} did not predict: {said[-1]} "
-                f"(see it whole with mlflow.pyfunc.load_model('models:/{model_name}/{version}'))"
+                f"(see it whole with segmill.load('models:/{model_name}/{version}'))"
             ) from error
         finally:
             process.kill()
@@ -73,8 +69,7 @@ def score_registered(job: ScoreJob) -> NDArray[np.int64]:
 
     Raises:
         InputError: the split is empty, or the version knows other classes than the data.
-        InfrastructureError: the registry does not answer.
-        SegmillError: as for ``loaded``.
+        SignatureError, InfrastructureError, SegmillError: as for ``loaded``.
     """
     info, samples = read_pack(job.packed_dir), PackedSplit(job.packed_dir / job.split)
     if not len(samples):
@@ -87,7 +82,8 @@ def score_registered(job: ScoreJob) -> NDArray[np.int64]:
             f"{list(info.class_names)}: no figures of the two can be compared."
         )
     counts: list[NDArray[np.int64]] = []
-    with _keeping(job.predictions_path) as keep, loaded(job.uri, job.model_name, job.version) as predict:
+    model = loaded(job.uri, job.model_name, job.version, job.trusted)
+    with _keeping(job.predictions_path) as keep, model as predict:
         for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
             for ids_HW in predict(image_BHWC):
                 truth_HW = samples.mask(len(counts))
@@ -109,6 +105,13 @@ def _keeping(path: Path | None) -> Iterator[Callable[[str, Images], None]]:
                 np.save(file, array)
 
         yield keep
+
+
+def _without_secrets() -> dict[str, str]:
+    """Return the environment without what opens MLflow or signs: a model's code needs neither."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING_", KEY_VARIABLE))
+    }
 
 
 def _ask(process: subprocess.Popen[bytes], image_BHWC: Images) -> Images:

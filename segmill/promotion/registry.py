@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +14,10 @@ import numpy as np
 
 import segmill
 from segmill.ensembling.predict import read_ensemble
-from segmill.files import replacing
+from segmill.promotion import signing
+from segmill.promotion.keys import SignatureError, SigningKey
+from segmill.promotion.signing import ensemble_digest
+from segmill.promotion.versions import SIGNATURE_TAG, signed_by, tag_version
 from segmill.tracking import reaching
 
 if TYPE_CHECKING:
@@ -49,22 +50,31 @@ class Version:
 
 
 def register(
-    uri: str, run_id: str, ensemble_dir: Path | str, model_name: str, *, tags: Mapping[str, str] | None = None
+    uri: str,
+    run_id: str,
+    ensemble_dir: Path | str,
+    model_name: str,
+    *,
+    key: SigningKey,
+    tags: Mapping[str, str] | None = None,
 ) -> str:
-    """Register an ensemble folder and return its version; the same folder content is registered once.
+    """Register an ensemble folder, signed, and return its version; the same folder content is registered once.
 
-    The model holds the ensemble folder, the package's code and a signature; no file of it is a pickle, and no
-    path of this machine is written into it.
+    The model holds the ensemble folder, the package's code, MLflow's signature of inputs and outputs, and the signed
+    manifest of all its files; no file of it is a pickle, and no path of this machine is written into it. A version
+    whose registration was cut short before it was tagged as signed is tagged by the next call.
 
     Args:
         uri: tracking and registry URI.
         run_id: the run whose artifacts the model is stored among.
         ensemble_dir: the ensemble folder.
         model_name: made where there is none.
+        key: signs the folder and the version.
         tags: facts about the version, besides its digest and classes.
 
     Raises:
         InputError: the folder is no ensemble.
+        SignatureError: the ensemble is registered already, as a version that is not signed.
         InfrastructureError: the registry does not answer.
     """
     ensemble_dir = Path(ensemble_dir).resolve()
@@ -72,18 +82,21 @@ def register(
     digest = ensemble_digest(ensemble_dir)
     found = find_version(uri, model_name, digest)
     if found:
+        _make_sure_it_is_signed(uri, model_name, found, digest, key)
         return found
     own_tags = {DIGEST_TAG: digest, CLASSES_TAG: json.dumps([entry["name"] for entry in facts["classes"]])}
     with reaching(uri) as client, tempfile.TemporaryDirectory() as folder:
         model_dir = Path(folder) / "model"
         save_model(model_dir, ensemble_dir)
+        manifest_sha256 = signing.sign_folder(model_dir, key, model=model_name)
         # Named by content: a run that registers two ensembles must not write one over the other.
         stored_as = f"model-{digest[:12]}"
         client.log_artifacts(run_id, str(model_dir), stored_as)
         _make_sure_of(client, model_name)
         source = f"{client.get_run(run_id).info.artifact_uri}/{stored_as}"
         made = client.create_model_version(model_name, source, run_id, tags={**(tags or {}), **own_tags})
-        return str(made.version)
+    tag_version(uri, model_name, str(made.version), key, manifest_sha256)
+    return str(made.version)
 
 
 def save_model(model_dir: Path, ensemble_dir: Path) -> None:
@@ -107,17 +120,6 @@ def save_model(model_dir: Path, ensemble_dir: Path) -> None:
     for artifact in flavor["artifacts"].values():
         artifact["uri"] = artifact["path"]
     model.save(str(model_dir / "MLmodel"))
-
-
-def ensemble_digest(ensemble_dir: Path) -> str:
-    """Return the sha256 over every file's relative path and content, in order of path."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in ensemble_dir.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(ensemble_dir).as_posix()}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def find_version(uri: str, model_name: str, digest: str) -> str | None:
@@ -169,26 +171,6 @@ def describe_version(uri: str, model_name: str, version: str, markdown: str, tag
             client.set_model_version_tag(model_name, version, key, value)
 
 
-def fetch_member(uri: str, model_name: str, version: str, member: str, to: Path) -> bool:
-    """Copy the folder of one member of a registered version to ``to``; False where it has no such member.
-
-    Raises InfrastructureError where the registry does not answer.
-    """
-    import mlflow.artifacts
-
-    with reaching(uri) as client, tempfile.TemporaryDirectory() as folder:
-        members = f"{client.get_model_version_download_uri(model_name, version)}/artifacts/ensemble/members"
-        found = mlflow.artifacts.list_artifacts(artifact_uri=members, tracking_uri=uri)
-        if member not in [Path(entry.path).name for entry in found]:
-            return False
-        fetched = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{members}/{member}", dst_path=folder, tracking_uri=uri
-        )
-        with replacing(to) as draft:
-            shutil.copytree(fetched, draft)
-    return True
-
-
 def _signature() -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -202,6 +184,21 @@ def _signature() -> ModelSignature:
     # come as a list. This key of the MLmodel file says that the model checks its input itself, which it does.
     signature._is_signature_from_type_hint = True
     return signature
+
+
+def _make_sure_it_is_signed(uri: str, model_name: str, version: str, digest: str, key: SigningKey) -> None:
+    """Tag a version whose folder we signed and whose registration ended before the tag; refuse one that nobody did."""
+    with reaching(uri) as client:
+        tags = client.get_model_version(model_name, version).tags
+    if SIGNATURE_TAG in tags:
+        return  # whether it is believed is asked when it is loaded
+    manifest = signed_by(uri, model_name, version, key)
+    if manifest is None or manifest.ensemble_sha256 != digest:
+        raise SignatureError(
+            f"version {version} of {model_name} holds this ensemble and is not signed; `segmill signing sign "
+            f"{version}` signs it as it is now, if you know where it comes from"
+        )
+    tag_version(uri, model_name, version, key, manifest.sha256)
 
 
 def _make_sure_of(client: MlflowClient, model_name: str) -> None:

@@ -1,10 +1,11 @@
 """A script for a process of its own: a registered model predicts images that arrive on a pipe.
 
-    python -P replay.py TRACKING_URI MODEL_URI
+    python -P replay.py FOLDER
 
-Only numpy and MLflow are imported, so that the model brings its own ``segmill``: an old champion is judged
-with the code it serves with, not with today's. An array crosses a pipe as a line with its shape in JSON, then
-its bytes: image_BHWC uint8 comes in, ids_BHW uint8 goes out, until the input ends.
+FOLDER is a verified copy of the version, so no address or password of MLflow comes here. Only numpy and MLflow are
+imported, so that the model brings its own ``segmill``: an old champion is judged with the code it serves with, not with
+today's. An array crosses a pipe as a line with its shape in JSON, then its bytes: image_BHWC uint8 comes in, ids_BHW
+uint8 goes out, until the input ends.
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ import sys
 import numpy as np
 
 
-def main(tracking_uri: str, model_uri: str) -> None:
+def main(folder: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # Whatever a library prints must not get among the answers.
 
     import mlflow
 
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    model = mlflow.pyfunc.load_model(model_uri)
+    model = mlflow.pyfunc.load_model(folder)
     questions = sys.stdin.buffer
     while line := questions.readline():
         shape = json.loads(line)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segmill.promotion.keys import TrustedKeys
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -17,6 +19,7 @@ class ScoreJob:
 
     Args:
         uri: of MLflow.
+        trusted: whose signatures of versions are believed.
         predictions_path: where each image's ids_HW uint8 are kept, as an npz file with the image's index as the key;
             None keeps none.
     """
@@ -24,6 +27,7 @@ class ScoreJob:
     uri: str
     model_name: str
     version: str
+    trusted: TrustedKeys
     packed_dir: Path
     split: str = "test"
     predictions_path: Path | None = None

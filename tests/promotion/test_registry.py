@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from registering import NAME, Registered
 
 from segmill import tracking
 from segmill.data.packing.packed import PackedSplit
@@ -20,11 +21,10 @@ from segmill.errors import InputError, SegmillError
 from segmill.metrics.counts import confusion_counts
 from segmill.models.members import MemberSpec, build, save_member
 from segmill.models.weights import Weights
-from segmill.promotion import registry
+from segmill.promotion import registry, versions
 from segmill.promotion.registered import score_registered
 from segmill.promotion.score_job import ScoreJob
-
-NAME = "segmill-street"
+from segmill.promotion.signing import ensemble_digest
 
 # What somebody without this project's code would run; it prints one JSON object.
 CONSUMER = """
@@ -55,26 +55,6 @@ print(json.dumps({
     "signature": model.metadata.signature.to_dict(),
 }))
 """
-
-
-@dataclass(frozen=True)
-class Registered:
-    uri: str
-    run_id: str
-    version: str
-    artifacts: Path
-    files: tuple[Path, ...]  # of the artifacts, before anybody loads them
-
-
-@pytest.fixture(scope="module")
-def registered(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Registered:
-    root = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{root}/mlflow.db"
-    run_id = tracking.start_run(uri, "street", "retrain", artifacts=str(root / "mlartifacts"))
-    version = registry.register(uri, run_id, judging / "ensemble", NAME, tags={"data_version": "v1"})
-    registry.set_alias(uri, NAME, registry.CHAMPION, version)
-    files = tuple(path for path in (root / "mlartifacts").rglob("*") if path.is_file())
-    return Registered(uri, run_id, version, root / "mlartifacts", files)
 
 
 @pytest.mark.slow
@@ -153,16 +133,17 @@ def test_holds_no_pickle_and_no_path_of_this_machine(registered: Registered, jud
 
 
 def test_the_same_ensemble_is_registered_once(registered: Registered, judging: Path, tmp_path: Path) -> None:
-    again = registry.register(registered.uri, registered.run_id, str(judging / "ensemble"), NAME)
+    key = registered.key
+    again = registry.register(registered.uri, registered.run_id, str(judging / "ensemble"), NAME, key=key)
     assert again == registered.version == "1"
-    digest = registry.ensemble_digest(judging / "ensemble")
+    digest = ensemble_digest(judging / "ensemble")
     assert registry.find_version(registered.uri, NAME, digest) == "1"
     assert registry.find_version(registered.uri, NAME, "0" * 64) is None
     changed = tmp_path / "ensemble"
     shutil.copytree(judging / "ensemble", changed)
     facts = json.loads((changed / "ensemble.json").read_text())
     (changed / "ensemble.json").write_text(json.dumps(facts | {"flips": True}))
-    assert registry.register(registered.uri, registered.run_id, changed, NAME) == "2"
+    assert registry.register(registered.uri, registered.run_id, changed, NAME, key=key) == "2"
     assert len(list(registered.artifacts.rglob("MLmodel"))) == 2, "one must not lie over the other"
 
 
@@ -185,7 +166,9 @@ def test_aliases_move(registered: Registered) -> None:
 
 
 def scoring(registered: Registered, version: str, packed_dir: Path) -> ScoreJob:
-    return ScoreJob(uri=registered.uri, model_name=NAME, version=version, packed_dir=packed_dir)
+    return ScoreJob(
+        uri=registered.uri, model_name=NAME, version=version, trusted=registered.trusted, packed_dir=packed_dir
+    )
 
 
 @pytest.mark.slow
@@ -219,19 +202,20 @@ def test_a_version_of_other_classes_is_not_compared(registered: Registered, judg
         score_registered(scoring(registered, registered.version, tmp_path / "packed"))
 
 
-@pytest.mark.slow
-def test_a_version_that_does_not_load_says_why(registered: Registered, judging: Path) -> None:
-    """A champion whose files are gone from the store: an error with its last words, not a hang."""
+def test_a_version_whose_files_are_gone_says_so(registered: Registered, judging: Path) -> None:
     with tracking.reaching(registered.uri) as client:
         tags = client.get_model_version(NAME, registered.version).tags
-        lost = client.create_model_version(NAME, str(registered.artifacts / "gone"), tags=tags).version
-    with pytest.raises(SegmillError, match=rf"Version {lost} of {NAME} did not predict: .*No such artifact"):
-        score_registered(scoring(registered, str(lost), judging / "packed"))
+        lost = str(client.create_model_version(NAME, str(registered.artifacts / "gone"), tags=tags).version)
+    versions.tag_version(registered.uri, NAME, lost, registered.key, "0" * 64)
+    with pytest.raises(SegmillError, match=rf"version {lost} of {NAME} can't be fetched: .*No such file"):
+        score_registered(scoring(registered, lost, judging / "packed"))
+    with pytest.raises(InputError, match=f"{NAME} has no version 99"):
+        versions.fetch_verified(registered.uri, NAME, "99", registered.trusted, to=judging / "unused")
 
 
 def test_a_folder_that_is_no_ensemble(registered: Registered, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run the ensemble stage first"):
-        registry.register(registered.uri, registered.run_id, tmp_path, NAME)
+        registry.register(registered.uri, registered.run_id, tmp_path, NAME, key=registered.key)
 
 
 def test_the_digest_sees_names_and_bytes(tmp_path: Path) -> None:
@@ -241,7 +225,7 @@ def test_the_digest_sees_names_and_bytes(tmp_path: Path) -> None:
         folder.mkdir()
         for name, content in files.items():
             (folder / name).write_text(content)
-        return registry.ensemble_digest(folder)
+        return ensemble_digest(folder)
 
     assert digest(a="1", b="2") == digest(b="2", a="1")
     assert len({digest(a="1", b="2"), digest(a="2", b="1"), digest(a="12", b=""), digest(ab="12")}) == 4

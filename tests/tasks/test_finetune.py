@@ -16,6 +16,7 @@ from segmill.params import read_params
 from segmill.params_change import set_params
 from segmill.promotion import registry
 from segmill.promotion.champion import champion_start
+from segmill.promotion.keys import make_signing_key
 from segmill.training.job import Start
 from segmill.workspace import Workspace
 from tasks import finetune
@@ -121,7 +122,7 @@ def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Wo
         member = _made(ensemble / "members" / "lite0-unet")
         (member / "member.json").write_text(json.dumps({"params": {"split": params.split.model_dump()}}))
         (member / "weights.safetensors").write_bytes(b"weights")
-        version = registry.register(uri, run, ensemble, "segmill-street")
+        version = registry.register(uri, run, ensemble, "segmill-street", key=make_signing_key())
         registry.set_alias(uri, "segmill-street", alias, version)
 
     promote(names, registry.CHALLENGER)

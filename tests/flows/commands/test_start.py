@@ -70,7 +70,12 @@ def test_a_set_of_ones_own_becomes_the_first_version(tmp_path: Path, street: Pat
     workspace = create(tmp_path / "mine", street, say=said.append)
     raw = workspace.root / "data" / "raw"
     assert said[0].startswith(f"{street}: layout segmill (") and said[0].endswith(", 80 samples")
-    assert "prepare.size_px is [64, 64]" in said[-1]
+    assert "prepare.size_px is [64, 64]" in said[-2]
+    assert "is listed in trusted_keys now: a signature by it proves" in said[-1]
+    committed = subprocess.run(
+        ["git", "-C", workspace.root, "show", "HEAD:trusted_keys"], capture_output=True, text=True
+    )
+    assert committed.stdout == (workspace.root / "trusted_keys").read_text()
     assert read_params(workspace.params).prepare.size_px == (64, 64)
     for entry in list_samples(street)[0]:
         for part in (entry.image, entry.mask):
@@ -237,7 +242,7 @@ def test_a_set_of_mixed_sizes_is_fitted_and_says_why(tmp_path: Path, street: Pat
     workspace = create(tmp_path / "workspace", mixed, say=said.append)
     params = read_params(workspace.params)
     assert params.prepare.resize == "fit" and params.prepare.size_px is not None
-    assert f"prepare.size_px is {list(params.prepare.size_px)} (height, width), prepare.resize fit: " in said[-1]
+    assert f"prepare.size_px is {list(params.prepare.size_px)} (height, width), prepare.resize fit: " in said[-2]
 
 
 def test_a_bad_file_is_said_where_its_owner_has_it_and_a_mask_of_another_size_is_found(tmp_path: Path) -> None:

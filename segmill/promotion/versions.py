@@ -1,0 +1,223 @@
+"""Registered versions, fetched: into a private folder, verified there, and only that copy is ever loaded.
+
+MLflow runs a model's own code when it loads it, and may load it from the store itself, so a check of the store would
+come too late or be of other bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from segmill.errors import InfrastructureError, InputError, SegmillError
+from segmill.files import replacing
+from segmill.promotion import signing
+from segmill.promotion.keys import NotSigned, SignatureError, SigningKey, TrustedKeys, UnknownSigner
+from segmill.tracking import reaching
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+SIGNATURE_TAG = "version_signature"
+MEMBERS = f"{signing.ENSEMBLE}/members"
+
+
+def fetch_verified(uri: str, model: str, version: str, trusted: TrustedKeys, *, to: Path) -> Path:
+    """Copy a version into ``to``, verify the copy, and return its folder, which holds MLmodel.
+
+    Args:
+        uri: of MLflow.
+        model: the registered model's name.
+        version: its number.
+        trusted: whose signatures are believed; see ``keys.trusted_keys``.
+        to: a new or empty folder, which is made readable by this user alone. Nothing but the copy may be loaded.
+
+    Raises:
+        SignatureError: it is not signed, not by a trusted key, or not what was signed.
+        InputError: there is no such version.
+        SegmillError: its files are not in the store.
+        InfrastructureError: MLflow does not answer.
+    """
+    manifest_sha256 = check_signed(uri, model, version, trusted)
+    with _refusing(model, version):
+        folder = _fetch(uri, model, version, "", to)
+        if signing.verify_folder(folder, trusted, model=model).sha256 != manifest_sha256:
+            raise SignatureError("its folder is signed, but as another version's")
+    return folder
+
+
+@contextmanager
+def verified_copy(uri: str, model: str, version: str, trusted: TrustedKeys) -> Iterator[Path]:
+    """Yield ``fetch_verified``'s folder, a temporary one that goes with the block."""
+    with tempfile.TemporaryDirectory(prefix="segmill-version-") as folder:
+        yield fetch_verified(uri, model, version, trusted, to=Path(folder))
+
+
+def fetch_member(uri: str, model: str, version: str, member: str, trusted: TrustedKeys, *, to: Path) -> bool:
+    """Copy the folder of one member of a version to ``to``, verified; False where it has no such member.
+
+    Raises:
+        SignatureError, InputError, SegmillError, InfrastructureError: as for ``fetch_verified``.
+    """
+    part = f"{MEMBERS}/{member}"
+    manifest_sha256 = check_signed(uri, model, version, trusted)
+    with tempfile.TemporaryDirectory(prefix="segmill-member-") as name, _refusing(model, version):
+        folder = Path(name)
+        for file in (signing.MANIFEST, signing.SIGNATURE):
+            _fetch(uri, model, version, file, folder)
+        manifest = signing.read_manifest(folder, trusted, model=model)
+        if manifest.sha256 != manifest_sha256:
+            raise SignatureError("its folder is signed, but as another version's")
+        if not any(path.startswith(f"{part}/") for path in manifest.files):
+            return False
+        _fetch(uri, model, version, part, folder)
+        signing.verify_folder(folder, trusted, model=model, part=part)
+        with replacing(to) as draft:
+            shutil.copytree(folder / part, draft)
+    return True
+
+
+def sign_registered(uri: str, model: str, version: str, key: SigningKey) -> str:
+    """Sign a version as it is in the store now, over a signature that it has; return the manifest's sha256.
+
+    That says of its origin what the person knows who does it, and no more.
+
+    Raises:
+        InputError: there is no such version.
+        SignatureError: it holds a link or a special file.
+        InfrastructureError: MLflow does not answer.
+    """
+    _version(uri, model, version)
+    with tempfile.TemporaryDirectory(prefix="segmill-version-") as name:
+        folder = _fetch(uri, model, version, "", Path(name))
+        sha256 = signing.sign_folder(folder, key, model=model)
+        _put(uri, _source(uri, model, version), folder)
+    tag_version(uri, model, version, key, sha256)
+    return sha256
+
+
+def tag_version(uri: str, model: str, version: str, key: SigningKey, manifest_sha256: str) -> None:
+    """Say on a version's page, signed, which manifest is its own."""
+    with reaching(uri) as client:
+        tag = signing.sign_version(key, model, version, manifest_sha256)
+        client.set_model_version_tag(model, version, SIGNATURE_TAG, tag)
+
+
+def check_signed(uri: str, model: str, version: str, trusted: TrustedKeys) -> str:
+    """Return the sha256 of the manifest that a version says, signed by a trusted key, is its own.
+
+    Its files are not looked at. Errors as for ``fetch_verified``.
+    """
+    tags = _version(uri, model, version).tags
+    with _refusing(model, version):
+        return signing.check_version(tags.get(SIGNATURE_TAG), trusted, model, version)
+
+
+def signed_by(uri: str, model: str, version: str, key: SigningKey) -> signing.Manifest | None:
+    """Return the manifest in a version's folder where this key signed it; the other files are not looked at."""
+    own = TrustedKeys((key.public,), "your key")
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            for file in (signing.MANIFEST, signing.SIGNATURE):
+                _fetch(uri, model, version, file, Path(name))
+            return signing.read_manifest(Path(name), own, model=model)
+        except InfrastructureError:
+            raise
+        except SegmillError:
+            return None
+
+
+@contextmanager
+def _refusing(model: str, version: str) -> Iterator[None]:
+    """Say of which version it is that a signature is wrong, and what helps."""
+    try:
+        yield
+    except SignatureError as fault:
+        if isinstance(fault, NotSigned):
+            fix = f"`segmill signing sign {version}` signs it as it is now, if you know where it comes from"
+        elif isinstance(fault, UnknownSigner):
+            fix = "`segmill signing trust` lists a key, if you know whose it is"
+        else:
+            fix = "retrain, or serve another version: somebody wrote to the store"
+        raise SignatureError(f"version {version} of {model} is not used: {fault}; {fix}") from None
+
+
+def _version(uri: str, model: str, version: str) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+
+    with reaching(uri) as client:
+        try:
+            return client.get_model_version(model, version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise InputError(f"{model} has no version {version}", "`segmill status` shows what there is") from None
+            raise
+
+
+def _source(uri: str, model: str, version: str) -> str:
+    with reaching(uri) as client:
+        return str(client.get_model_version_download_uri(model, version)).rstrip("/")
+
+
+def _fetch(uri: str, model: str, version: str, part: str, to: Path) -> Path:
+    """Copy a version, or a file or folder of it, to the same place below ``to``, which nobody else may read.
+
+    Compiled code is left out: a plain ``mlflow.pyfunc.load_model`` writes it into a store that is a folder, and nothing
+    here runs it.
+    """
+    to.mkdir(mode=0o700, parents=True, exist_ok=True)
+    to.chmod(0o700)
+    source = _source(uri, model, version)
+    gone = f"version {version} of {model} can't be fetched: {part or 'its files'} can't be read at {source}"
+    folder = (
+        _copied(source, part, to, gone)
+        if urlsplit(source).scheme in ("", "file")
+        else _downloaded(uri, source, part, to, gone)
+    )
+    for compiled in [path for path in folder.rglob("__pycache__") if path.is_dir()]:
+        shutil.rmtree(compiled)
+    return folder
+
+
+def _copied(source: str, part: str, to: Path, gone: str) -> Path:
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    try:
+        signing.copy_plain(Path(local_file_uri_to_path(source), part), to / part)
+    except OSError as error:
+        raise SegmillError(f"{gone} ({error.strerror})") from error
+    return to
+
+
+def _downloaded(uri: str, source: str, part: str, to: Path, gone: str) -> Path:
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    place = to / part
+    with reaching(uri):
+        try:
+            fetched = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{source}/{part}" if part else source, dst_path=str(place.parent if part else to),
+                tracking_uri=uri,
+            )  # fmt: skip
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise SegmillError(f"{gone} ({error.message.splitlines()[0]})") from error
+            raise
+    return to if part else Path(fetched)
+
+
+def _put(uri: str, source: str, folder: Path) -> None:
+    """Write manifest and signature of ``folder`` beside the MLmodel at ``source``."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with reaching(uri):
+        repository = get_artifact_repository(source, tracking_uri=uri)
+        for name in (signing.MANIFEST, signing.SIGNATURE):
+            repository.log_artifact(os.fspath(folder / name))
