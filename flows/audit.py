@@ -15,6 +15,7 @@ from flows.environment import ray_address
 from segmill.cluster.connection import connect
 from segmill.cluster.resources import even_share, whole_node
 from segmill.cluster.work import on_ray, wait
+from segmill.data.schema.manifest import read_manifest
 from segmill.errors import InputError, near_miss
 from segmill.evaluation.audit_job import AuditJob, AuditResult, Source, audit_on_ray
 from segmill.evaluation.folds import assign_folds, train_groups, write_fold
@@ -78,7 +79,7 @@ def audit(
     parts = assign_folds(train_groups(workspace.packed), folds) if folds else []
     steps = [f"{STEP}@fold-{number}" for number in range(1, folds + 1)]
     with showing(workspace, [*steps, STEP], console), connect(ray_address(params)):
-        sources = [Source(workspace.ensemble, HELD_OUT)]
+        sources = [Source(workspace.ensemble, HELD_OUT, open_groups(workspace, params))]
         with ThreadPoolExecutor(max(1, folds)) as threads:
             trained = [
                 threads.submit(_train_fold, workspace, params, step, name, epochs, part, folds)
@@ -96,6 +97,13 @@ def audit(
                 progress_path=workspace.count(STEP),
             )
             return wait(on_ray(audit_on_ray, job, whole_node()))
+
+
+def open_groups(workspace: Workspace, params: Params) -> frozenset[str] | None:
+    """Return the groups whose predictions may be shown, None for all: of sealed ones nothing is drawn or listed."""
+    if not params.split.sealed:
+        return None
+    return frozenset(read_manifest(workspace.manifest)["group"].unique().to_pylist()).difference(params.split.sealed)
 
 
 def _refuse_unknown(workspace: Workspace, params: Params) -> None:

@@ -43,6 +43,12 @@ class SplitParams(Block):
         0.15, description=("Share of the groups in test, the split that is used for the final evaluation only.")
     )
     seed: int = Field(0, description="Seed of the assignment of groups to splits.")
+    sealed: tuple[str, ...] = Field(
+        (),
+        description=(
+            "Groups of test on which the gate judges, and of which only its decision is shown; new ones go to test."
+        ),
+    )
 
     @model_validator(mode="after")
     def leaves_something_to_train_on(self) -> SplitParams:

@@ -22,6 +22,7 @@ def evaluate(workspace: Workspace, params: Params) -> None:
             packed_dir=workspace.packed,
             out_dir=draft,
             overlays=params.evaluate.overlays,
+            sealed=params.split.sealed,
             progress_path=workspace.count("evaluate"),
         )
         wait(on_ray(evaluate_on_ray, job, whole_node()))

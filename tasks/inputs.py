@@ -64,14 +64,16 @@ def computation_of(params: Params, stage: str) -> str:
 
 def all_settings(params: Params) -> dict[str, dict[str, Any]]:
     """Return, per stage, the values that can change its outs: resolved, with every default, as plain JSON."""
-    split, members = params.split.model_dump(mode="json"), list(params.members)
+    split, members = params.split.model_dump(mode="json", exclude={"sealed"}), list(params.members)
+    # Where no group is sealed the key is left out, as in records of releases that did not have it.
+    sealed = {"sealed": sorted(set(params.split.sealed))} if params.split.sealed else {}
     return {
-        "validate": {"data": {"accept": list(params.data.accept)}, "split": split},
+        "validate": {"data": {"accept": list(params.data.accept)}, "split": split | sealed},
         "prepare": {"prepare": params.prepare.model_dump(mode="json")},
         "augment": {"augment": params.augment.model_dump(mode="json")},
         **{f"finetune@{name}": member_settings(params, name) for name in members},
         "ensemble": {"ensemble": params.ensemble.model_dump(mode="json"), "members": members},
-        "evaluate": {"evaluate": params.evaluate.model_dump(mode="json")},
+        "evaluate": {"evaluate": params.evaluate.model_dump(mode="json"), **({"split": sealed} if sealed else {})},
     }
 
 

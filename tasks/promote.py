@@ -69,6 +69,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
                 version=version,
                 trusted=trusted,
                 packed_dir=workspace.packed,
+                sealed=params.split.sealed,
                 predictions_path=predictions_path(workspace, version) if rival else None,
             ),
         )

@@ -51,6 +51,7 @@ def report(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd)
         ensemble_dir=workspace.ensemble,
         packed_dir=workspace.packed,
         augmented_dir=workspace.augmented,
+        sealed=params.split.sealed,
         run=_facts(workspace, params, run, end),
         predictions=(kept[0], kept[1]) if len(kept) == 2 and all(path.is_file() for path in kept) else None,
     )

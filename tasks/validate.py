@@ -35,6 +35,7 @@ def validate(workspace: Workspace, params: Params) -> None:
             raw_dir,
             draft,
             shares=SplitShares(split.val, split.test, split.seed),
+            sealed=split.sealed,
             accept=params.data.accept,
             on_issues=write_page,
             on_progress=progress.counter(workspace.count("validate")),

@@ -66,7 +66,8 @@ def _add(space: Workspace, params: Params, path: Path, message: str, layout: str
     split = params.split
     with explained(space.root, params.data.path, message), counting(out) as on_count:
         change = change_set(
-            raw, found.samples, remove=ids, shares=SplitShares(split.val, split.test, split.seed), on_progress=on_count
+            raw, found.samples, remove=ids, shares=SplitShares(split.val, split.test, split.seed),
+            sealed=split.sealed, on_progress=on_count,
         )  # fmt: skip
     for note in change.notes:
         _say(note)

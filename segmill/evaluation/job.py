@@ -12,6 +12,7 @@ class EvaluateJob:
 
     Args:
         out_dir: a temporary folder, from which the caller takes the files when all are in it.
+        sealed: groups of test that are left out of all that is written.
         overlays: how many predictions are kept to draw: of the worst, most typical and best third each.
         progress_path: a JSON file that says how many images are scored; None for none.
     """
@@ -20,4 +21,5 @@ class EvaluateJob:
     packed_dir: Path
     out_dir: Path
     overlays: int
+    sealed: tuple[str, ...] = ()
     progress_path: Path | None = None

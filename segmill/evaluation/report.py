@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from segmill.data.loading.seen import TrainingView
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
+from segmill.data.packing.sealed import SplitPart, open_part
 from segmill.ensembling.predict import read_ensemble
 from segmill.evaluation.report_job import ReportJob
 from segmill.evaluation.scoring import Scored, read_counts
@@ -51,7 +52,7 @@ def write_report(job: ReportJob) -> dict[str, Interval]:
         name: json.loads((job.ensemble_dir / "members" / name / "member.json").read_text())
         for name in metrics["members"]
     }
-    samples = PackedSplit(job.packed_dir / metrics["split"])
+    samples = open_part(PackedSplit(job.packed_dir / metrics["split"]), job.sealed)
     page = EvaluationPage(
         name=info.name,
         run=job.run,
@@ -132,7 +133,7 @@ def _points(rows: list[dict[str, str]], column: str, factor: float) -> list[tupl
     return [(int(row["epoch"]), factor * float(row[column])) for row in rows if row.get(column)]
 
 
-def _examples(out_dir: Path, samples: PackedSplit, scored: Scored) -> Iterator[Example]:
+def _examples(out_dir: Path, samples: SplitPart, scored: Scored) -> Iterator[Example]:
     """Yield the images whose predictions were kept, in their order: worst first."""
     mious = np.array([scores.miou(counts) for counts in scored.ensemble])
     with np.load(out_dir / "examples.npz", allow_pickle=False) as predictions:
@@ -150,7 +151,7 @@ def _examples(out_dir: Path, samples: PackedSplit, scored: Scored) -> Iterator[E
             )
 
 
-def _contrasts(predictions: tuple[Path, Path], samples: PackedSplit, info: PackInfo) -> list[Contrast]:
+def _contrasts(predictions: tuple[Path, Path], samples: SplitPart, info: PackInfo) -> list[Contrast]:
     """Return the images where the two predictions differ in the largest share of labelled pixels, most first.
 
     Of each group the first one comes before any second: the images of one group are often alike.
@@ -180,7 +181,7 @@ def _of_each_group_first(order: Sequence[int], groups: Sequence[str]) -> list[in
 
 
 def _contrast(
-    samples: PackedSplit, index: int, share: float, info: PackInfo, seen: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+    samples: SplitPart, index: int, share: float, info: PackInfo, seen: tuple[NDArray[np.uint8], NDArray[np.uint8]]
 ) -> Contrast:
     target_HW = samples.mask(index)
     own, rival = (scores.miou(confusion_counts(target_HW, ids_HW, info.num_classes, info.ignore_id)) for ids_HW in seen)

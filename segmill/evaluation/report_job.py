@@ -19,6 +19,7 @@ class ReportJob:
     Args:
         reports_dir: with metrics.json, counts.npz and examples.npz.
         augmented_dir: the recipe and the extra samples that the members were trained with.
+        sealed: groups of test that no figure and no picture shows.
         predictions: of the version that was judged and of its rival on test, as ``ScoreJob`` keeps them; None where
             there is no rival, or they are not kept any more.
     """
@@ -29,6 +30,7 @@ class ReportJob:
     augmented_dir: Path
     run: RunFacts
     predictions: tuple[Path, Path] | None
+    sealed: tuple[str, ...] = ()
 
 
 def report_on_ray(job: ReportJob) -> dict[str, Interval]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.packing.sealed import SplitPart, open_part
 from segmill.ensembling.predict import Ensemble, batches, mix
 from segmill.errors import InputError
 from segmill.metrics import scores
@@ -40,6 +41,7 @@ def evaluate(
     out_dir: Path,
     *,
     split: str = "test",
+    sealed: Collection[str] = (),
     examples: int = 9,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -50,18 +52,20 @@ def evaluate(
         packed_dir: packed splits.
         out_dir: exists or is made.
         split: train, val or test.
+        sealed: groups that are left out of everything written and returned. Numbers of images count the others.
         examples: how many predictions to keep for the report: the worst, the most typical and the best images.
         on_progress: called with images done and images in all.
 
     Returns:
         The content of metrics.json: per member and for the ensemble ``miou``, ``mdice``, ``accuracy``, and
-        ``iou`` and ``dice`` by class name; None for a class in neither truth nor prediction.
+        ``iou`` and ``dice`` by class name; None for a class in neither truth nor prediction. ``sealed_groups``: how
+        many were left out, where any were.
 
     Raises:
         InputError: the split is empty, or its classes are not the ensemble's.
     """
     info = read_pack(packed_dir)
-    samples = PackedSplit(packed_dir / split)
+    samples = open_part(PackedSplit(packed_dir / split), sealed)
     ensemble = Ensemble.load(ensemble_dir, idle=True)
     known = [entry["name"] for entry in ensemble.facts["classes"]]
     if known != list(info.class_names):
@@ -77,6 +81,8 @@ def evaluate(
         "groups": len(set(scored.groups)),
         "classes": known,
     }
+    if sealed:
+        metrics["sealed_groups"] = len(sealed)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_counts(out_dir / "counts.npz", scored)
     chosen = choose_examples(scored.ensemble, examples)
@@ -88,7 +94,7 @@ def evaluate(
 
 def score(
     ensemble: Ensemble,
-    samples: PackedSplit,
+    samples: PackedSplit | SplitPart,
     num_classes: int,
     ignore_id: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,

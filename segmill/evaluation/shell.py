@@ -13,4 +13,11 @@ def evaluate_on_ray(job: EvaluateJob) -> dict[str, Any]:
     from segmill.evaluation.scoring import evaluate
 
     on_progress = progress.counter(job.progress_path) if job.progress_path else lambda done, total: None
-    return evaluate(job.ensemble_dir, job.packed_dir, job.out_dir, examples=job.overlays, on_progress=on_progress)
+    return evaluate(
+        job.ensemble_dir,
+        job.packed_dir,
+        job.out_dir,
+        sealed=job.sealed,
+        examples=job.overlays,
+        on_progress=on_progress,
+    )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.packing.sealed import SplitPart, open_part, sealed_part, sealed_rows
 from segmill.ensembling.predict import batches
 from segmill.errors import InputError, SegmillError
 from segmill.files import replacing
@@ -65,15 +66,13 @@ def loaded(uri: str, model_name: str, version: str, trusted: TrustedKeys) -> Ite
 
 
 def score_registered(job: ScoreJob) -> NDArray[np.int64]:
-    """Return the N x K x K counts of the job's version on its split, images in the split's order.
+    """Return the N x K x K counts of the job's version on its part of the split, images in the split's order.
 
     Raises:
-        InputError: the split is empty, or the version knows other classes than the data.
+        InputError: the split or that part of it is empty, or the version knows other classes than the data.
         SignatureError, InfrastructureError, SegmillError: as for ``loaded``.
     """
-    info, samples = read_pack(job.packed_dir), PackedSplit(job.packed_dir / job.split)
-    if not len(samples):
-        raise InputError(f"The {job.split} split is empty; raise split.{job.split}, or add data.")
+    info, samples = read_pack(job.packed_dir), _scored_part(job)
     with reaching(job.uri) as client:
         known = client.get_model_version(job.model_name, job.version).tags[CLASSES_TAG]
     if json.loads(known) != list(info.class_names):
@@ -81,15 +80,32 @@ def score_registered(job: ScoreJob) -> NDArray[np.int64]:
             f"Version {job.version} of {job.model_name} knows the classes {known}, the data "
             f"{list(info.class_names)}: no figures of the two can be compared."
         )
+    sealed_N = sealed_rows(samples.groups, job.sealed)
+    open_number_N = np.cumsum(~sealed_N) - 1
     counts: list[NDArray[np.int64]] = []
     model = loaded(job.uri, job.model_name, job.version, job.trusted)
     with _keeping(job.predictions_path) as keep, model as predict:
         for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
             for ids_HW in predict(image_BHWC):
                 truth_HW = samples.mask(len(counts))
-                keep(str(len(counts)), ids_HW)
+                if not sealed_N[len(counts)]:
+                    keep(str(open_number_N[len(counts)]), ids_HW)
                 counts.append(confusion_counts(truth_HW, ids_HW, info.num_classes, info.ignore_id))
     return np.stack(counts)
+
+
+def _scored_part(job: ScoreJob) -> PackedSplit | SplitPart:
+    """Return the samples that are scored; InputError where there are none."""
+    split = PackedSplit(job.packed_dir / job.split)
+    if not len(split):
+        raise InputError(f"The {job.split} split is empty; raise split.{job.split}, or add data.")
+    match job.part:
+        case "all":
+            return split
+        case "open":
+            return open_part(split, job.sealed)
+        case "sealed":
+            return sealed_part(split, job.sealed)
 
 
 @contextmanager

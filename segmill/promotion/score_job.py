@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from segmill.promotion.keys import TrustedKeys
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreJob:
-    """Ask a version of the registered model about every image of a packed split.
+    """Ask a version of the registered model about the images of a packed split.
 
     Args:
         uri: of MLflow.
         trusted: whose signatures of versions are believed.
-        predictions_path: where each image's ids_HW uint8 are kept, as an npz file with the image's index as the key;
-            None keeps none.
+        sealed: groups whose predictions are never written, whatever ``part`` is.
+        part: which images are scored: all, the open ones (of groups that are not sealed) or the sealed ones.
+        predictions_path: where the ids_HW uint8 of each open image are kept, as an npz file; the key is the image's
+            index among the open ones, in the split's order. None keeps none.
     """
 
     uri: str
@@ -30,6 +32,8 @@ class ScoreJob:
     trusted: TrustedKeys
     packed_dir: Path
     split: str = "test"
+    sealed: tuple[str, ...] = ()
+    part: Literal["all", "open", "sealed"] = "all"
     predictions_path: Path | None = None
 
 

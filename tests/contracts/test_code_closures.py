@@ -85,7 +85,14 @@ HOLDS = {
     NETWORK: ("training.loop", "training.losses", "training.muon", "models.networks", "data.loading.batches"),
     SVM: ("training.svm.fitting", "training.svm.pixels", "models.svm.features", "models.svm.member"),
     "ensemble": ("ensembling.select", "ensembling.predict", "models.members", "models.svm.member", "metrics.counts"),
-    "evaluate": ("evaluation.scoring", "ensembling.predict", "models.members", "models.svm.member", "metrics.scores"),
+    "evaluate": (
+        "evaluation.scoring",
+        "data.packing.sealed",
+        "ensembling.predict",
+        "models.members",
+        "models.svm.member",
+        "metrics.scores",
+    ),
     "shards": ("data.packing.shards", "data.packing.resizing", "data.storage.images", "enhancement"),
 }
 # What watches, starts, records or shows a run: no result depends on it.
@@ -95,9 +102,10 @@ AROUND = (
 )  # fmt: skip
 LACKS = {
     "validate": ("models", "training", "data.packing", "reports"),
-    "prepare": ("models", "training", "data.loading", "data.validation", "reports"),
-    "augment": ("models", "training", "data.validation", "data.storage.images", "reports"),
+    "prepare": ("data.packing.sealed", "models", "training", "data.loading", "data.validation", "reports"),
+    "augment": ("data.packing.sealed", "models", "training", "data.validation", "data.storage.images", "reports"),
     NETWORK: (
+        "data.packing.sealed",
         "data.loading.presets",
         "models.svm",
         "training.svm",
@@ -108,6 +116,7 @@ LACKS = {
         "reports",
     ),
     SVM: (
+        "data.packing.sealed",
         "training.losses",
         "training.loop",
         "training.muon",
@@ -118,7 +127,7 @@ LACKS = {
         "data.storage",
         "reports",
     ),
-    "ensemble": ("training", "data.loading", "data.storage", "evaluation", "reports"),
+    "ensemble": ("data.packing.sealed", "training", "data.loading", "data.storage", "evaluation", "reports"),
     "evaluate": (
         "training",
         "data.storage",
@@ -127,7 +136,7 @@ LACKS = {
         "data.loading",
         "reports",
     ),
-    "shards": ("models", "training", "data.loading", "data.packing.pack."),
+    "shards": ("data.packing.sealed", "models", "training", "data.loading", "data.packing.pack."),
 }
 
 

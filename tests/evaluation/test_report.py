@@ -268,3 +268,26 @@ def test_svms_alone_show_no_epochs_of_training(
     assert "What training saw" in text_of(page / "index.html")
     text = text_of(out_dir / "index.html")
     assert "What training saw" not in text and "Examples, worst first" in text
+
+
+def test_no_picture_and_no_figure_is_of_a_sealed_group(judging: Path, trained: Path, tmp_path: Path) -> None:
+    test = PackedSplit(judging / "packed" / "test")
+    sealed = (test.groups[0],)
+    shown = [index for index, group in enumerate(test.groups) if group not in sealed]
+    hidden = [index for index, group in enumerate(test.groups) if group in sealed]
+    evaluate_on_ray(
+        EvaluateJob(
+            ensemble_dir=trained / "ensemble", packed_dir=judging / "packed", out_dir=tmp_path, overlays=99,
+            sealed=sealed,
+        )
+    )  # fmt: skip
+    for name in ("own", "rival"):  # as ScoreJob keeps them: by number among the open images
+        ids = {str(n): np.full(test.mask(index).shape, name == "own", np.uint8) for n, index in enumerate(shown)}
+        np.savez(tmp_path / f"{name}.npz", allow_pickle=False, **ids)
+    predictions = (tmp_path / "own.npz", tmp_path / "rival.npz")
+    report_on_ray(of_run(judging, trained, tmp_path, sealed=sealed, predictions=predictions))
+    said = text_of(tmp_path / "index.html")
+    assert "sealed groups that are not shown: 1" in said
+    assert all(test.ids[index] in said for index in shown)
+    named = said + " ".join(Pictures(tmp_path / "index.html").found)
+    assert not [test.ids[index] for index in hidden if test.ids[index] in named]

@@ -76,6 +76,28 @@ def test_files_of_a_real_evaluation(judging: Path, tmp_path: Path) -> None:
             assert np.abs(counts - scored.ensemble[int(key)]).sum() <= 8
 
 
+def test_nothing_of_sealed_groups_is_written(judging: Path, tmp_path: Path) -> None:
+    test = PackedSplit(judging / "packed" / "test")
+    sealed = test.groups[0]
+    shown = [index for index, group in enumerate(test.groups) if group != sealed]
+    assert 0 < len(shown) < len(test)
+    everything = evaluate(judging / "ensemble", judging / "packed", tmp_path / "all", examples=99)
+    metrics = evaluate(judging / "ensemble", judging / "packed", tmp_path / "open", examples=99, sealed=(sealed,))
+    assert (metrics["samples"], metrics["groups"]) == (len(shown), len(set(test.groups)) - 1)
+    assert metrics["sealed_groups"] == 1 and "sealed_groups" not in everything
+    scored, before = read_counts(tmp_path / "open" / "counts.npz"), read_counts(tmp_path / "all" / "counts.npz")
+    assert scored.ids == [test.ids[index] for index in shown] and sealed not in scored.groups
+    # In a batch of other images the odd pixel falls to the other of two classes that are as likely.
+    assert np.abs(scored.ensemble - before.ensemble[shown]).sum() <= 8 * len(shown)
+    assert summary(scored.ensemble, metrics["classes"])["miou"] == metrics["ensemble"]["miou"]
+    with np.load(tmp_path / "open" / "examples.npz", allow_pickle=False) as examples:
+        assert len(examples.files) == len(shown)
+        for key in examples.files:
+            truth = test.mask(shown[int(key)])
+            counts = confusion_counts(truth, examples[key], len(metrics["classes"]), 255)
+            assert np.abs(counts - scored.ensemble[int(key)]).sum() <= 0.01 * truth.size
+
+
 def test_other_classes_than_the_ensembles(judging: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed"
     shutil.copytree(judging / "packed", packed)

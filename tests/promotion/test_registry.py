@@ -16,6 +16,7 @@ from registering import NAME, Registered
 
 from segmill import tracking
 from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.sealed import sealed_rows
 from segmill.ensembling.predict import Ensemble
 from segmill.errors import InputError, SegmillError
 from segmill.metrics.counts import confusion_counts
@@ -191,6 +192,30 @@ def test_what_a_version_predicts_is_kept_image_by_image(registered: Registered, 
         again = [confusion_counts(test.mask(index), kept[str(index)], 5, 255) for index in range(len(test))]
     np.testing.assert_array_equal(np.stack(again), counts)
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.slow
+def test_predictions_of_sealed_groups_are_never_written(registered: Registered, judging: Path, tmp_path: Path) -> None:
+    test = PackedSplit(judging / "packed" / "test")
+    sealed = (test.groups[0],)
+    job = replace(
+        scoring(registered, registered.version, judging / "packed"),
+        sealed=sealed,
+        predictions_path=tmp_path / "all.npz",
+    )
+    everything, hidden_N = score_registered(job), sealed_rows(test.groups, sealed)
+    shown = np.flatnonzero(~hidden_N)
+    with np.load(tmp_path / "all.npz", allow_pickle=False) as kept:
+        assert kept.files == [str(number) for number in range(len(shown))]
+        again = [confusion_counts(test.mask(index), kept[str(n)], 5, 255) for n, index in enumerate(shown)]
+    np.testing.assert_array_equal(np.stack(again), everything[shown])
+    hidden = score_registered(replace(job, part="sealed", predictions_path=tmp_path / "sealed.npz"))
+    assert hidden.shape == (hidden_N.sum(), 5, 5)
+    assert np.abs(hidden - everything[hidden_N]).sum() <= 8 * len(hidden)
+    with np.load(tmp_path / "sealed.npz", allow_pickle=False) as kept:
+        assert kept.files == []
+    shown_alone = score_registered(replace(job, part="open", predictions_path=None))
+    assert len(shown_alone) == len(shown) and np.abs(shown_alone - everything[shown]).sum() <= 8 * len(shown)
 
 
 def test_a_version_of_other_classes_is_not_compared(registered: Registered, judging: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_job_is_the_training_block_with_what_the_member_says_instead(workspace
     assert job.start == start
     assert finetune.train_job(workspace, params, "lite0-unet", Path("out")).start is None
     record = json.loads(json.dumps(job.record()))
-    assert record["split"] == params.split.model_dump()
+    assert record["split"] == {"val": 0.15, "test": 0.15, "seed": 0}
     assert record["train"] == json.loads(json.dumps(asdict(params.training_of("lite0-unet"))))
     assert record["member"] == params.members["lite0-unet"].model_dump(), "with the keys of train that it sets"
     assert list(record["member"])[-1] == "epochs"
@@ -104,7 +104,8 @@ def _made(folder: Path) -> Path:
 def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Workspace, tmp_path: Path) -> None:
     params = read_params(workspace.params)
     raw = workspace.root / params.data.path
-    validate_dataset(raw, workspace.manifest, shares=SplitShares(0.25, 0.25, 0))
+    shares = SplitShares(params.split.val, params.split.test, params.split.seed)
+    validate_dataset(raw, workspace.manifest, shares=shares)
     pack(raw, workspace.manifest, workspace.packed)
     names = list(read_pack(workspace.packed).class_names)
     uri = tracking.address(workspace.root, params.mlflow.tracking_uri)
@@ -120,7 +121,7 @@ def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Wo
         facts = {"format": 1, "classes": [{"name": name} for name in classes], "weights": {}, "flips": False}
         (ensemble / "ensemble.json").write_text(json.dumps(facts))
         member = _made(ensemble / "members" / "lite0-unet")
-        (member / "member.json").write_text(json.dumps({"params": {"split": params.split.model_dump()}}))
+        (member / "member.json").write_text(json.dumps({"params": {"split": asdict(shares)}}))
         (member / "weights.safetensors").write_bytes(b"weights")
         version = registry.register(uri, run, ensemble, "segmill-street", key=make_signing_key())
         registry.set_alias(uri, "segmill-street", alias, version)
@@ -134,8 +135,8 @@ def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Wo
     assert look("resnet18-linknet") is None  # the champion has no such member
     set_params(workspace.params, ["split.seed=5"])
     assert look() is None  # what it was trained on may be val or test now
-    set_params(workspace.params, ["split.seed=0"])
-    assert look() == found
+    set_params(workspace.params, ["split.seed=0", "split.sealed=[s01]"])
+    assert look() == found, "a sealed group was in test before, too"
     promote([*names, "another"])
     assert look() is None
 

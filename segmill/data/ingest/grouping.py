@@ -140,9 +140,11 @@ def settle_splits(
     rows: Callable[[], pyarrow.Table],
     *,
     shares: SplitShares,
+    sealed: Collection[str] = (),
 ) -> None:
     """Freeze the groups that no split knows yet: as their source has it (``splits``: id -> split), else by classes.
 
+    A new group of ``sealed`` goes to test whatever its source says.
     ``rows``: gives ``id``, ``ids`` and ``pixels`` of the set as it will be; asked only where a group is new.
     IssuesFound where a source puts one group into two splits.
     """
@@ -159,5 +161,6 @@ def settle_splits(
             issues.append(wrong_file(sample_id, what, "keep a group in one split, or leave the source's splits out"))
     if issues:
         raise IssuesFound(draft, issues)
+    wished |= {group: "test" for group in group_of.values() if group in sealed and group not in frozen}
     write_frozen(draft, frozen | wished)
     freeze(draft, info, group_pixels(info, rows()), shares=shares)

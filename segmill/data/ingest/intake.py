@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,10 +143,12 @@ def change_set(
     *,
     remove: Sequence[str] = (),
     shares: SplitShares,
+    sealed: Collection[str] = (),
     on_progress: OnProgress = no_progress,
 ) -> SetChange:
     """Add samples, put corrected ones in place of those of the same id, take out the ids of ``remove``.
 
+    A new group of ``sealed`` goes to test.
     What is there already byte for byte is passed over. New samples of a group that the set has, whole or cut by an
     official split, join it (``grouping.keep_together``). A loose set that grows above SHARDS_ABOVE samples is packed.
     In a set in shards old ones are neither read nor written: what comes goes into new shards, and the bytes of what was
@@ -185,7 +187,7 @@ def change_set(
             rows, dead = _grow_sharded(draft, known, taken, leaving, on_progress)
         else:
             rows, dead = _grow_loose(draft, known, leaving, on_progress)
-        settle_splits(draft, info, taken.came, taken.splits, rows, shares=shares)
+        settle_splits(draft, info, taken.came, taken.splits, rows, shares=shares, sealed=sealed)
         journal.commit(raw_dir, remove=dead, last=INDEX_FILE)
         return change
 

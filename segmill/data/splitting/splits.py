@@ -93,6 +93,32 @@ def settled_splits(raw_dir: Path, info: DatasetInfo) -> dict[str, str]:
     return read_frozen(raw_dir) | _by_group(info.splits)
 
 
+def refuse_sealed(sealed: Iterable[str], split_of: Mapping[str, str]) -> None:
+    """Raise InputError unless every sealed group is in test, and test has another group besides.
+
+    Sealing never moves a group: a model that trained or was chosen on it would be judged on it. ``split_of`` holds the
+    split of every group that has samples.
+    """
+    sealed = sorted(set(sealed))
+    test = sorted(group for group, split in split_of.items() if split == "test")
+    for group in sealed:
+        if group not in split_of:
+            raise InputError(
+                f"split.sealed names group '{group}', which no sample has{near_miss(group, sorted(split_of))}; correct "
+                "it, or add its samples with `segmill data add`"
+            )
+        if split_of[group] != "test":
+            raise InputError(
+                f"split.sealed names group '{group}', which is in {split_of[group]} already; seal groups of test "
+                f"({_first(test)}), or groups that `segmill data add` adds after split.sealed names them"
+            )
+    if sealed and len(sealed) == len(test):
+        raise InputError(
+            "split.sealed names every group of test, so that the report would have nothing to show; leave at least "
+            "one out, or add groups with `segmill data add`"
+        )
+
+
 def part_of_group(group: str, split: str) -> str:
     """Return what the part of a group is called that an official split, which cuts the group, puts into ``split``."""
     return f"{group}@{split}"
@@ -182,6 +208,10 @@ def assign_new(
 
 def _by_group(official: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {group: split for split, members in official.items() for group in members}
+
+
+def _first(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _digest(seed: int, group: str) -> bytes:

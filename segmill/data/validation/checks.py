@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segmill.data.schema.issues import Issue, IssuesFound, check_accepted, issue_of, issues_as_metadata, stopping
 from segmill.data.schema.manifest import SPLITS, DatasetInfo, row_part, write_manifest
 from segmill.data.splitting.shares import SplitShares
-from segmill.data.splitting.splits import assign_splits, read_frozen
+from segmill.data.splitting.splits import assign_splits, read_frozen, refuse_sealed
 from segmill.data.storage.images import read_image
 from segmill.data.validation.examination import examine
 from segmill.data.validation.leaks import Pair, find_leaks
@@ -46,6 +46,7 @@ def validate_dataset(
     out_path: Path,
     *,
     shares: SplitShares,
+    sealed: Collection[str] = (),
     accept: Sequence[str] = (),
     jobs: int = 0,
     on_issues: OnIssues = lambda info, samples, issues, pairs: None,
@@ -57,6 +58,7 @@ def validate_dataset(
         raw_dir: the labelled set.
         out_path: a Parquet file; ``issues.read_issues`` finds the warnings in it.
         shares: assign the groups that neither dataset.yaml nor splits.csv assigns.
+        sealed: groups that must be in test.
         accept: kinds of issues that do not stop; samples that can't be used for such an error are left out.
         jobs: processes, 0: by the size of the set.
         on_issues: hears all issues and the pairs of leaks once, also when the set is refused.
@@ -64,7 +66,8 @@ def validate_dataset(
 
     Raises:
         IssuesFound: an error that is not accepted. Nothing is written then.
-        InputError: of dataset.yaml, a missing folder, an empty set or an empty split, an unknown kind in ``accept``.
+        InputError: of dataset.yaml, a missing folder, an empty set or an empty split, a sealed group outside test, an
+            unknown kind in ``accept``.
     """
     check_accepted(accept)
     found = examine(raw_dir, jobs=jobs, on_progress=on_progress)
@@ -98,6 +101,7 @@ def validate_dataset(
             f"{raw_dir} holds no samples", "put images into images/ and masks of the same stem into masks/"
         )
     _refuse_empty_split(raw_dir, split_of)
+    refuse_sealed(sealed, split_of)
     schema = table.schema
     write_manifest(out_path, table.replace_schema_metadata({**schema.metadata, **issues_as_metadata(issues)}))
     return _summarise(info, table, split_of, issues)

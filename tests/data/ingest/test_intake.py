@@ -222,6 +222,14 @@ def test_the_sources_splits_hold_for_new_groups_alone(tmp_path: Path) -> None:
         write_set(tmp_path / "torn", INFO, torn, shares=SHARES)
 
 
+def test_a_new_group_that_is_sealed_goes_to_test_and_an_old_one_stays(tmp_path: Path) -> None:
+    raw_dir = tmp_path / "raw"
+    write_set(raw_dir, INFO, [sample("a", split="train"), sample("b", split="val")], shares=SHARES)
+    came = [sample("a", image=1), sample("c", split="train"), sample("d", split="train")]
+    change_set(raw_dir, came, shares=SHARES, sealed=["a", "c"])
+    assert read_frozen(raw_dir) == {"a": "train", "b": "val", "c": "test", "d": "train"}
+
+
 CUT = [
     *(sample(f"x{n}", image=n, group=f"x@{split}", split=split) for n, split in enumerate(("train", "val", "test"))),
     sample("y0", image=9, group="y@val", split="val"),
