@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from segmill.errors import InputError, near_miss
+from segmill.notify_params import NotifyParams, without_passwords
 from segmill.params_block import Block, Fraction
 from segmill.params_text import text_and_values
 from segmill.promotion_params import GuardParams as GuardParams
@@ -250,6 +251,7 @@ class Params(Block):
     ray: RayParams = RayParams()
     mlflow: MlflowParams = MlflowParams()
     prefect: PrefectParams = PrefectParams()
+    notify: NotifyParams = NotifyParams()
     git: GitParams = GitParams()
 
     def training_of(self, name: str) -> TrainSettings:
@@ -350,7 +352,8 @@ def _sentence(fault: ErrorDetails, parents: list[str]) -> str:
             return f"{key}: {fault['ctx']['error']}"
         case "string_pattern_mismatch":
             return f"{key}: a member's name has small letters, digits, - and _ only"
-    return f"{key} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]} ({_description(location)})"
+    came = without_passwords(repr(fault["input"]))
+    return f"{key} is {came}: {fault['msg'][0].lower()}{fault['msg'][1:]} ({_description(location)})"
 
 
 def _keys(location: list[str]) -> dict[str, str | None]:
@@ -363,11 +366,9 @@ def _keys(location: list[str]) -> dict[str, str | None]:
         return train_keys()
     block: type[BaseModel] = Params
     for name in location[:-1]:
-        field = block.model_fields.get(name)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
-        block = inner
+        if field := block.model_fields.get(name):  # an index in a list is no field
+            kinds = (field.annotation, *get_args(field.annotation))
+            block = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), block)
     return _described(block)
 
 

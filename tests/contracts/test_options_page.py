@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from segmill import params
+from segmill.notify_params import NotifyParams, WebhookParams
 from segmill.train_settings import TrainSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
@@ -29,6 +30,8 @@ BLOCKS = {
     "ray": params.RayParams,
     "mlflow": params.MlflowParams,
     "prefect": params.PrefectParams,
+    "notify": NotifyParams,
+    "notify.webhooks": WebhookParams,
     "git": params.GitParams,
 }
 
