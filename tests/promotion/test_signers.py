@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,10 @@ def test_a_workspace_without_keys_begins_with_the_users(tmp_path: Path) -> None:
 def test_whoever_is_not_listed_hears_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trust(tmp_path, make_signing_key().public)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another"))
-    with pytest.raises(InputError, match="there is no signing key .*; make one with `segmill signing setup`"):
+    with pytest.raises(InputError, match=r"there is no signing key .*; make one with `segmill signing setup`"):
         ensure_signer(tmp_path)
     own = make_signing_key().public
-    with pytest.raises(InputError, match=f'`segmill signing trust "{own.line}" --name'):
+    with pytest.raises(InputError, match=re.escape(f'`segmill signing trust "{own.line}" --name')):
         ensure_signer(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "trusted_keys").write_text("# nobody\n")
@@ -56,5 +57,5 @@ def test_a_named_key_is_used_and_none_is_made(tmp_path: Path, monkeypatch: pytes
 def test_a_home_that_can_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="no signing key can be made at .* name one in SEGMILL_SIGNING_KEY"):
+    with pytest.raises(InputError, match=r"no signing key can be made at .* name one in SEGMILL_SIGNING_KEY"):
         ensure_signer(tmp_path)
