@@ -31,9 +31,10 @@ def fingerprints(entries: Mapping[str, Iterable[str]]) -> dict[str, str]:
 
     Reach is the import closure inside ``PACKAGES``: imports inside functions and the packages above a module count,
     imports for type checkers do not. A module's hash is of its syntax tree without docstrings, without the texts of
-    ``raise`` and without those of log calls, so layout, comments and messages do not count. Modules without any
-    statement have no line. A new Python may write a tree differently, and then everything counts as changed. Another
-    file in a reached package's folder (a template) counts by its bytes where a reached module or file names it.
+    ``raise`` and without those of log calls, so layout, comments and messages do not count. Nor does the
+    ``__getattr__`` of a whole package, which is for those who import from it by name, as no stage does. Modules without
+    any statement have no line. A new Python may write a tree differently, and then everything counts as changed.
+    Another file in a reached package's folder (a template) counts by its bytes where a reached module or file names it.
 
     Args:
         entries: name -> modules where the reach begins.
@@ -81,7 +82,7 @@ def _computed(folders: dict[str, Path], entries: Mapping[str, Iterable[str]]) ->
             reached |= {start} | graph.find_upstream_modules(start)
         parts = [module.split(".") for module in reached]
         reached |= {".".join(names[:depth]) for names in parts for depth in range(1, len(names))}
-        modules = {module: _parsed(_file(module, folders).read_bytes()) for module in reached}
+        modules = {module: _parsed(_file(module, folders).read_bytes(), module in folders) for module in reached}
         lines = [f"{module} {parsed.sha256}\n" for module, parsed in modules.items() if parsed.has_code]
         texts[name] = "".join(sorted([*lines, *_data_lines(modules, folders)]))
     return texts
@@ -126,7 +127,7 @@ def _data_lines(modules: dict[str, _Parsed], folders: dict[str, Path]) -> list[s
 
 
 @cache
-def _parsed(source: bytes) -> _Parsed:
+def _parsed(source: bytes, is_package: bool) -> _Parsed:
     tree = ast.parse(source)
     constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     texts = frozenset(value for value in constants if isinstance(value, str) and len(value) < 100)
@@ -138,6 +139,8 @@ def _parsed(source: bytes) -> _Parsed:
             node.exc, node.cause = _without_texts(node.exc), _without_texts(node.cause)
         elif isinstance(node, ast.Call) and _logs(node.func, loggers):
             node.args = [_WithoutTexts().visit(argument) for argument in node.args]
+    if is_package:
+        tree.body = [node for node in tree.body if not _offers(node)]
     has_code = any(not _is_future(node) for node in tree.body)
     return _Parsed(hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), has_code, texts)
 
@@ -185,6 +188,11 @@ def _logs(function: ast.expr, loggers: set[str]) -> bool:
 def _is_text(node: ast.stmt) -> bool:
     """Tell whether a statement is a docstring, or a text below a field, which documents it likewise."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _offers(node: ast.stmt) -> bool:
+    """Tell whether a statement is a module's ``__getattr__`` (PEP 562)."""
+    return isinstance(node, ast.FunctionDef) and node.name == "__getattr__"
 
 
 def _is_future(node: ast.stmt) -> bool:

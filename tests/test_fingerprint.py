@@ -127,6 +127,15 @@ def test_a_fix_counts_for_those_who_reach_it(changed: Callable[[str, str], set[s
     assert changed("mill/__init__.py", "EDITION = 2\n") == {"train", "check"}
 
 
+def test_what_a_package_offers_by_name_does_not_count_and_a_modules_does(
+    changed: Callable[[str, str], set[str]],
+) -> None:
+    offers = "def __getattr__(name):\n    from importlib import import_module\n    return import_module(name)\n"
+    assert changed("mill/__init__.py", offers) == set()
+    assert changed("mill/__init__.py", f"{offers}EDITION = 2\n") == {"train", "check"}
+    assert changed("mill/files.py", f"SUFFIX = '.png'\n{offers}") == {"check"}
+
+
 def test_comments_docstrings_and_layout_do_not_count(changed: Callable[[str, str], set[str]]) -> None:
     reworded = LOSS.replace("# the overlap", "# other words").replace("Say what it is.", "Say more.")
     reworded = reworded.replace("The share that counts.", "How much counts.")

@@ -1,0 +1,1 @@
+from segmill.promotion.loading import load as load
