@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from flows.commands.division import division_of_manifest, gate_forecast
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, out, tell
 from segmill import progress
 from segmill.errors import InputError
@@ -72,7 +73,7 @@ def plan(
 ) -> Plan:
     """Print proposals for a run of ``minutes`` beside the current settings, with reasons; write them if ``accepted``.
 
-    Then what comes of it, and what looks wrong with the set's groups.
+    Then what comes of it, what looks wrong with the set's groups, and what the gate can decide with those of test.
 
     Raises InputError where there is no manifest yet, or train is empty.
     """
@@ -89,15 +90,19 @@ def plan(
     console.print(listed(planned.proposals, values))
     console.print(str(planned.forecast), highlight=False, soft_wrap=True)
     noted = remarks(workspace, params, planned.forecast)
+    gate = gate_forecast(division_of_manifest(workspace.manifest), params)
     tell(
         minutes=minutes,
         proposals=[{**asdict(one), "now": _at(values, one.key)} for one in planned.proposals],
         forecast=asdict(planned.forecast),
         remarks=noted,
+        gate=asdict(gate),
         written=accepted,
     )
     for remark in noted:
         console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for line in gate.says:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     changed = [one for one in planned.proposals if _at(values, one.key) != one.value]
     if accepted:
         set_params(workspace.params, [f"{one.key}={say(one.value)}" for one in changed])

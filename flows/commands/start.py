@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.division import division
+from flows.commands.division import division_of_set, gate_forecast, gate_lines
 from flows.commands.options import WaitOption, WorkspaceOption, alone, out, tell
 from flows.commands.options import say as say_line
 from segmill.errors import InputError
@@ -135,8 +136,10 @@ def create(
                 packed=found.count > SHARDS_ABOVE, facts=data if found.layout == "segmill" else None,
                 on_progress=on_count,
             )  # fmt: skip
-        for line in division(raw, params.promotion.confidence):
+        divided = division_of_set(raw)
+        for line in (*divided.lines(), *gate_lines(divided, params)):
             say(line)
+        tell(gate=asdict(gate_forecast(divided, params)))
         if doubt := doubtful_groups(raw, read_dataset_info(raw)):
             say(doubt)
         size, resize, why = choose_size(_sizes(raw))

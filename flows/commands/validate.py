@@ -14,6 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from flows.commands.division import division_of_manifest, gate_forecast
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, open_workspace, out, tell
 from segmill import progress
 from segmill.names import for_spreadsheet, visible, visible_lines
@@ -55,7 +56,9 @@ def validate(workspace: Workspace, params: Params, console: Console, *, fix: boo
     sound, issues = _check(workspace, params, console)
     page = issues_page(workspace)
     told = [{**asdict(issue), "state": _state(issue, params.data.accept)} for issue in issues]
-    tell(sound=sound, issues=told, page=page, splits=split_sizes(workspace.manifest) if sound else None)
+    gate = gate_forecast(division_of_manifest(workspace.manifest), params) if sound else None
+    splits = split_sizes(workspace.manifest) if sound else None
+    tell(sound=sound, issues=told, page=page, splits=splits, gate=asdict(gate) if gate else None)
     if not issues:
         console.print(f"no issues; the page of the checked set: {page}", highlight=False, soft_wrap=True)
     else:
@@ -65,8 +68,10 @@ def validate(workspace: Workspace, params: Params, console: Console, *, fix: boo
         console.print(said, highlight=False, soft_wrap=True, style="dim")
     if not sound and not fix and any(issue.repairable for issue in issues):
         console.print("`segmill validate --fix` repairs what says so, as a new version of the data", highlight=False)
-    if sound:
+    if gate:
         console.print(dataset_table(workspace.manifest))
+        for line in gate.says:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     return sound
 
 

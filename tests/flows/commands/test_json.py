@@ -80,7 +80,9 @@ def test_the_keys_are_those_of_the_docs(workspace: Workspace, set_aside: Path, s
     assert set(ask("doctor", cwd=root)) == keys["doctor"] - {"changes"}
     assert ask("history", cwd=root) == []
     made = ask("init", "made", "--data", str(street), cwd=root.parent)
-    assert made == {"workspace": str(root.parent / "made")}
+    assert set(made) == keys["init"] and made["workspace"] == str(root.parent / "made")
+    assert (made["gate"]["groups"], made["gate"]["promotions"], made["gate"]["needed"]) == (2, 0, [11, 15, 19])
+    assert said["gate"] == made["gate"]
 
 
 def test_what_fails_says_why_with_the_exit_code_that_it_has_without(workspace: Workspace, tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_what_fails_says_why_with_the_exit_code_that_it_has_without(workspace: W
     raw = workspace.root / read_params(workspace.params).data.path
     next((raw / "images").iterdir()).write_bytes(b"no image")
     said = ask("validate", cwd=workspace.root, code=1)
-    assert said["sound"] is False and said["splits"] is None
+    assert said["sound"] is False and said["splits"] is None and said["gate"] is None
     assert [(issue["kind"], issue["state"], len(issue["files"])) for issue in said["issues"]] == [
         ("unreadable", "error", 1)
     ]

@@ -103,6 +103,7 @@ def test_only_accept_writes_and_then_nothing_is_left_to_propose(checked: Workspa
     proposals = plan(checked, read_params(checked.params), 30, console, accepted=False).proposals
     assert checked.params.read_text() == before
     said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "the gate can't promote a version over a champion on 2 test groups" in said
     assert " images make " in said and "steps of" in said and "groups of their own" not in said
     assert "segmill plan --minutes 30 --accept" in said and "train.max_minutes  unset -> 25.5" in said
     plan(checked, read_params(checked.params), 30, quiet(), accepted=True)

@@ -67,6 +67,7 @@ def test_a_clean_set_is_said_to_be_clean_with_the_page_to_look_at(workspace: Wor
     sound, said = check(workspace)
     assert sound and "no issues; the page of the checked set: " in said and "warning" not in said
     assert Path(said.split("the page of the checked set: ")[1].split()[0]).is_file()
+    assert "the gate can't promote a version over a champion on 2 test groups: the first takes 11" in said
 
 
 def test_warnings_are_printed_by_a_fresh_stage_too(workspace: Workspace) -> None:
