@@ -82,7 +82,7 @@ def public_address(url: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """Return a text without what is before the @ in its URLs, also where a password holds / or @."""
+    """Return a text without user and password in its URLs, also where a password holds / or @."""
     return re.sub(r"//\S*@", "//", text)
 
 

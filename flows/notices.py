@@ -1,0 +1,125 @@
+"""Sends the notices that wait in the ledger's database: to webhooks, and to Prefect where a server is configured."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segmill.errors import InfrastructureError
+from segmill.notify_params import EVENTS, public_address, without_passwords
+
+if TYPE_CHECKING:
+    from segmill.params import Params
+    from segmill.promotion.delivery import Delivered, Target
+    from segmill.promotion.outbox import Notice
+
+IN_STATUS_S = 2.0  # what `segmill status` waits at most, and only where a notice is due
+
+
+def deliver_pending(url: str, params: Params) -> Delivered:
+    """Send what waits; call it at the end of a command that moves the champion or judges. It raises nothing.
+
+    Args:
+        url: SQLAlchemy URL of the ledger.
+        params: ``notify`` names the targets; the environment was prepared for them.
+
+    What could not be sent is one line on standard error, stays in the database, and is sent by a later command.
+    """
+    from segmill.promotion.delivery import deliver
+
+    delivered = deliver(url, targets(params))
+    if delivered.failed or (delivered.last_error and not delivered.waiting):
+        later = f"; {delivered.waiting} to be sent by a later command" if delivered.waiting else ""
+        print(f"notices: {delivered.last_error}{later}", file=sys.stderr)
+    return delivered
+
+
+def notices_state(url: str, params: Params) -> dict[str, Any]:
+    """Send what is due in at most 2 s, and return the part ``notices`` of `segmill status --json`.
+
+    Returns:
+        ``waiting``: the number of notices that a target has not got yet; ``last_error``: one line, or None.
+    """
+    if _nothing_waits(url):
+        return {"waiting": 0, "last_error": None}
+    from segmill.promotion.delivery import deliver
+
+    delivered = asdict(deliver(url, targets(params), patience_s=IN_STATUS_S))
+    return {key: delivered[key] for key in ("waiting", "last_error")}
+
+
+def targets(params: Params) -> list[Target]:
+    """Return where the settings send notices to."""
+    from segmill.promotion.delivery import Target
+    from segmill.promotion.webhooks import webhook
+
+    found = [
+        webhook(one.url, one.secret_env, frozenset(EVENTS if one.events is None else one.events))
+        for one in params.notify.webhooks
+    ]
+    api = os.environ.get("PREFECT_API_URL") or params.prefect.api_url
+    if params.notify.prefect or (api and params.notify.prefect is None):
+        name = f"prefect {public_address(api)}" if api else "prefect"
+        found.append(Target(name, frozenset(EVENTS), lambda notice, timeout_s: _emit(api, notice, timeout_s)))
+    return found
+
+
+def _nothing_waits(url: str) -> bool:
+    """Look into a SQLite file without SQLAlchemy, which takes 0.2 s to import. False where it can't be said."""
+    path = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or "?" in url:
+        return False
+    if not path.is_file():
+        return True
+    query = (
+        "SELECT EXISTS (SELECT 1 FROM notices WHERE NOT settled) "
+        "OR EXISTS (SELECT 1 FROM notice_deliveries WHERE delivered_s IS NULL)"
+    )
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return not connection.execute(query).fetchone()[0]
+    except sqlite3.OperationalError:  # no table yet, or it is locked: the whole look will say
+        return False
+
+
+def _emit(api: str | None, notice: Notice, timeout_s: float) -> None:
+    """Record the event ``segmill.KIND`` of the resource ``segmill.model.NAME`` at a Prefect server.
+
+    It is posted, not streamed as by ``emit_event``, which does not learn whether it arrived. The id is made from the
+    notice's, so that an event that is sent again is stored once.
+
+    Raises:
+        InfrastructureError: no server is named, or it does not answer.
+    """
+    from uuid import NAMESPACE_URL, uuid5
+
+    if not api:
+        raise InfrastructureError("no server is named; set prefect.api_url or PREFECT_API_URL")
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    version = f"segmill.version.{notice.model}.{notice.payload['version']}"
+    event = {
+        "id": str(uuid5(NAMESPACE_URL, notice.id)),
+        "occurred": notice.time,
+        "event": f"segmill.{notice.kind}",
+        "resource": {"prefect.resource.id": f"segmill.model.{notice.model}", "prefect.resource.name": notice.model},
+        "related": [{"prefect.resource.id": version, "prefect.resource.role": "version"}],
+        "payload": notice.payload,
+    }
+    try:
+        with (
+            temporary_settings({PREFECT_API_URL: api}),
+            get_client({"timeout": timeout_s}, sync_client=True) as client,
+        ):
+            client.request("POST", "/events", json=[event])
+    except httpx.HTTPError as error:
+        raise InfrastructureError(
+            f"does not answer ({without_passwords(str(error)) or type(error).__name__})"
+        ) from None

@@ -1,0 +1,139 @@
+"""The outbox: notices of what happened to a model, written in the transaction that appends the ledger's row.
+
+A transactional outbox (Richardson, Microservices Patterns, 2018). ``delivery`` sends them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy.dialects import postgresql, sqlite
+
+KIND_OF_ACTION = {
+    "promote": "promoted",
+    "overrule": "promoted",
+    "refuse": "refused",
+    "rollback": "rolled_back",
+    "await": "approval_wanted",
+    "alias": "alias_moved",
+}
+
+METADATA = MetaData()
+
+NOTICES = Table(
+    "notices",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("model", String(256), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("time", String(32), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("added_s", Float, nullable=False),
+    Column("settled", Boolean, nullable=False),  # assigned to every target that there was then
+)
+
+TARGETS = Table(
+    "notice_targets",
+    METADATA,
+    Column("name", String(512), primary_key=True),
+    Column("named_s", Float, nullable=False),  # when settings last named it, to a day
+)
+
+DELIVERIES = Table(
+    "notice_deliveries",
+    METADATA,
+    Column("notice", ForeignKey(NOTICES.c.id), primary_key=True),
+    Column("target", ForeignKey(TARGETS.c.name), primary_key=True),
+    Column("attempts", Integer, nullable=False),  # 0 with delivered_s: not for this target
+    Column("next_try_s", Float, nullable=False),  # while it is being sent: the end of the lease
+    Column("delivered_s", Float),
+    Column("last_error", Text),
+)
+
+
+class LedgerRow(Protocol):
+    """What a notice takes from a row of the ledger."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def time(self) -> str: ...
+    @property
+    def action(self) -> str: ...
+    @property
+    def version(self) -> str | None: ...
+    @property
+    def champion(self) -> str | None: ...
+    @property
+    def previous(self) -> str | None: ...
+    @property
+    def decision(self) -> str | None: ...
+    @property
+    def reasons(self) -> Sequence[str]: ...
+    @property
+    def because(self) -> str | None: ...
+    @property
+    def actor(self) -> Any: ...
+    @property
+    def hash(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What is sent. ``id`` is the same over retries; ``time`` is the ledger row's, UTC, ISO 8601."""
+
+    id: str
+    model: str
+    number: int
+    kind: str
+    time: str
+    payload: dict[str, Any]
+
+
+def kind_of(row: LedgerRow) -> str | None:
+    """Return the kind of notice that a row of the ledger makes; None where it makes none."""
+    if row.action == "approve":
+        return "promoted" if row.champion == row.version and row.previous != row.version else None
+    return KIND_OF_ACTION.get(row.action)
+
+
+def add(connection: Connection, row: LedgerRow) -> None:
+    """Add the row's notice, if it makes one, in the transaction that appends the row. The tables are there."""
+    if kind := kind_of(row):
+        payload = {
+            "model": row.model,
+            "number": row.number,
+            "action": row.action,
+            "version": row.version,
+            "champion": row.champion,
+            "previous": row.previous,
+            "decision": row.decision,
+            "reasons": list(row.reasons),
+            "because": row.because,
+            "actor": row.actor,
+            "hash": row.hash,
+        }
+        notice = {
+            "id": f"msg_{row.hash[:40]}",
+            "model": row.model,
+            "number": row.number,
+            "kind": kind,
+            "time": row.time,
+            "payload": json.dumps(payload, allow_nan=False),
+            "added_s": time.time(),
+            "settled": False,
+        }
+        connection.execute(insert_new(connection, NOTICES).values(notice).on_conflict_do_nothing())
+
+
+def insert_new(connection: Connection, table: Table) -> Any:
+    """Return an INSERT that can leave out what another process has inserted already."""
+    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
