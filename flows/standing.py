@@ -107,7 +107,8 @@ def _state(workspace: Workspace, params: Params) -> str | None:
 
 
 def _standing(workspace: Workspace, params: Params) -> Standing:
-    from segmill.promotion import ledger, registry
+    from segmill.promotion import earlier_ledger as ledger
+    from segmill.promotion import registry
     from segmill.promotion.signing import ensemble_digest
     from tasks.promote import earlier_judgement, ledger_url
     from tasks.register import Registered, model_name

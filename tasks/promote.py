@@ -10,7 +10,8 @@ from typing import Any
 from segmill.cluster.work import on_ray, wait
 from segmill.data.packing.packed import PackedSplit
 from segmill.params import Params, PromotionParams
-from segmill.promotion import gate, ledger, registry
+from segmill.promotion import earlier_ledger as ledger
+from segmill.promotion import gate, registry
 from segmill.promotion.keys import trusted_keys
 from segmill.promotion.score_job import ScoreJob, score_on_ray
 from segmill.workspace import Workspace
@@ -88,7 +89,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     passed = verdict.decision == "PASS"
     entry = ledger.append(
         book,
-        ledger.Entry(
+        ledger.EarlierEntry(
             action="promote" if passed else "refuse",
             model=registered.model,
             version=registered.version,
@@ -129,7 +130,7 @@ def earlier_judgement(
     return None
 
 
-def _same_settings(entry: ledger.Entry, settings: PromotionParams) -> bool:
+def _same_settings(entry: ledger.EarlierEntry, settings: PromotionParams) -> bool:
     """Where there was no champion, ``min_gain`` and ``confidence`` decided nothing and are no facts."""
     asked = settings.model_dump()
     return "floor_miou" in entry.facts and all(
@@ -150,7 +151,7 @@ def ledger_url(workspace: Workspace) -> str:
     return f"sqlite:///{workspace.ledger}"
 
 
-def _judged(entry: ledger.Entry, rival: str | None) -> Judged:
+def _judged(entry: ledger.EarlierEntry, rival: str | None) -> Judged:
     version, model = entry.version, entry.model
     if entry.previous == version:  # it served when it was judged
         how = "passes" if entry.action == "promote" else "does not pass"

@@ -36,7 +36,7 @@ def status_command(workspace: WorkspaceOption = HERE) -> None:
 
 def history_command(workspace: WorkspaceOption = HERE) -> None:
     """List every verdict and move of the champion."""
-    from segmill.promotion import ledger
+    from segmill.promotion import earlier_ledger as ledger
     from tasks.promote import ledger_url
 
     space = open_workspace(workspace)[0]
@@ -168,7 +168,7 @@ def mib(size: int) -> str:
 
 def show_history(workspace: Workspace, console: Console) -> None:
     """Print the ledger, oldest first, in 80 columns; "against" is the champion of that time."""
-    from segmill.promotion import ledger
+    from segmill.promotion import earlier_ledger as ledger
     from tasks.promote import ledger_url
 
     entries = ledger.entries(ledger_url(workspace))

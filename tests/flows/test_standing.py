@@ -13,7 +13,7 @@ from flows.standing import Standing, ask_registry, registry_asked
 from segmill.data.versioning.versions import bring_data
 from segmill.params import Params, read_params
 from segmill.params_change import set_params
-from segmill.promotion import ledger
+from segmill.promotion import earlier_ledger as ledger
 from segmill.workspace import Workspace
 from tasks.promote import ledger_url
 from tasks.register import model_name
@@ -72,7 +72,7 @@ def test_the_registry_is_asked_again_where_somebody_wrote_to_it_and_else_not(
     assert (champion(standing), asked_again) == (("2", 0.6, None), True)
     assert look(workspace) == (standing, False)
 
-    ledger.append(ledger_url(workspace), ledger.Entry("promote", name, "2", None, "PASS"), after=0)
+    ledger.append(ledger_url(workspace), ledger.EarlierEntry("promote", name, "2", None, "PASS"), after=0)
     assert champion(look(workspace)[0]) == ("2", 0.6, "PASS")
 
     set_params(workspace.params, ["promotion.floor_miou=0.123"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from segmill.params import PromotionParams
-from segmill.promotion import ledger
+from segmill.promotion import earlier_ledger as ledger
 from segmill.workspace import Workspace
 from tasks.promote import _replaced_by, earlier_judgement, ledger_url
 from tasks.register import Registered
@@ -20,7 +20,9 @@ SETTINGS = {"floor_miou": 0.5, "min_gain": 0.0, "confidence": 0.95}
 def wrote(workspace: Workspace, action: str, version: str, previous: str | None, **facts: Any) -> None:
     decision = {"promote": "PASS", "refuse": "FAIL"}.get(action)
     book = ledger_url(workspace)
-    entry = ledger.Entry(action, MODEL, version, previous, decision, ["a reason"], {"challenger_miou": 0.6, **facts})
+    entry = ledger.EarlierEntry(
+        action, MODEL, version, previous, decision, ["a reason"], {"challenger_miou": 0.6, **facts}
+    )
     ledger.append(book, entry, after=ledger.last_number(book, MODEL))
 
 

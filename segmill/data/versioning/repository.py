@@ -67,6 +67,20 @@ def commit_contents(root: Path, contents: Mapping[str, bytes], message: str, *, 
     return commit
 
 
+def git_head(root: Path) -> str | None:
+    """Return the commit that ``root`` is at; None outside git, and before the first commit."""
+    try:
+        return _git(root, "rev-parse", "--verify", "-q", "HEAD")
+    except InputError:
+        return None
+
+
+def committed(root: Path, path: str) -> bytes | None:
+    """Return what git's last commit has of a file; None where it has none. ``path``: relative to ``root``."""
+    done = subprocess.run(["git", "-C", str(root), "show", f"HEAD:./{path}"], capture_output=True)
+    return done.stdout if done.returncode == 0 else None
+
+
 def _identity(root: Path) -> list[str]:
     known = subprocess.run(["git", "-C", str(root), "config", "user.email"], capture_output=True).returncode == 0
     return [] if known else ["-c", "user.name=segmill", "-c", "user.email=segmill@localhost"]
@@ -84,14 +98,21 @@ def git_commit(root: Path) -> str:
 
 def who_works(root: Path) -> str:
     """Return who is at work here: git's user.name and user.email, else the name the system knows."""
+    return git_user(root) or getpass.getuser()
+
+
+def git_user(root: Path | None) -> str:
+    """Return git's user.name and user.email at ``root`` (None: of the user); "" where neither is known, or no git."""
     known = []
     for key in ("user.name", "user.email"):
-        done = subprocess.run(["git", "-C", str(root), "config", key], capture_output=True, text=True)
+        where = ["-C", str(root)] if root else []
+        try:
+            done = subprocess.run(["git", *where, "config", key], capture_output=True, text=True)
+        except FileNotFoundError:
+            return ""
         known.append(done.stdout.strip())
     name, email = known
-    if name or email:
-        return f"{name} <{email}>" if name and email else name or email
-    return getpass.getuser()
+    return f"{name} <{email}>" if name and email else name or email
 
 
 def _git(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> str:

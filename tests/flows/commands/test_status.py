@@ -15,7 +15,7 @@ from flows.commands.cli import app
 from flows.commands.status import Status, model_line, show, show_history
 from flows.interrupted import begin, end, interrupted
 from segmill import progress
-from segmill.promotion import ledger
+from segmill.promotion import earlier_ledger as ledger
 from segmill.workspace import Workspace
 from tasks.promote import ledger_url
 from tasks.stage import noted
@@ -40,9 +40,9 @@ def test_no_verdict_says_what_brings_one(workspace: Workspace) -> None:
 def test_every_verdict_is_a_line_that_is_whole_in_80_columns(workspace: Workspace) -> None:
     url, facts = ledger_url(workspace), {"gain": -0.0123, "challenger_miou": 0.71239}
     entries = [
-        ledger.Entry("promote", "segmill-street", "1", None, "PASS", facts={"challenger_miou": 0.6}),
-        ledger.Entry("refuse", "segmill-street", "112", "1", "INCONCLUSIVE", facts=facts),
-        ledger.Entry("rollback", "segmill-street", "1", "112"),
+        ledger.EarlierEntry("promote", "segmill-street", "1", None, "PASS", facts={"challenger_miou": 0.6}),
+        ledger.EarlierEntry("refuse", "segmill-street", "112", "1", "INCONCLUSIVE", facts=facts),
+        ledger.EarlierEntry("rollback", "segmill-street", "1", "112"),
     ]
     for number, entry in enumerate(entries):
         ledger.append(url, entry, after=number)
