@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from segmill.cluster.work import on_ray, wait
-from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.params import Params, PromotionParams
 from segmill.promotion import earlier_ledger as ledger
 from segmill.promotion import gate, registry
+from segmill.promotion.budget import budget
 from segmill.promotion.keys import trusted_keys
 from segmill.promotion.score_job import ScoreJob, score_on_ray
 from segmill.workspace import Workspace
@@ -77,13 +78,16 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
         for version in [registered.version, *([rival] if rival else [])]
     ]
     counts = [wait(running) for running in scored]
+    groups = PackedSplit(workspace.packed / "test").groups
     verdict = gate.decide(
-        counts[0],
-        counts[1] if rival else None,
-        PackedSplit(workspace.packed / "test").groups,
-        floor_miou=params.promotion.floor_miou,
-        min_gain=params.promotion.min_gain,
-        confidence=params.promotion.confidence,
+        gate.GateEvidence(
+            challenger_counts_NKK=counts[0],
+            champion_counts_NKK=counts[1] if rival else None,
+            groups=groups,
+            class_names=read_pack(workspace.packed).class_names,
+        ),
+        policy(params.promotion),
+        budget([], groups, alpha=params.promotion.alpha, judgements=params.promotion.judgements, recipe=""),
         seed=params.split.seed,
     )
     passed = verdict.decision == "PASS"
@@ -105,6 +109,13 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     if passed or serving == registered.version:
         registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
     return _judged(entry, rival)
+
+
+def policy(settings: PromotionParams) -> gate.GatePolicy:
+    """Return what the gate asks for under these settings."""
+    guards = settings.guards.model_dump()
+    own = settings.model_dump(include={"floor_miou", "min_gain", "confidence", "rule", "goal", "margin", "untestable"})
+    return gate.GatePolicy(**own, **guards)
 
 
 def predictions_path(workspace: Workspace, version: str) -> Path:

@@ -18,7 +18,7 @@ from segmill.data.packing.sealed import SplitPart, open_part
 from segmill.ensembling.predict import read_ensemble
 from segmill.evaluation.report_job import ReportJob
 from segmill.evaluation.scoring import Scored, read_counts
-from segmill.metrics import scores
+from segmill.metrics import judging, scores
 from segmill.metrics.counts import confusion_counts
 from segmill.metrics.intervals import Interval, gain_interval, score_intervals
 from segmill.renamed_keys import with_new_names
@@ -100,7 +100,7 @@ def _gain_over_best(scored: Scored) -> GainOverBest | None:
     """Return the ensemble's gain over the member with the best mIoU; None for an ensemble of one."""
     if len(scored.members) == 1:
         return None
-    best = max(scored.members, key=lambda name: scores.miou(scored.members[name]))
+    best = max(scored.members, key=lambda name: judging.miou(scored.members[name]))
     gain = gain_interval(scored.ensemble, scored.members[best], scored.groups, confidence=CONFIDENCE, seed=0)
     return GainOverBest(best, gain)
 
@@ -135,7 +135,7 @@ def _points(rows: list[dict[str, str]], column: str, factor: float) -> list[tupl
 
 def _examples(out_dir: Path, samples: SplitPart, scored: Scored) -> Iterator[Example]:
     """Yield the images whose predictions were kept, in their order: worst first."""
-    mious = np.array([scores.miou(counts) for counts in scored.ensemble])
+    mious = np.array([judging.miou(counts) for counts in scored.ensemble])
     with np.load(out_dir / "examples.npz", allow_pickle=False) as predictions:
         for key in predictions.files:
             index = int(key)
@@ -184,7 +184,9 @@ def _contrast(
     samples: SplitPart, index: int, share: float, info: PackInfo, seen: tuple[NDArray[np.uint8], NDArray[np.uint8]]
 ) -> Contrast:
     target_HW = samples.mask(index)
-    own, rival = (scores.miou(confusion_counts(target_HW, ids_HW, info.num_classes, info.ignore_id)) for ids_HW in seen)
+    own, rival = (
+        judging.miou(confusion_counts(target_HW, ids_HW, info.num_classes, info.ignore_id)) for ids_HW in seen
+    )
     return Contrast(
         id=samples.ids[index],
         share=share,

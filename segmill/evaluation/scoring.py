@@ -16,7 +16,7 @@ from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.data.packing.sealed import SplitPart, open_part
 from segmill.ensembling.predict import Ensemble, batches, mix
 from segmill.errors import InputError
-from segmill.metrics import scores
+from segmill.metrics import judging, scores
 from segmill.metrics.counts import confusion_counts
 
 Counts = NDArray[np.int64]
@@ -58,8 +58,8 @@ def evaluate(
 
     Returns:
         The content of metrics.json: per member and for the ensemble ``miou``, ``mdice``, ``accuracy``, and
-        ``iou`` and ``dice`` by class name; None for a class in neither truth nor prediction. ``sealed_groups``: how
-        many were left out, where any were.
+        ``iou`` and ``dice`` by class name; None for a class that the truth does not hold. ``sealed_groups``: how many
+        were left out, where any were.
 
     Raises:
         InputError: the split is empty, or its classes are not the ensemble's.
@@ -120,11 +120,11 @@ def score(
 def summary(counts_NKK: Counts, class_names: list[str]) -> dict[str, Any]:
     """Return miou, mdice, accuracy, and iou and dice by class name, JSON-able (NaN becomes None)."""
     return {
-        "miou": _number(scores.miou(counts_NKK)),
-        "mdice": _number(scores.mdice(counts_NKK)),
+        "miou": _number(judging.miou(counts_NKK)),
+        "mdice": _number(judging.mdice(counts_NKK)),
         "accuracy": _number(scores.accuracy(counts_NKK)),
-        "iou": dict(zip(class_names, map(_number, scores.iou(counts_NKK)), strict=True)),
-        "dice": dict(zip(class_names, map(_number, scores.dice(counts_NKK)), strict=True)),
+        "iou": dict(zip(class_names, map(_number, judging.iou(counts_NKK)), strict=True)),
+        "dice": dict(zip(class_names, map(_number, judging.dice(counts_NKK)), strict=True)),
     }
 
 
@@ -151,7 +151,7 @@ def choose_examples(counts_NKK: Counts, count: int) -> list[int]:
 
     Images without a labelled pixel have no mIoU and are never chosen. Ties go by index.
     """
-    known = [(miou, index) for index, one in enumerate(counts_NKK) if not math.isnan(miou := scores.miou(one))]
+    known = [(miou, index) for index, one in enumerate(counts_NKK) if not math.isnan(miou := judging.miou(one))]
     order = [index for _, index in sorted(known)]
     if len(order) <= count:
         return order

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmill.errors import InputError
+from segmill.metrics.judging import of_present
 from segmill.metrics.scores import nanmean, overlap, ratio
 
 FloatArray = NDArray[np.float64]
@@ -68,8 +69,7 @@ def gain_interval(
     equal models that keeps the nominal rate of false positives from 3 groups on; percentiles of the
     draws, even expanded ones, report a chance win as a gain up to five times as often.
 
-    A class counts where both models' IoU is defined: one that only one model predicts and the truth does not
-    hold is 0 for the one and NaN for the other, and would move the difference by 1/K for a single pixel.
+    The classes in the truth count, as in ``segmill.metrics.judging``; in a draw those that its groups hold.
 
     Args:
         new_counts_NKK: integer, one confusion table per image (rows truth).
@@ -85,9 +85,9 @@ def gain_interval(
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; Hesterberg, "What
     Teachers Should Know About the Bootstrap", The American Statistician 2015 (t with bootstrap error).
     """
-    _check(new_counts_NKK, old_counts_NKK, groups, confidence)
+    check_pair(new_counts_NKK, old_counts_NKK, groups, confidence)
     share_GN, everything_1G, draws_RG = _draws(groups, seed, resamples)
-    parts = [share_GN @ part for counts in (new_counts_NKK, old_counts_NKK) for part in _intersection_union(counts)]
+    parts = [share_GN @ part for counts in (new_counts_NKK, old_counts_NKK) for part in overlap(counts)]
     estimate, classes = _difference(everything_1G, parts)
     spread, _ = _difference(draws_RG, parts)
     middle = float(estimate[0])
@@ -117,8 +117,8 @@ def score_intervals(
 
 # Of the pixels in both, in the truth and in the prediction, R x K each, to R values.
 _SCORES: dict[str, Callable[[FloatArray, FloatArray, FloatArray], FloatArray]] = {
-    "miou": lambda both, truth, prediction: nanmean(ratio(both, truth + prediction - both)),
-    "mdice": lambda both, truth, prediction: nanmean(ratio(2 * both, truth + prediction)),
+    "miou": lambda both, truth, prediction: nanmean(of_present(both, truth + prediction - both, truth)),
+    "mdice": lambda both, truth, prediction: nanmean(of_present(2 * both, truth + prediction, truth)),
     "accuracy": lambda both, truth, prediction: ratio(both.sum(axis=-1), truth.sum(axis=-1)),
 }
 
@@ -146,9 +146,10 @@ def _bounds(middle: float, spread_R: FloatArray, groups: int, confidence: float)
     return middle - reach, middle + reach
 
 
-def _check(
+def check_pair(
     new_counts_NKK: NDArray[Any], old_counts_NKK: NDArray[Any], groups: Sequence[str], confidence: float
 ) -> None:
+    """Raise InputError unless both are counts of the same images in the same order, one group each."""
     if new_counts_NKK.shape != old_counts_NKK.shape or new_counts_NKK.ndim != 3:
         raise InputError(
             f"Counts of the two models have shapes {new_counts_NKK.shape} and {old_counts_NKK.shape}; "
@@ -162,15 +163,11 @@ def _check(
         raise InputError(f"confidence is {confidence}; allowed is between 0.5 and 1, for example 0.95.")
 
 
-def _intersection_union(counts_NKK: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-    both_NK, truth_NK, prediction_NK = overlap(counts_NKK)
-    return both_NK, truth_NK + prediction_NK - both_NK
-
-
 def _difference(weights_RG: FloatArray, parts: list[FloatArray]) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Return the R differences in mIoU for groups weighted so, and which of the K classes each one counts."""
-    new_both, new_either, old_both, old_either = (weights_RG @ part for part in parts)
-    difference_RK = ratio(new_both, new_either) - ratio(old_both, old_either)
+    new, truth, new_predicted, old, _, old_predicted = (weights_RG @ part for part in parts)
+    new_iou = of_present(new, truth + new_predicted - new, truth)
+    difference_RK = new_iou - of_present(old, truth + old_predicted - old, truth)
     return nanmean(difference_RK), ~np.isnan(difference_RK)
 
 
