@@ -13,6 +13,10 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+
+# Of random swaps, which more than 20 groups are tested with, no practical number shows a smaller p-value.
+LEAST_LEVEL = 1e-8
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class GateBudget:
 
     @property
     def decidable(self) -> bool:
-        """Whether the groups are enough for a p-value as small as the level."""
-        return self.level > 0 and len(self.groups) >= groups_needed(self.level)
+        """Whether a p-value can be as small as the level."""
+        return self.level >= LEAST_LEVEL and len(self.groups) >= groups_needed(self.level)
 
     @property
     def group_ids(self) -> frozenset[str]:
@@ -65,7 +69,10 @@ class GateBudget:
 
     def renewal(self) -> str:
         """Return a sentence: how many new test groups begin a set of their own."""
-        needed = groups_for_promotions(self.alpha, self.judgements, set_number=self.set_number + 1)[0]
+        first = groups_for_promotions(self.alpha, self.judgements, set_number=self.set_number + 1, count=1)
+        if not first:
+            return "A new test set would have too small a level to decide anything: raise promotion.alpha."
+        needed = first[0]
         missing = max(needed - self.fresh, 0)
         begun = (
             f"A new test set with {self.judgements} judgements begins with {needed} test groups that were never judged"
@@ -92,10 +99,14 @@ def groups_needed(level: float) -> int:
 def groups_for_promotions(
     alpha: float, judgements: int, *, set_number: int = 1, floor_judgements: int = 0, count: int = 3
 ) -> tuple[int, ...]:
-    """Return how many groups the first, second, ... promotion over a champion needs on a set of ``judgements``."""
+    """Return how many groups the first, second, ... promotion over a champion needs on a set of ``judgements``.
+
+    The list ends before the first whose level would be below LEAST_LEVEL: that one takes a new set.
+    """
     allowed = min(count, judgements - floor_judgements)
     share = alpha / (set_number * (set_number + 1)) * _floor_weight(floor_judgements)
-    return tuple(groups_needed(share * _level(judgements - floor_judgements, passes)) for passes in range(allowed))
+    levels = [share * _level(judgements - floor_judgements, passes) for passes in range(allowed)]
+    return tuple(map(groups_needed, takewhile(lambda level: level >= LEAST_LEVEL, levels)))
 
 
 def budget(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segmill.errors import InputError
 from segmill.metrics.intervals import LEAST_GROUPS, Gain, check_pair, gain_interval, score_intervals, student_t_quantile
 from segmill.metrics.judging import iou, miou
-from segmill.promotion.budget import GateBudget, group_id, groups_for_promotions, groups_needed
+from segmill.promotion.budget import LEAST_LEVEL, GateBudget, group_id, groups_for_promotions, groups_needed
 from segmill.promotion.guards import (
     Condition,
     class_conditions,
@@ -167,6 +167,9 @@ def _why_undecidable(evidence: GateEvidence, policy: GatePolicy, budget: GateBud
             f"{_count(have, 'test group')} can't show that a version reaches the floor {policy.floor_miou:.4f}: assign "
             f"at least {LEAST_GROUPS} groups into the test split."
         ]
+    if lifetime and level < LEAST_LEVEL:
+        passes = f"After {_count(budget.passes, 'PASS')} on test set {budget.set_number}"
+        return [f"{passes} a judgement would ask for p below {level:.2g}, which no test can show.", budget.renewal()]
     if have >= groups_needed(level):
         return []
     least = 2.0**-have
@@ -355,4 +358,5 @@ def _number(value: float) -> float | None:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    plural = f"{what}es" if what.endswith("S") else f"{what}s"
+    return f"{number:,} {what if number == 1 else plural}"

@@ -24,7 +24,7 @@ from segmill.promotion.paired import PairedOverlaps
 EXACT_GROUPS = 20  # 2^19 patterns and their mirrored ones: about a second for 19 classes
 LEAST_DRAWS = 10_000
 USUAL_DRAWS = 2**20
-MOST_DRAWS = 2**24  # the smallest p-value that draws can show is 1 / (2 (MOST_DRAWS + 1)), 3e-8
+MOST_DRAWS = 2**26  # they show p-values down to 1 / (2 (MOST_DRAWS + 1)), which is below the budget's LEAST_LEVEL
 FIRST_CHUNK, LARGEST_CHUNK = 512, 8192  # patterns at a time: 30 MB for 19 classes and 50 groups
 
 

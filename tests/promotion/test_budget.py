@@ -93,6 +93,8 @@ def test_the_levels_at_twenty_judgements() -> None:
     assert groups_for_promotions(0.05, 20) == (11, 15, 19)
     assert groups_for_promotions(0.10, 20) == (10, 14, 18), "alpha of 5 % on the set itself"
     assert groups_for_promotions(0.05, 1) == (7,), "one judgement allows one promotion"
+    assert len(groups_for_promotions(0.05, 20, count=20)) == 6, "the seventh's level is below what draws can show"
+    assert "raise promotion.alpha" in budget([], ["a"], alpha=1e-7, judgements=20, recipe="").renewal()
 
 
 def test_after_the_first_champion_nine_tenths_are_left_and_one_judgement_fewer() -> None:
@@ -167,6 +169,12 @@ def test_changes_that_people_made_after_an_open_verdict_are_counted() -> None:
 def test_no_sign_flip_of_fewer_groups_reaches_the_level(level: float, groups: int) -> None:
     assert groups_needed(level) == groups
     assert 2.0**-groups <= level and (groups == 0 or 2.0 ** -(groups - 1) > level)
+
+
+def test_a_level_that_no_test_can_show_takes_new_groups() -> None:
+    history = [judged(MANY[:40], passed=True)] * 7
+    assert not today(history, MANY[:40]).decidable
+    assert today(history, MANY).set_number == 2
 
 
 def test_levels_fall_with_every_pass_by_the_number_of_histories() -> None:

@@ -185,6 +185,14 @@ def test_a_used_up_set_decides_nothing_until_new_groups_come() -> None:
     assert renewed.facts["level"] == pytest.approx(0.05 / 6 / 2 / 20)
 
 
+def test_a_level_that_no_test_can_show_is_undecidable() -> None:
+    groups = [f"g{index}" for index in range(36)]
+    history = earlier(7, passed=True, groups=groups)
+    verdict = judge(np.tile(BETTER, (3, 1, 1)), np.tile(OLD, (3, 1, 1)), groups, history=history)
+    assert verdict.decision == "UNDECIDABLE"
+    assert verdict.reasons[0].startswith("After 7 PASSes on test set 1 a judgement would ask for p below 7.8e-10")
+
+
 def test_plain_judges_each_night_alone_and_says_so() -> None:
     verdict = judge(BETTER, OLD, history=earlier(20), rule="plain")
     assert verdict.decision == "PASS" and verdict.facts["level"] == pytest.approx(0.025)

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from segmill.promotion import swap_test as module
+from segmill.promotion.budget import LEAST_LEVEL
 from segmill.promotion.paired import PairedOverlaps
 from segmill.promotion.swap_test import draws, swap_test
 from tests.promotion.drawn import drawn_counts, drawn_pair
@@ -160,8 +161,9 @@ def test_a_class_that_the_truth_does_not_hold_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("level", "count"),
-    [(0.025, 10_000), (6.25e-4, 16_000), (3e-5, 333_334), (2.7e-6, 2**20), (3e-7, 6_666_667), (1e-9, 2**24)],
+    [(0.025, 10_000), (6.25e-4, 16_000), (3e-5, 333_334), (2.7e-6, 2**20), (3e-7, 6_666_667), (1e-9, 2**26)],
 )
 def test_as_many_draws_as_the_level_needs(level: float, count: int) -> None:
     assert draws(level) == count
-    assert level < 1e-8 or 0.5 / (count + 1) <= level / 3
+    assert level < LEAST_LEVEL or 0.5 / (count + 1) <= level / 3
+    assert 0.5 / (draws(LEAST_LEVEL) + 1) < LEAST_LEVEL
