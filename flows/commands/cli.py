@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from flows.commands import audit, doctor, plan, predict, profile, retrain, start, status, tune, ui, validate
 from flows.commands.data import data_app
+from flows.commands.ledger import ledger_app
 from flows.commands.options import with_json
 from flows.commands.stopping import INTERRUPTED, leave, obey_signals
 from flows.environment import switch_telemetry_off
@@ -72,6 +73,7 @@ def main_options(
 for name, command in COMMANDS.items():
     app.command(name)(command if name in FOR_DVC else with_json(command))
 app.add_typer(data_app, name="data")
+app.add_typer(ledger_app, name="ledger")
 
 
 def main() -> NoReturn:

@@ -13,6 +13,7 @@ from segmill.data.versioning.repository import commit_contents, committed, git_h
 from segmill.files import write_atomically
 from segmill.promotion import points
 from segmill.promotion.chain import Witness
+from segmill.promotion.ledger import Ledger
 from segmill.promotion.registry import CHAMPION
 from segmill.promotion.rows import LedgerRow
 from segmill.tracking import reaching
@@ -78,9 +79,9 @@ def write_tags(client: MlflowClient, row: LedgerRow, ledger: str, address: str) 
         client.set_model_version_tag(row.model, row.version, HEAD_TAG, head)
 
 
-def drop_tags(client: MlflowClient, witnesses: Iterable[tuple[str, Witness]], model: str) -> None:
-    """Take the tag from these versions, which name rows that there are not."""
-    for version, _ in witnesses:
+def drop_tags(client: MlflowClient, versions: Iterable[str], model: str) -> None:
+    """Take the tag from these versions, which names rows that there are not."""
+    for version in versions:
         client.delete_model_version_tag(model, version, HEAD_TAG)
 
 
@@ -116,17 +117,27 @@ def in_workspace(root: Path, model: str) -> list[Witness]:
     return found
 
 
-def witnesses(uri: str, root: Path, model: str) -> list[Witness]:
-    """Return everything outside the ledger's database that says which row was the model's last.
+def examine(uri: str, root: Path, ledger: Ledger, model: str) -> list[str]:
+    """Return a sentence for everything that is wrong with a model's ledger, by its rows and by whatever keeps its head.
 
-    Raises InfrastructureError where MLflow does not answer.
+    Args:
+        uri: tracking and registry URI; a database file that is not there keeps nothing.
+        root: the workspace.
+        ledger: that records the model.
+        model: the registered model's name.
+
+    Raises InfrastructureError where MLflow or the ledger's database does not answer.
     """
-    found = in_workspace(root, model)
-    with reaching(uri) as client:
-        if mirror := read_mirror(client, model):
-            found += [mirror.head] if mirror.head else []
-            found += [witness for _, witness in of_versions(client, model)]
-    return found
+    witnesses, missing = in_workspace(root, model), ""
+    file = uri.removeprefix("sqlite:///")
+    if file == uri or Path(file).is_file():
+        with reaching(uri) as client:
+            if mirror := read_mirror(client, model):
+                witnesses += [mirror.head] if mirror.head else []
+                witnesses += [witness for _, witness in of_versions(client, model)]
+                if mirror.head is None and (mirrored := ledger.position(model).mirrored) and mirror.ledger:
+                    missing = f"MLflow's tag {HEAD_TAG} of {model} is missing, and row {mirrored} was kept there"
+    return ledger.verify(model, witnesses) + ([missing] if missing else [])
 
 
 def write_file(root: Path, row: LedgerRow, ledger: str, *, commit: bool) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from segmill.data.versioning.repository import git_user
+from segmill.mlflow_pages import public
 
 # The variable that a CI system sets, and those that say which job it is and who began it.
 # docs.github.com/actions/reference/variables-reference, docs.gitlab.com/ci/variables/predefined_variables,
@@ -37,13 +37,9 @@ def actor(root: Path | None = None, environment: Mapping[str, str] = os.environ)
 def _job(environment: Mapping[str, str]) -> str:
     for system, (mark, *names) in _CI.items():
         if environment.get(mark):
-            said = [f"{name}={_without_password(environment[name])}" for name in names if environment.get(name)]
+            said = [f"{name}={public(environment[name])}" for name in names if environment.get(name)]
             return " ".join([system, *said])
     return ""
-
-
-def _without_password(value: str) -> str:
-    return re.sub(r"//[^/]*@", "//", value)
 
 
 def _user() -> str:

@@ -132,7 +132,7 @@ def adopt(uri: str, ledger: Ledger, model: str, because: str) -> LedgerRow:
         row = ledger.append(writer, entry)
         position = ledger.position(model)
         gone = [
-            (version, witness)
+            version
             for version, witness in heads.of_versions(client, model)
             if chain.contradiction(witness, position.ledger, position.rows)
         ]

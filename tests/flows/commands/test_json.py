@@ -15,6 +15,7 @@ from terminal import BIN, terminal
 
 from flows.commands.cli import COMMANDS, FOR_DVC
 from flows.commands.data import data_app
+from flows.commands.ledger import ledger_app
 from segmill.params import read_params
 from segmill.workspace import Workspace
 
@@ -42,8 +43,13 @@ def ask(*arguments: str, cwd: Path, code: int = 0) -> Any:
 
 
 def test_every_command_has_a_line_in_the_docs() -> None:
-    own = {str(command.callback.__name__) for command in data_app.registered_commands if command.callback}
-    assert set(documented()) == {*COMMANDS, *(f"data {name}" for name in own)} - set(FOR_DVC)
+    own = {
+        f"{group} {command.callback.__name__}"
+        for group, app in {"data": data_app, "ledger": ledger_app}.items()
+        for command in app.registered_commands
+        if command.callback
+    }
+    assert set(documented()) == {*COMMANDS, *own} - set(FOR_DVC)
 
 
 @pytest.fixture
