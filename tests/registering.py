@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from segmill import tracking
+from segmill.ensembling.predict import read_ensemble
 from segmill.promotion import registry
 from segmill.promotion.keys import SigningKey, TrustedKeys, make_signing_key
+from segmill.promotion.signing import ensemble_digest
 
 NAME = "segmill-street"
 
@@ -42,3 +45,15 @@ def registered(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Regis
     registry.set_alias(uri, NAME, registry.CHAMPION, version)
     files = tuple(path for path in (root / "mlartifacts").rglob("*") if path.is_file())
     return Registered(uri, run_id, version, root / "mlartifacts", files, key)
+
+
+def register_unsigned(uri: str, run_id: str, ensemble: Path, model: str, scratch: Path) -> str:
+    """Register an ensemble as a segmill did that signed nothing; return the version."""
+    registry.save_model(scratch / "old", ensemble)
+    with tracking.reaching(uri) as client:
+        client.create_registered_model(model)
+        client.log_artifacts(run_id, str(scratch / "old"), "old")
+        source = f"{client.get_run(run_id).info.artifact_uri}/old"
+        classes = [entry["name"] for entry in read_ensemble(ensemble)["classes"]]
+        tags = {registry.DIGEST_TAG: ensemble_digest(ensemble), registry.CLASSES_TAG: json.dumps(classes)}
+        return str(client.create_model_version(model, source, run_id, tags=tags).version)

@@ -19,6 +19,7 @@ from flows.commands import audit, doctor, plan, predict, profile, retrain, start
 from flows.commands.data import data_app
 from flows.commands.ledger import ledger_app
 from flows.commands.options import with_json
+from flows.commands.signing import signing_app
 from flows.commands.stopping import INTERRUPTED, leave, obey_signals
 from flows.environment import switch_telemetry_off
 from segmill.errors import GateRefused, SegmillError
@@ -74,6 +75,7 @@ for name, command in COMMANDS.items():
     app.command(name)(command if name in FOR_DVC else with_json(command))
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(signing_app, name="signing")
 
 
 def main() -> NoReturn:

@@ -67,12 +67,7 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
     from tasks.register import model_name
 
     uri, name = tracking_uri(workspace, params), model_name(workspace, params)
-    if model.isdigit():
-        version = model
-    elif found := registry.aliased(uri, name, model):
-        version = found.version
-    else:
-        raise InputError(f"{name} has no version called {model}; `segmill status` shows what there is")
+    version = registry.version_called(uri, name, model)
     _refuse_to_overwrite(images, folder)
     pixels = [_read(path) for path in images]
     info = read_dataset_info(workspace.root / params.data.path)

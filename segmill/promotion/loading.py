@@ -50,7 +50,7 @@ def load(model_uri: str, *, tracking_uri: str | None = None, workspace: Path | s
         raise InputError(f"{model_uri!r} names no registered version", "write models:/NAME@champion or models:/NAME/3")
     root = Path(workspace) if workspace is not None else Path.cwd() if Path(TRUSTED).is_file() else None
     uri, model = tracking_uri or _address(root), asked["model"]
-    version = asked["version"] or _aliased(uri, model, asked["alias"])
+    version = registry.version_called(uri, model, asked["version"] or asked["alias"])
     top = tempfile.mkdtemp(prefix="segmill-version-")
     try:
         loaded = mlflow.pyfunc.load_model(str(fetch_verified(uri, model, version, trusted_keys(root), to=Path(top))))
@@ -59,12 +59,6 @@ def load(model_uri: str, *, tracking_uri: str | None = None, workspace: Path | s
         raise
     weakref.finalize(loaded, shutil.rmtree, top, ignore_errors=True)  # its code may read files until then
     return loaded
-
-
-def _aliased(uri: str, model: str, alias: str) -> str:
-    if found := registry.aliased(uri, model, alias):
-        return found.version
-    raise InputError(f"{model} has no version called {alias}", "`segmill status` shows what there is")
 
 
 def _address(root: Path | None) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 import segmill
 from segmill.ensembling.predict import read_ensemble
+from segmill.errors import InputError
 from segmill.promotion import signing
 from segmill.promotion.keys import SignatureError, SigningKey
 from segmill.promotion.signing import ensemble_digest
@@ -142,6 +143,18 @@ def aliased(uri: str, model_name: str, alias: str) -> Version | None:
                 return None
             raise
     return Version(str(found.version), str(found.run_id), dict(found.tags))
+
+
+def version_called(uri: str, model_name: str, called: str) -> str:
+    """Return the number of the version that ``called`` names: its number itself, or an alias.
+
+    Raises InputError where no version has that alias; whether there is one of that number is not asked.
+    """
+    if called.isdigit():
+        return called
+    if found := aliased(uri, model_name, called):
+        return found.version
+    raise InputError(f"{model_name} has no version called {called}", "`segmill status` shows what there is")
 
 
 def run_of(uri: str, model_name: str, version: str) -> str:

@@ -10,16 +10,12 @@ from segmill.promotion.keys import (
     KEY_VARIABLE,
     TRUSTED,
     SigningKey,
+    TrustedKeys,
     make_signing_key,
     own_key_path,
     signing_key,
     trust,
     trusted_keys,
-)
-
-WORTH = (
-    "a signature by it proves that a version was registered by whoever can read that file; keep it to yourself, and "
-    "keep a copy"
 )
 
 
@@ -34,14 +30,20 @@ def ensure_signer(root: Path) -> str | None:
     trusted = trusted_keys(root)
     if not trusted.keys and not Path(trusted.source).is_file():
         return set_up(root)
-    key = signing_key()
-    if key.public.id not in {known.id for known in trusted.keys}:
-        raise InputError(
-            f"your key {key.public.id} is not listed in {trusted.source}, so nobody would use what you register",
-            f'let somebody who is listed run `segmill signing trust "{key.public.line}" --name {key.public.name}` '
-            "and commit the file",
-        )
+    if fault := unlisted(signing_key(), trusted):
+        raise fault
     return None
+
+
+def unlisted(key: SigningKey, trusted: TrustedKeys) -> InputError | None:
+    """Return what to say where a key is not among the trusted ones."""
+    if key.public.id in {known.id for known in trusted.keys}:
+        return None
+    return InputError(
+        f"your key {key.public.id} is not listed in {trusted.source}, so nobody would use what you register",
+        f'let somebody who is listed run `segmill signing trust "{key.public.line}" --name {key.public.name}` and '
+        "commit the file",
+    )
 
 
 def set_up(root: Path) -> str:
@@ -49,18 +51,23 @@ def set_up(root: Path) -> str:
 
     Raises InputError where no key can be made.
     """
-    path = own_key_path()
-    existed = bool(os.environ.get(KEY_VARIABLE)) or path.is_file()
-    key = _own_key()
+    key = own_key()
     known = {one.id for one in trusted_keys(root).keys}
     trust(root, key.public)
-    where = KEY_VARIABLE if os.environ.get(KEY_VARIABLE) else str(path)
-    made = f"your signing key {key.public.id} ({where}) was {'there' if existed else 'made'}"
-    listed = f"is listed in {TRUSTED} {'already' if key.public.id in known else 'now'}"
-    return f"{made} and {listed}: {WORTH}"
+    return f"{worth(key)}; it is listed in {TRUSTED}{' already' if key.public.id in known else ' now'}"
 
 
-def _own_key() -> SigningKey:
+def worth(key: SigningKey) -> str:
+    """Say which key a user signs with, and what its signature proves."""
+    where = KEY_VARIABLE if os.environ.get(KEY_VARIABLE) else str(own_key_path())
+    return (
+        f"you sign with key {key.public.id} ({where}): its signature proves that a version was registered by whoever "
+        "can read that key, so keep it to yourself, and keep a copy"
+    )
+
+
+def own_key() -> SigningKey:
+    """Return the user's key, made where there is none. Raises InputError where that can't be."""
     if os.environ.get(KEY_VARIABLE):
         return signing_key()
     try:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 SIGNATURE_TAG = "version_signature"
+ANOTHERS = "its folder is signed, but as another version's"
 MEMBERS = f"{signing.ENSEMBLE}/members"
 
 
@@ -48,7 +49,7 @@ def fetch_verified(uri: str, model: str, version: str, trusted: TrustedKeys, *, 
     with _refusing(model, version):
         folder = _fetch(uri, model, version, "", to)
         if signing.verify_folder(folder, trusted, model=model).sha256 != manifest_sha256:
-            raise SignatureError("its folder is signed, but as another version's")
+            raise SignatureError(ANOTHERS)
     return folder
 
 
@@ -73,7 +74,7 @@ def fetch_member(uri: str, model: str, version: str, member: str, trusted: Trust
             _fetch(uri, model, version, file, folder)
         manifest = signing.read_manifest(folder, trusted, model=model)
         if manifest.sha256 != manifest_sha256:
-            raise SignatureError("its folder is signed, but as another version's")
+            raise SignatureError(ANOTHERS)
         if not any(path.startswith(f"{part}/") for path in manifest.files):
             return False
         _fetch(uri, model, version, part, folder)
@@ -83,23 +84,32 @@ def fetch_member(uri: str, model: str, version: str, member: str, trusted: Trust
     return True
 
 
-def sign_registered(uri: str, model: str, version: str, key: SigningKey) -> str:
-    """Sign a version as it is in the store now, over a signature that it has; return the manifest's sha256.
+def sign_registered(
+    uri: str, model: str, version: str, key: SigningKey, trusted: TrustedKeys
+) -> tuple[signing.Manifest, bool]:
+    """Sign a version that nobody signed as it is in the store now; return its manifest, and whether it was signed now.
 
-    That says of its origin what the person knows who does it, and no more.
+    The signature says of the version's origin what the person knows who signs, and no more. A version that a trusted
+    key signed keeps that signature.
 
     Raises:
         InputError: there is no such version.
-        SignatureError: it holds a link or a special file.
+        SignatureError: it was signed and changed after that, or holds a link or a special file.
         InfrastructureError: MLflow does not answer.
     """
-    _version(uri, model, version)
-    with tempfile.TemporaryDirectory(prefix="segmill-version-") as name:
+    tags = _version(uri, model, version).tags
+    with tempfile.TemporaryDirectory(prefix="segmill-version-") as name, _refusing(model, version):
         folder = _fetch(uri, model, version, "", Path(name))
-        sha256 = signing.sign_folder(folder, key, model=model)
+        with suppress(NotSigned, UnknownSigner):
+            manifest = signing.verify_folder(folder, trusted, model=model)
+            if signing.check_version(tags.get(SIGNATURE_TAG), trusted, model, version) != manifest.sha256:
+                raise SignatureError(ANOTHERS)
+            return manifest, False
+        signing.sign_folder(folder, key, model=model)
+        manifest = signing.read_manifest(folder, TrustedKeys((key.public,), "your key"))
         _put(uri, _source(uri, model, version), folder)
-    tag_version(uri, model, version, key, sha256)
-    return sha256
+    tag_version(uri, model, version, key, manifest.sha256)
+    return manifest, True
 
 
 def tag_version(uri: str, model: str, version: str, key: SigningKey, manifest_sha256: str) -> None:
@@ -145,7 +155,7 @@ def _refusing(model: str, version: str) -> Iterator[None]:
             fix = "`segmill signing trust` lists a key, if you know whose it is"
         else:
             fix = "retrain, or serve another version: somebody wrote to the store"
-        raise SignatureError(f"version {version} of {model} is not used: {fault}; {fix}") from None
+        raise type(fault)(f"version {version} of {model} is not used: {fault}; {fix}") from None
 
 
 def _version(uri: str, model: str, version: str) -> ModelVersion:

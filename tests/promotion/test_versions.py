@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from registering import NAME, Registered
+from registering import NAME, Registered, register_unsigned
 
 from segmill import tracking
 from segmill.promotion import registry, signing, versions
@@ -122,23 +122,25 @@ def test_the_folder_of_another_version_is_refused(
 def test_a_version_that_nobody_signed_says_what_helps(registered: Registered, judging: Path, tmp_path: Path) -> None:
     """As versions of an earlier segmill are: no manifest, no tag."""
     uri, run_id = registered.uri, registered.run_id
-    registry.save_model(tmp_path / "old", judging / "ensemble")
-    with tracking.reaching(uri) as client:
-        client.create_registered_model("old")
-        client.log_artifacts(run_id, str(tmp_path / "old"), "old")
-        source = f"{client.get_run(run_id).info.artifact_uri}/old"
-        digest = {registry.DIGEST_TAG: signing.ensemble_digest(judging / "ensemble")}
-        client.create_model_version("old", source, run_id, tags=digest)
+    assert register_unsigned(uri, run_id, judging / "ensemble", "old", tmp_path) == "1"
     with pytest.raises(
         SignatureError, match=r"version 1 of old is not used: it is not signed; `segmill signing sign 1`"
     ):
         versions.fetch_verified(uri, "old", "1", registered.trusted, to=tmp_path / "copy")
     with pytest.raises(SignatureError, match="`segmill signing sign 1` signs it as it is now"):
         registry.register(uri, run_id, judging / "ensemble", "old", key=registered.key)
-    sha256 = versions.sign_registered(uri, "old", "1", registered.key)
+    manifest, signed = versions.sign_registered(uri, "old", "1", registered.key, registered.trusted)
+    assert signed
     folder = versions.fetch_verified(uri, "old", "1", registered.trusted, to=tmp_path / "signed")
-    assert signing.read_manifest(folder, registered.trusted).sha256 == sha256
+    assert signing.read_manifest(folder, registered.trusted) == manifest
     assert registry.register(uri, run_id, judging / "ensemble", "old", key=registered.key) == "1"
+    assert versions.sign_registered(uri, "old", "1", registered.key, registered.trusted) == (manifest, False)
+    stored = next(registered.artifacts.rglob("old/served.py"))
+    stored.write_text(f"{stored.read_text()}\nimport os\n")
+    with tracking.reaching(uri) as client:
+        client.delete_model_version_tag("old", "1", versions.SIGNATURE_TAG)  # so that it looks like one of before
+    with pytest.raises(SignatureError, match=r"served\.py was changed after it was signed"):
+        versions.sign_registered(uri, "old", "1", registered.key, registered.trusted)
 
 
 def test_a_registration_that_was_cut_short_is_repaired(registered: Registered, judging: Path, tmp_path: Path) -> None:

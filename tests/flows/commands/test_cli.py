@@ -22,7 +22,7 @@ from segmill.workspace import Workspace
 
 COMMANDS = (
     "init", "demo", "validate", "retrain", "status", "history", "predict", "audit", "plan", "tune", "profile", "ui",
-    "doctor", "stage", "data", "ledger",
+    "doctor", "stage", "data", "ledger", "signing",
 )  # fmt: skip
 
 
