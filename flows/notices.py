@@ -6,12 +6,11 @@ import os
 import sqlite3
 import sys
 from contextlib import closing
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segmill.errors import InfrastructureError
 from segmill.notify_params import EVENTS, public_address, without_passwords
+from segmill.workspace import Workspace
 
 if TYPE_CHECKING:
     from segmill.params import Params
@@ -21,36 +20,38 @@ if TYPE_CHECKING:
 IN_STATUS_S = 2.0  # what `segmill status` waits at most, and only where a notice is due
 
 
-def deliver_pending(url: str, params: Params) -> Delivered:
+def deliver_pending(workspace: Workspace, params: Params) -> Delivered:
     """Send what waits; call it at the end of a command that moves the champion or judges. It raises nothing.
 
-    Args:
-        url: SQLAlchemy URL of the ledger.
-        params: ``notify`` names the targets; the environment was prepared for them.
-
-    What could not be sent is one line on standard error, stays in the database, and is sent by a later command.
+    ``notify`` of the settings names the targets; the environment was prepared for them. What could not be sent is one
+    line on standard error, stays in the ledger's database, and is sent by a later command.
     """
-    from segmill.promotion.delivery import deliver
+    from segmill.promotion.delivery import PATIENCE_S
 
-    delivered = deliver(url, targets(params))
+    delivered = _deliver(workspace, params, PATIENCE_S)
     if delivered.failed or (delivered.last_error and not delivered.waiting):
         later = f"; {delivered.waiting} to be sent by a later command" if delivered.waiting else ""
         print(f"notices: {delivered.last_error}{later}", file=sys.stderr)
     return delivered
 
 
-def notices_state(url: str, params: Params) -> dict[str, Any]:
+def notices_state(workspace: Workspace, params: Params) -> dict[str, Any]:
     """Send what is due in at most 2 s, and return the part ``notices`` of `segmill status --json`.
 
     Returns:
         ``waiting``: the number of notices that a target has not got yet; ``last_error``: one line, or None.
     """
-    if _nothing_waits(url):
+    if _nothing_waits(workspace, params):
         return {"waiting": 0, "last_error": None}
+    delivered = _deliver(workspace, params, IN_STATUS_S)
+    return {"waiting": delivered.waiting, "last_error": delivered.last_error}
+
+
+def _deliver(workspace: Workspace, params: Params, patience_s: float) -> Delivered:
+    from segmill.promotion.database import ledger_url
     from segmill.promotion.delivery import deliver
 
-    delivered = asdict(deliver(url, targets(params), patience_s=IN_STATUS_S))
-    return {key: delivered[key] for key in ("waiting", "last_error")}
+    return deliver(ledger_url(workspace.root, params.promotion.ledger_url), targets(params), patience_s=patience_s)
 
 
 def targets(params: Params) -> list[Target]:
@@ -69,22 +70,24 @@ def targets(params: Params) -> list[Target]:
     return found
 
 
-def _nothing_waits(url: str) -> bool:
-    """Look into a SQLite file without SQLAlchemy, which takes 0.2 s to import. False where it can't be said."""
-    path = Path(url.removeprefix("sqlite:///"))
-    if not url.startswith("sqlite:///") or "?" in url:
+def _nothing_waits(workspace: Workspace, params: Params) -> bool:
+    """Look into the workspace's own SQLite file without SQLAlchemy, which takes 0.2 s to import.
+
+    False where that does not say it: the ledger is elsewhere, is locked, or is damaged.
+    """
+    if params.promotion.ledger_url or "SEGMILL_LEDGER_URL" in os.environ:
         return False
-    if not path.is_file():
+    if not workspace.ledger.is_file():
         return True
     query = (
         "SELECT EXISTS (SELECT 1 FROM notices WHERE NOT settled) "
         "OR EXISTS (SELECT 1 FROM notice_deliveries WHERE delivered_s IS NULL)"
     )
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{workspace.ledger.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             return not connection.execute(query).fetchone()[0]
-    except sqlite3.OperationalError:  # no table yet, or it is locked: the whole look will say
-        return False
+    except sqlite3.Error as error:
+        return "no such table" in str(error)
 
 
 def _emit(api: str | None, notice: Notice, timeout_s: float) -> None:

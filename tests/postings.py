@@ -10,32 +10,26 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from segmill.promotion.rows import LedgerRow
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the ledger, as far as notices go."""
+ROW = LedgerRow(
+    model="segmill-street", number=1, time="2026-11-29T08:00:00+00:00", action="promote", version="2", champion="2",
+    previous="1", decision="PASS", reasons=["mIoU is 0.02 higher."], facts={}, because="", actor={"name": "Ada"},
+    writer=1, previous_hash="", hash="", key_id="", signature="",
+)  # fmt: skip
 
-    action: str = "promote"
-    number: int = 1
-    version: str = "2"
-    champion: str | None = "2"
-    previous: str | None = "1"
-    model: str = "segmill-street"
-    time: str = "2026-11-29T08:00:00+00:00"
-    decision: str | None = "PASS"
-    reasons: list[str] = field(default_factory=lambda: ["mIoU is 0.02 higher."])
-    because: str = ""
-    actor: dict[str, str] = field(default_factory=lambda: {"name": "Ada"})
 
-    @property
-    def hash(self) -> str:
-        return hashlib.sha256(f"{self.model} {self.number}".encode()).hexdigest()
+def a_row(action: str = "promote", **fields: Any) -> LedgerRow:
+    """Return a row of a ledger with a hash of its own, as far as notices go."""
+    made = replace(ROW, action=action, **fields)
+    return replace(made, hash=hashlib.sha256(f"{made.model} {made.number}".encode()).hexdigest())
 
 
 @dataclass(frozen=True)

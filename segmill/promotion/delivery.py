@@ -8,31 +8,27 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Engine,
+    Select,
     and_,
     case,
-    create_engine,
     delete,
     exists,
     func,
-    inspect,
     literal,
-    make_url,
     select,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
 
+from segmill.errors import SegmillError
+from segmill.promotion.database import Database, has_table
 from segmill.promotion.outbox import DELIVERIES, NOTICES, TARGETS, Notice, insert_new
 
 LEASE_S = 60.0  # longer than any caller's patience
@@ -80,16 +76,15 @@ def deliver(
     """
     moment = time.time() if now is None else now
     try:
-        with _opened(url) as engine:
-            if engine is None:
-                return Delivered()
-            _assign(engine, targets, moment)
-            sent, failed = _send_all(engine, targets, moment, patience_s)
-            _forget(engine, moment)
-            return replace(_state(engine, targets), sent=sent, failed=failed)
-    except SQLAlchemyError as error:
-        place = make_url(url).render_as_string(hide_password=True)
-        return Delivered(last_error=one_line(f"the ledger at {place} does not answer ({_reason(error)})"))
+        place = Database(url)
+        if not _has_outbox(place):
+            return Delivered()
+        _assign(place, targets, moment)
+        sent, failed = _send_all(place, targets, moment, patience_s)
+        _forget(place, moment)
+        return replace(_state(place, targets), sent=sent, failed=failed)
+    except (SegmillError, OSError) as error:
+        return Delivered(last_error=one_line(str(error)))
 
 
 def one_line(text: str) -> str:
@@ -97,22 +92,17 @@ def one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-@contextmanager
-def _opened(url: str) -> Iterator[Engine | None]:
-    """Open the database; None where it is not there or has no outbox."""
-    parsed = make_url(url)
-    file = parsed.get_backend_name() == "sqlite"
-    if file and not Path(str(parsed.database)).is_file():
-        yield None
-        return
-    engine = create_engine(parsed, connect_args={} if file else {"connect_timeout": 5})
-    try:
-        yield engine if inspect(engine).has_table(DELIVERIES.name) else None
-    finally:
-        engine.dispose()
+def _has_outbox(place: Database) -> bool:
+    with place.reading() as connection:
+        return connection is not None and has_table(connection, DELIVERIES)
 
 
-def _assign(engine: Engine, targets: Sequence[Target], now: float) -> None:
+def _ask(place: Database, query: Select[Any]) -> Sequence[Any]:
+    with place.reading() as connection:
+        return connection.execute(query).all() if connection else []
+
+
+def _assign(place: Database, targets: Sequence[Target], now: float) -> None:
     """Give every target a delivery of each notice that it has none of. A new one has those before it for delivered.
 
     The same holds for kinds that the target does not want, so that it gets none of the past when it wants them later.
@@ -120,15 +110,10 @@ def _assign(engine: Engine, targets: Sequence[Target], now: float) -> None:
     names = [target.name for target in targets]
     lacking = [_lacks(target.name) for target in targets]
     lately = select(TARGETS.c.name).where(TARGETS.c.name.in_(names), TARGETS.c.named_s > now - 24 * 3600)
-    with engine.connect() as connection:
-        known = set(connection.execute(lately).scalars())
-        work = [
-            select(NOTICES.c.id).where(~NOTICES.c.settled),
-            *(select(NOTICES.c.id).where(one) for one in lacking),
-        ]
-        if known == set(names) and not any(connection.execute(one.limit(1)).first() for one in work):
-            return  # the usual case: nothing is written
-    with engine.begin() as connection:
+    open_ = [select(NOTICES.c.id).where(one).limit(1) for one in (~NOTICES.c.settled, *lacking)]
+    if len(_ask(place, lately)) == len(set(names)) and not any(_ask(place, one) for one in open_):
+        return  # the usual case: nothing is written
+    with place.writing() as connection:
         for target, lacks in zip(targets, lacking, strict=True):
             name = literal(target.name)
             named = insert_new(connection, TARGETS).values(name=target.name, named_s=now).on_conflict_do_nothing()
@@ -159,7 +144,7 @@ class _Claim:
     attempt: int
 
 
-def _send_all(engine: Engine, targets: Sequence[Target], now: float, patience_s: float) -> tuple[int, int]:
+def _send_all(place: Database, targets: Sequence[Target], now: float, patience_s: float) -> tuple[int, int]:
     """Send until nothing is due, a target fails, or the patience ends; return how many were sent, how many failed.
 
     Threads send and the database is written to here alone: a thread that hangs is left behind and changes nothing.
@@ -170,7 +155,7 @@ def _send_all(engine: Engine, targets: Sequence[Target], now: float, patience_s:
 
     def start_next(target: Target) -> None:
         left = until - time.monotonic()
-        if left > 0 and (claim := _claim(engine, target, now)):
+        if left > 0 and (claim := _claim(place, target, now)):
             running[target.name] = claim
             threading.Thread(target=_send, args=(claim, left, answers), daemon=True).start()
 
@@ -184,14 +169,14 @@ def _send_all(engine: Engine, targets: Sequence[Target], now: float, patience_s:
             break
         del running[claim.target.name]
         if error is None:
-            _note_delivered(engine, claim)
+            _note_delivered(place, claim)
             sent += 1
             start_next(claim.target)
         else:
-            _note_failure(engine, claim, error, now)
+            _note_failure(place, claim, error, now)
             failed += 1
     for claim in running.values():
-        _note_failure(engine, claim, f"did not answer within {patience_s:.0f} s", now)
+        _note_failure(place, claim, f"did not answer within {patience_s:.0f} s", now)
     return sent, failed + len(running)
 
 
@@ -204,7 +189,7 @@ def _send(claim: _Claim, timeout_s: float, answers: SimpleQueue[tuple[_Claim, st
         answers.put((claim, None))
 
 
-def _claim(engine: Engine, target: Target, now: float) -> _Claim | None:
+def _claim(place: Database, target: Target, now: float) -> _Claim | None:
     """Hold the next notice that is due: the one tried least, then the oldest, so that none blocks the others."""
     due = and_(DELIVERIES.c.target == target.name, DELIVERIES.c.delivered_s.is_(None), DELIVERIES.c.next_try_s <= now)
     query = (
@@ -214,19 +199,16 @@ def _claim(engine: Engine, target: Target, now: float) -> _Claim | None:
         .order_by(DELIVERIES.c.attempts, NOTICES.c.added_s, NOTICES.c.number)
         .limit(20)  # others may claim the first ones meanwhile
     )
-    with engine.connect() as connection:
-        found = list(connection.execute(query).mappings())
-    for row in found:
-        attempt = row["attempts"] + 1
+    for row in _ask(place, query):
         held = (
             update(DELIVERIES)
-            .where(due, DELIVERIES.c.notice == row["id"], DELIVERIES.c.attempts == row["attempts"])
-            .values(attempts=attempt, next_try_s=now + LEASE_S)
+            .where(due, DELIVERIES.c.notice == row.id, DELIVERIES.c.attempts == row.attempts)
+            .values(attempts=row.attempts + 1, next_try_s=now + LEASE_S)
         )
-        with engine.begin() as connection:
+        with place.writing() as connection:
             if connection.execute(held).rowcount:
-                fields = {key: row[key] for key in ("id", "model", "number", "kind", "time")}
-                return _Claim(target, Notice(**fields, payload=json.loads(row["payload"])), attempt)
+                notice = Notice(row.id, row.model, row.number, row.kind, row.time, json.loads(row.payload))
+                return _Claim(target, notice, row.attempts + 1)
     return None
 
 
@@ -234,23 +216,23 @@ def _of(claim: _Claim) -> ColumnElement[bool]:
     return and_(DELIVERIES.c.notice == claim.notice.id, DELIVERIES.c.target == claim.target.name)
 
 
-def _note_delivered(engine: Engine, claim: _Claim) -> None:
-    with engine.begin() as connection:
+def _note_delivered(place: Database, claim: _Claim) -> None:
+    with place.writing() as connection:
         connection.execute(update(DELIVERIES).where(_of(claim)).values(delivered_s=time.time(), last_error=None))
 
 
-def _note_failure(engine: Engine, claim: _Claim, error: str, now: float) -> None:
+def _note_failure(place: Database, claim: _Claim, error: str, now: float) -> None:
     """Try the notice again later, and no other of this target before: it would cost each command the same wait."""
     again = now + min(FIRST_RETRY_S * 2.0 ** min(claim.attempt - 1, 30), LONGEST_RETRY_S)
-    open_ = DELIVERIES.c.delivered_s.is_(None)
-    failure = update(DELIVERIES).where(_of(claim), open_, DELIVERIES.c.attempts == claim.attempt)
-    others = update(DELIVERIES).where(DELIVERIES.c.target == claim.target.name, open_, DELIVERIES.c.next_try_s < again)
-    with engine.begin() as connection:
+    waits = update(DELIVERIES).where(DELIVERIES.c.target == claim.target.name, DELIVERIES.c.delivered_s.is_(None))
+    failure = waits.where(_of(claim), DELIVERIES.c.attempts == claim.attempt)
+    others = waits.where(DELIVERIES.c.next_try_s < again)
+    with place.writing() as connection:
         connection.execute(failure.values(next_try_s=again, last_error=error))
         connection.execute(others.values(next_try_s=again))
 
 
-def _state(engine: Engine, targets: Sequence[Target]) -> Delivered:
+def _state(place: Database, targets: Sequence[Target]) -> Delivered:
     """Return how many notices wait for any of the targets, and the error of the one tried last."""
     waiting = and_(DELIVERIES.c.delivered_s.is_(None), DELIVERIES.c.target.in_([target.name for target in targets]))
     latest = (
@@ -258,13 +240,12 @@ def _state(engine: Engine, targets: Sequence[Target]) -> Delivered:
         .where(waiting, DELIVERIES.c.last_error.is_not(None))
         .order_by(DELIVERIES.c.next_try_s.desc())
     )
-    with engine.connect() as connection:
-        count = connection.execute(select(func.count(DELIVERIES.c.notice.distinct())).where(waiting)).scalar_one()
-        error = connection.execute(latest.limit(1)).first()
-    return Delivered(waiting=count, last_error=f"{error[0]}: {error[1]}" if error else None)
+    count = sum(count for (count,) in _ask(place, select(func.count(DELIVERIES.c.notice.distinct())).where(waiting)))
+    error = next((f"{target}: {why}" for target, why in _ask(place, latest.limit(1))), None)
+    return Delivered(waiting=count, last_error=error)
 
 
-def _forget(engine: Engine, now: float) -> None:
+def _forget(place: Database, now: float) -> None:
     """Delete what every target has had for 30 days, and targets that no settings named for as long."""
     old = now - KEPT_S
     unnamed = select(TARGETS.c.name).where(TARGETS.c.named_s < old)
@@ -272,14 +253,12 @@ def _forget(engine: Engine, now: float) -> None:
     has = exists().where(DELIVERIES.c.notice == NOTICES.c.id, DELIVERIES.c.target == TARGETS.c.name)
     lacking = select(TARGETS.c.name).where(~has.correlate(NOTICES, TARGETS)).correlate(NOTICES).exists()
     done = select(NOTICES.c.id).where(NOTICES.c.added_s < old, NOTICES.c.settled, ~waits, ~lacking)
-    with engine.begin() as connection:
+    if not (_ask(place, unnamed.limit(1)) or _ask(place, done.limit(1))):
+        return
+    with place.writing() as connection:
         if names := list(connection.execute(unnamed).scalars()):
             connection.execute(delete(DELIVERIES).where(DELIVERIES.c.target.in_(names)))
             connection.execute(delete(TARGETS).where(TARGETS.c.name.in_(names)))
         if ids := list(connection.execute(done).scalars()):
             connection.execute(delete(DELIVERIES).where(DELIVERIES.c.notice.in_(ids)))
             connection.execute(delete(NOTICES).where(NOTICES.c.id.in_(ids)))
-
-
-def _reason(error: SQLAlchemyError) -> str:
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]

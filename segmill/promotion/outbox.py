@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, MetaData, String, Table, Text, text
 from sqlalchemy.dialects import postgresql, sqlite
+
+from segmill.promotion.database import has_table
+from segmill.promotion.rows import LedgerRow
 
 KIND_OF_ACTION = {
     "promote": "promoted",
@@ -57,35 +59,6 @@ DELIVERIES = Table(
 )
 
 
-class LedgerRow(Protocol):
-    """What a notice takes from a row of the ledger."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def number(self) -> int: ...
-    @property
-    def time(self) -> str: ...
-    @property
-    def action(self) -> str: ...
-    @property
-    def version(self) -> str | None: ...
-    @property
-    def champion(self) -> str | None: ...
-    @property
-    def previous(self) -> str | None: ...
-    @property
-    def decision(self) -> str | None: ...
-    @property
-    def reasons(self) -> Sequence[str]: ...
-    @property
-    def because(self) -> str | None: ...
-    @property
-    def actor(self) -> Any: ...
-    @property
-    def hash(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Notice:
     """What is sent. ``id`` is the same over retries; ``time`` is the ledger row's, UTC, ISO 8601."""
@@ -106,8 +79,10 @@ def kind_of(row: LedgerRow) -> str | None:
 
 
 def add(connection: Connection, row: LedgerRow) -> None:
-    """Add the row's notice, if it makes one, in the transaction that appends the row. The tables are there."""
+    """Add the row's notice, if it makes one, in the transaction that appends the row. Makes the tables where needed."""
     if kind := kind_of(row):
+        if not has_table(connection, DELIVERIES):
+            _make_tables(connection)
         payload = {
             "model": row.model,
             "number": row.number,
@@ -132,6 +107,12 @@ def add(connection: Connection, row: LedgerRow) -> None:
             "settled": False,
         }
         connection.execute(insert_new(connection, NOTICES).values(notice).on_conflict_do_nothing())
+
+
+def _make_tables(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":  # two who make a table at once would fail, one of them
+        connection.execute(text("SELECT pg_advisory_xact_lock(7365677)"))
+    METADATA.create_all(connection)
 
 
 def insert_new(connection: Connection, table: Table) -> Any:

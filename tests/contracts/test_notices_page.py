@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from postings import SECRET, Row, endpoint
+from postings import SECRET, a_row, endpoint
 from ruamel.yaml import YAML
 from sqlalchemy import create_engine
 
@@ -43,7 +43,7 @@ def test_what_is_sent_is_as_on_the_page_and_its_code_verifies_it(
     engine = create_engine(f"sqlite:///{tmp_path}/ledger.db")
     METADATA.create_all(engine)
     with engine.begin() as connection:
-        add(connection, Row())
+        add(connection, a_row())
     with endpoint() as there:
         deliver(str(engine.url), [webhook(there.url, "HOOK_SECRET", frozenset(EVENTS))])
         (posting,) = there.postings

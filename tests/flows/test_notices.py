@@ -12,29 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postings import SECRET, Row, endpoint, free_port, is_signed
+from postings import SECRET, a_row, endpoint, free_port, is_signed
 from ruamel.yaml import YAML
-from sqlalchemy import create_engine
 
 from flows.notices import deliver_pending, notices_state, targets
 from segmill.params import Params, parse_params
+from segmill.promotion.database import Database
 from segmill.promotion.delivery import LEASE_S, Delivered, deliver
 from segmill.promotion.outbox import METADATA, add
-from segmill.workspace import template
+from segmill.promotion.rows import LedgerRow
+from segmill.workspace import Workspace, template
 
 
 @pytest.fixture
-def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the address of a ledger's database with an empty outbox; no server of Prefect is configured."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Return a workspace with an empty outbox in its ledger; no server of Prefect is configured."""
     monkeypatch.setenv("HOOK_SECRET", SECRET)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    engine = create_engine(f"sqlite:///{tmp_path}/ledger.db")
-    METADATA.create_all(engine)
-    return str(engine.url)
+    monkeypatch.delenv("SEGMILL_LEDGER_URL", raising=False)
+    with Database(f"sqlite:///{tmp_path}/ledger.db").writing() as connection:
+        METADATA.create_all(connection)
+    return Workspace(tmp_path)
 
 
-def append(url: str, *rows: Row) -> None:
-    with create_engine(url).begin() as connection:
+def append(place: Workspace, *rows: LedgerRow) -> None:
+    with Database(f"sqlite:///{place.ledger}").writing() as connection:
         for row in rows:
             add(connection, row)
 
@@ -64,10 +66,10 @@ def events_at(api: str, model: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_notice_is_an_event_of_the_model_at_the_prefect_server(url: str, servers: dict[str, str]) -> None:
-    api, row = servers["PREFECT_API_URL"], Row(model=f"segmill-{os.getpid()}")
-    append(url, row)
-    assert deliver_pending(url, settings({}, api)) == Delivered(sent=1)
+def test_a_notice_is_an_event_of_the_model_at_the_prefect_server(place: Workspace, servers: dict[str, str]) -> None:
+    api, row = servers["PREFECT_API_URL"], a_row(model=f"segmill-{os.getpid()}")
+    append(place, row)
+    assert deliver_pending(place, settings({}, api)) == Delivered(sent=1)
     (event,) = events_at(api, row.model)
     assert (
         event["event"] == "segmill.promoted"
@@ -79,9 +81,9 @@ def test_a_notice_is_an_event_of_the_model_at_the_prefect_server(url: str, serve
 
 
 @pytest.mark.slow
-def test_an_event_that_is_sent_again_is_stored_once(url: str, servers: dict[str, str]) -> None:
-    api, row, now = servers["PREFECT_API_URL"], Row(model=f"again-{os.getpid()}"), time.time()
-    append(url, row)
+def test_an_event_that_is_sent_again_is_stored_once(place: Workspace, servers: dict[str, str]) -> None:
+    api, row, now = servers["PREFECT_API_URL"], a_row(model=f"again-{os.getpid()}"), time.time()
+    append(place, row)
     (target,) = targets(settings({}, api))
 
     def sent_and_not_noted(notice: Any, timeout_s: float) -> None:
@@ -89,8 +91,8 @@ def test_an_event_that_is_sent_again_is_stored_once(url: str, servers: dict[str,
         raise ConnectionError("the answer was lost")
 
     lost = type(target)(target.name, target.kinds, sent_and_not_noted)
-    assert deliver(url, [lost], now=now).failed == 1
-    assert deliver(url, [target], now=now + LEASE_S).sent == 1
+    assert deliver(f"sqlite:///{place.ledger}", [lost], now=now).failed == 1
+    assert deliver(f"sqlite:///{place.ledger}", [target], now=now + LEASE_S).sent == 1
     time.sleep(2)
     assert len(events_at(api, row.model)) == 1
 
@@ -109,63 +111,70 @@ def test_prefect_is_a_target_where_a_server_is_named_and_settings_do_not_say_no(
     assert names(None, "http://host/api") == ["prefect http://other/api"]
 
 
-def test_prefect_that_settings_ask_for_and_name_nowhere_is_said(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    append(url, Row())
-    assert deliver_pending(url, settings({"prefect": True})).failed == 1
+def test_prefect_that_settings_ask_for_and_name_nowhere_is_said(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append(place, a_row())
+    assert deliver_pending(place, settings({"prefect": True})).failed == 1
     said = capsys.readouterr().err
     assert said.startswith("notices: prefect: no server is named; set prefect.api_url or PREFECT_API_URL; 1 to be sent")
 
 
-def test_targets_that_are_down_are_one_line_on_standard_error(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_targets_that_are_down_are_one_line_on_standard_error(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     down = settings(hooks(f"http://user:w0rd@127.0.0.1:{free_port()}/a", f"http://127.0.0.1:{free_port()}/b"))
-    append(url, Row(number=1), Row(number=2))
-    delivered = deliver_pending(url, down)
+    append(place, a_row(number=1), a_row(number=2))
+    delivered = deliver_pending(place, down)
     assert delivered.failed == 2 and delivered.waiting == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and "2 to be sent by a later command" in said.err and said.out == ""
     assert "w0rd" not in said.err and SECRET not in said.err
-    assert deliver_pending(url, down).waiting == 2
+    assert deliver_pending(place, down).waiting == 2
     assert capsys.readouterr().err == "", "nothing was tried again so soon"
 
 
-def test_status_sends_what_is_due_and_says_what_waits(url: str) -> None:
+def test_status_sends_what_is_due_and_says_what_waits(place: Workspace) -> None:
     with endpoint() as there:
         params = settings(hooks(there.url))
-        assert notices_state(url, params) == {"waiting": 0, "last_error": None}
-        append(url, Row())
+        assert notices_state(place, params) == {"waiting": 0, "last_error": None}
+        append(place, a_row())
         there.answers = [503]
-        assert notices_state(url, params) == {"waiting": 1, "last_error": f"webhook {there.url}: answered 503"}
-        append(url, Row(number=2))
-        assert notices_state(url, params)["waiting"] == 1, "a new one is tried at once"
+        assert notices_state(place, params) == {"waiting": 1, "last_error": f"webhook {there.url}: answered 503"}
+        append(place, a_row(number=2))
+        assert notices_state(place, params)["waiting"] == 1, "a new one is tried at once"
         assert [is_signed(posting) for posting in there.postings] == [True, True]
 
 
-def test_status_waits_two_seconds_at_most(url: str) -> None:
+def test_status_waits_two_seconds_at_most(place: Workspace) -> None:
     with endpoint() as there:
         there.answers = ["hang"]
-        append(url, Row())
+        append(place, a_row())
         began = time.monotonic()
-        assert notices_state(url, settings(hooks(there.url)))["waiting"] == 1
+        assert notices_state(place, settings(hooks(there.url)))["waiting"] == 1
         assert time.monotonic() - began < 3
 
 
-def loaded_by_status(url: str, api: str) -> set[str]:
+def loaded_by_status(place: Workspace, api: str) -> set[str]:
     """Return which libraries `notices_state` imports in a process of its own."""
     program = (
         "import sys; from flows.notices import notices_state; from segmill.params import read_params; "
-        "notices_state(sys.argv[1], read_params(__import__('pathlib').Path(sys.argv[2]))); "
+        "from segmill.workspace import Workspace; from pathlib import Path; "
+        "notices_state(Workspace(Path(sys.argv[1])), read_params(Path(sys.argv[2]))); "
         "print(*{'prefect', 'sqlalchemy', 'httpx', 'torch', 'mlflow'} & set(sys.modules))"
     )
     params = str(template("params.yaml"))
     environment = {**os.environ, "PREFECT_API_URL": api}
-    done = subprocess.run([sys.executable, "-c", program, url, params], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(place.root), params], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 
-def test_status_imports_prefect_only_where_an_event_is_due(url: str) -> None:
+def test_status_imports_prefect_only_where_an_event_is_due(place: Workspace) -> None:
     api = f"http://127.0.0.1:{free_port()}/api"
-    assert loaded_by_status(url, api) == set()
-    append(url, Row())
-    assert loaded_by_status(url, api) == {"sqlalchemy", "httpx", "prefect"}
-    assert loaded_by_status(url, api) == {"sqlalchemy"}, "it is not tried again so soon"
+    assert loaded_by_status(place, api) == set()
+    append(place, a_row())
+    assert loaded_by_status(place, api) == {"sqlalchemy", "httpx", "prefect"}
+    assert loaded_by_status(place, api) == {"sqlalchemy"}, "it is not tried again so soon"

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 from databases import postgresql
-from postings import SECRET, Endpoint, Row, endpoint, free_port, is_signed
+from postings import SECRET, Endpoint, a_row, endpoint, free_port, is_signed
 from sqlalchemy import create_engine, func, select
 
 from segmill.notify_params import EVENTS
 from segmill.promotion.delivery import KEPT_S, LEASE_S, LONGEST_RETRY_S, Delivered, Target, deliver
 from segmill.promotion.outbox import DELIVERIES, METADATA, NOTICES, TARGETS, Notice, add
+from segmill.promotion.rows import LedgerRow
 from segmill.promotion.webhooks import webhook
 
 ALL = frozenset(EVENTS)
@@ -48,7 +49,7 @@ def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK_SECRET", SECRET)
 
 
-def append(url: str, *rows: Row) -> None:
+def append(url: str, *rows: LedgerRow) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
         for row in rows:
@@ -88,7 +89,7 @@ class Inbox:
 
 def test_an_endpoint_that_fails_at_first_gets_the_notice_in_the_end(url: str) -> None:
     """It answers 500, then nobody listens there, then it does not answer, then it takes it."""
-    append(url, Row())
+    append(url, a_row())
     port, now = free_port(), time.time()
     with endpoint(port) as there:
         there.answers = [500]
@@ -114,7 +115,7 @@ def test_an_endpoint_that_fails_at_first_gets_the_notice_in_the_end(url: str) ->
 
 
 def test_pauses_double_up_to_an_hour(url: str) -> None:
-    append(url, Row())
+    append(url, a_row())
     inbox = Inbox()
     inbox.broken = lambda notice: True
     tried, now = [], 1e9
@@ -138,7 +139,7 @@ def _deliver_at_a_signal(url: str, address: str, go: str) -> None:
 
 @pytest.mark.slow
 def test_several_processes_send_each_notice_once(url: str, tmp_path: Path) -> None:
-    append(url, *[Row(number=number) for number in range(1, 31)])
+    append(url, *[a_row(number=number) for number in range(1, 31)])
     go = tmp_path / "go"
     spawn = multiprocessing.get_context("spawn")
     with endpoint() as there:
@@ -152,7 +153,7 @@ def test_several_processes_send_each_notice_once(url: str, tmp_path: Path) -> No
             assert sender.exitcode == 0
         assert deliver(url, [hook(there)]) == Delivered()
         assert sorted(posting.id for posting in there.postings) == sorted(
-            f"msg_{Row(number=number).hash[:40]}" for number in range(1, 31)
+            f"msg_{a_row(number=number).hash[:40]}" for number in range(1, 31)
         )
 
 
@@ -168,7 +169,7 @@ def _die_between_sending_and_noting(url: str, address: str, now: float) -> None:
 
 @pytest.mark.slow
 def test_a_sender_killed_before_it_notes_that_it_sent_sends_again(url: str) -> None:
-    append(url, Row())
+    append(url, a_row())
     now = time.time()
     with endpoint() as there:
         killed = multiprocessing.get_context("spawn").Process(
@@ -185,19 +186,19 @@ def test_a_sender_killed_before_it_notes_that_it_sent_sends_again(url: str) -> N
 
 def test_a_target_added_later_gets_only_notices_from_then_on(url: str) -> None:
     first, later = Inbox("first"), Inbox("later")
-    append(url, Row(number=1))
+    append(url, a_row(number=1))
     assert deliver(url, [first.target]).sent == 1
-    append(url, Row(number=2))
+    append(url, a_row(number=2))
     assert deliver(url, [first.target, later.target]).sent == 2
     assert deliver(url, [first.target, later.target]) == Delivered()
     assert first.numbers == [1, 2] and later.numbers == [2]
 
 
 def test_settings_without_targets_leave_nothing_for_the_first_target(url: str) -> None:
-    append(url, Row(number=1))
+    append(url, a_row(number=1))
     assert deliver(url, []) == Delivered()
     inbox = Inbox()
-    append(url, Row(number=2))
+    append(url, a_row(number=2))
     deliver(url, [inbox.target])
     assert inbox.numbers == [2]
 
@@ -206,36 +207,36 @@ def test_a_workspace_that_does_not_name_a_target_takes_nothing_from_it(url: str)
     """Two workspaces share a ledger, and the one without targets looks first."""
     inbox = Inbox()
     deliver(url, [inbox.target])
-    append(url, Row(number=1))
+    append(url, a_row(number=1))
     deliver(url, [])
     assert deliver(url, [inbox.target]).sent == 1 and inbox.numbers == [1]
 
 
 def test_a_target_gets_the_events_that_it_wants_and_none_of_the_past_when_it_wants_more(url: str) -> None:
-    rows = [Row(number=1), Row("refuse", number=2, champion="1"), Row("rollback", number=3)]
+    rows = [a_row(number=1), a_row("refuse", number=2, champion="1"), a_row("rollback", number=3)]
     inbox = Inbox(kinds=frozenset({"rolled_back"}))
     append(url, *rows)
     deliver(url, [inbox.target])
     more = Target(inbox.target.name, ALL, inbox.target.send)
-    append(url, Row("refuse", number=4, champion="1"))
+    append(url, a_row("refuse", number=4, champion="1"))
     assert deliver(url, [more]).sent == 1
     assert inbox.numbers == [3, 4]
 
 
 def test_a_notice_that_is_never_taken_does_not_keep_others_back(url: str) -> None:
-    append(url, *[Row(number=number) for number in (1, 2, 3)])
+    append(url, *[a_row(number=number) for number in (1, 2, 3)])
     inbox, now = Inbox(), 1e9
     inbox.broken = lambda notice: notice.number == 1
     first = deliver(url, [inbox.target], now=now)
     assert first == Delivered(failed=1, waiting=3, last_error="inbox: the inbox is broken")
     second = deliver(url, [inbox.target], now=now + 10)
     assert inbox.numbers == [2, 3] and second.waiting == 1
-    append(url, Row(number=4))
+    append(url, a_row(number=4))
     assert deliver(url, [inbox.target], now=now + 11).sent == 1
 
 
 def test_a_target_that_is_down_costs_one_attempt_and_others_none(url: str) -> None:
-    append(url, *[Row(number=number) for number in range(1, 6)])
+    append(url, *[a_row(number=number) for number in range(1, 6)])
     inbox = Inbox()
     with endpoint() as there:
         there.answers = ["hang"] * 5
@@ -254,7 +255,7 @@ def test_a_target_that_is_down_costs_one_attempt_and_others_none(url: str) -> No
 def test_what_all_targets_have_is_deleted_after_30_days(url: str) -> None:
     inbox, down, now = Inbox("inbox"), Inbox("down"), time.time()
     down.broken = lambda notice: True
-    append(url, Row(number=1))
+    append(url, a_row(number=1))
     deliver(url, [inbox.target, down.target], now=now)
     deliver(url, [inbox.target, down.target], now=now + KEPT_S - 60)
     assert count(url, NOTICES) == 1
@@ -268,7 +269,7 @@ def test_what_all_targets_have_is_deleted_after_30_days(url: str) -> None:
 def test_a_target_that_no_settings_name_for_30_days_is_forgotten_with_what_waited_for_it(url: str) -> None:
     gone, inbox, now = Inbox("gone"), Inbox(), time.time()
     gone.broken = lambda notice: True
-    append(url, Row(number=1))
+    append(url, a_row(number=1))
     deliver(url, [gone.target, inbox.target], now=now)
     for day in range(1, 33):
         deliver(url, [inbox.target], now=now + day * DAY_S)
@@ -287,4 +288,4 @@ def test_a_database_out_of_reach_is_a_sentence_without_its_password(tmp_path: Pa
     nowhere = deliver(f"postgresql+psycopg://user:w0rd@127.0.0.1:{free_port()}/ledger", [Inbox().target])
     assert "does not answer" in str(nowhere.last_error) and "w0rd" not in str(nowhere.last_error)
     (tmp_path / "ledger.db").write_text("this is no database, but a text of some length" * 50)
-    assert "does not answer" in str(deliver(f"sqlite:///{tmp_path}/ledger.db", [Inbox().target]).last_error)
+    assert "cannot be used" in str(deliver(f"sqlite:///{tmp_path}/ledger.db", [Inbox().target]).last_error)

@@ -3,45 +3,89 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from postings import Row
-from sqlalchemy import create_engine, select
+from databases import postgresql
+from ledgers import ANNA, record, trusting
+from postings import a_row
+from sqlalchemy import Connection, select
 
+from segmill.promotion.database import Database, has_table
+from segmill.promotion.ledger import open_ledger
 from segmill.promotion.outbox import METADATA, NOTICES, add, kind_of
+from segmill.promotion.rows import LedgerRow
 
 
 @pytest.mark.parametrize(
     ("row", "kind"),
     [
-        (Row("promote"), "promoted"),
-        (Row("overrule"), "promoted"),
-        (Row("approve", champion="2"), "promoted"),
-        (Row("approve", champion="1"), None),  # the first of two
-        (Row("refuse", champion="1"), "refused"),
-        (Row("rollback"), "rolled_back"),
-        (Row("await", champion="1"), "approval_wanted"),
-        (Row("alias", champion="1"), "alias_moved"),
-        *[(Row(action, champion="1"), None) for action in ("reject", "expire", "supersede", "adopt", "measure")],
+        (a_row("promote"), "promoted"),
+        (a_row("overrule"), "promoted"),
+        (a_row("approve", champion="2"), "promoted"),
+        (a_row("approve", champion="1"), None),  # the first of two
+        (a_row("refuse", champion="1"), "refused"),
+        (a_row("rollback"), "rolled_back"),
+        (a_row("await", champion="1"), "approval_wanted"),
+        (a_row("alias", champion="1"), "alias_moved"),
+        *[(a_row(action, champion="1"), None) for action in ("reject", "expire", "supersede", "adopt", "measure")],
     ],
 )
-def test_an_action_makes_one_kind_of_notice(row: Row, kind: str | None) -> None:
+def test_an_action_makes_one_kind_of_notice(row: LedgerRow, kind: str | None) -> None:
     assert kind_of(row) == kind
 
 
-def test_a_notice_is_there_if_its_row_is(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path}/ledger.db")
-    METADATA.create_all(engine)
-    with pytest.raises(ZeroDivisionError), engine.begin() as connection:
-        add(connection, Row(number=1))
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the address of a database; in PostgreSQL it is the same for all tests of this module."""
+    return f"sqlite:///{tmp_path}/ledger.db" if request.param == "sqlite" else request.getfixturevalue("server")
+
+
+def notices(url: str, model: str) -> list[tuple[int, str, dict[str, Any]]]:
+    with Database(url).reading() as connection:
+        if connection is None or not has_table(connection, NOTICES):
+            return []
+        query = select(NOTICES.c.number, NOTICES.c.kind, NOTICES.c.payload).where(NOTICES.c.model == model)
+        return [(row.number, row.kind, json.loads(row.payload)) for row in connection.execute(query)]
+
+
+def test_a_row_of_the_ledger_brings_its_notice(url: str) -> None:
+    ledger = open_ledger(url, trusted=trusting(ANNA), key=ANNA, in_transaction=add)
+    record(ledger, "promote", "1", "brings")
+    row = record(ledger, "refuse", "2", "brings", decision="FAIL", reasons=["mIoU is 0.1 lower."])
+    record(ledger, "measure", "1", "brings")
+    (first, second) = notices(url, "brings")
+    assert first[:2] == (1, "promoted") and second[:2] == (2, "refused")
+    assert second[2]["version"] == "2" and second[2]["champion"] == "1" and second[2]["reasons"] == row.reasons
+    assert second[2]["hash"] == row.hash and second[2]["actor"] == row.actor
+
+
+def test_a_row_that_is_not_appended_has_no_notice(url: str) -> None:
+    def fail(connection: Connection, row: LedgerRow) -> None:
+        add(connection, row)
         raise ZeroDivisionError
-    with engine.begin() as connection:
-        add(connection, Row(number=2))
-        add(connection, Row("measure", number=3))
-    with engine.connect() as connection:
-        notices = connection.execute(select(NOTICES.c.number, NOTICES.c.kind, NOTICES.c.payload)).all()
-    assert [tuple(notice)[:2] for notice in notices] == [(2, "promoted")]
-    payload = json.loads(notices[0].payload)
-    assert payload["version"] == "2" and payload["previous"] == "1" and payload["actor"] == {"name": "Ada"}
-    assert payload["hash"] == Row(number=2).hash
+
+    with pytest.raises(ZeroDivisionError):
+        record(open_ledger(url, trusted=trusting(ANNA), key=ANNA, in_transaction=fail), "promote", "1", "fails")
+    assert notices(url, "fails") == [] and open_ledger(url, trusted=trusting(ANNA)).rows("fails") == []
+
+
+def test_two_who_make_the_tables_at_once_both_add_their_notice(url: str) -> None:
+    def append(number: int) -> None:
+        ledger = open_ledger(url, trusted=trusting(ANNA), key=ANNA, in_transaction=add)
+        record(ledger, "promote", "1", f"model-{number}")
+
+    with Database(url).writing() as connection:
+        METADATA.drop_all(connection)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(append, range(8)))
+    assert [len(notices(url, f"model-{number}")) for number in range(8)] == [1] * 8

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from postings import SECRET, Endpoint, Row, endpoint, is_signed
+from postings import SECRET, Endpoint, a_row, endpoint, is_signed
 from sqlalchemy import create_engine
 
 from segmill.errors import InputError
@@ -24,7 +24,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     engine = create_engine(f"sqlite:///{tmp_path}/ledger.db")
     METADATA.create_all(engine)
     with engine.begin() as connection:
-        add(connection, Row())
+        add(connection, a_row())
     return str(engine.url)
 
 
@@ -44,8 +44,8 @@ def test_type_time_and_the_row_are_in_the_body(url: str) -> None:
         assert posted(url, there) == Delivered(sent=1)
         (posting,) = there.postings
     content = json.loads(posting.body)
-    assert content["type"] == "segmill.promoted" and content["timestamp"] == Row().time
-    assert content["data"]["model"] == "segmill-street" and content["data"]["reasons"] == Row().reasons
+    assert content["type"] == "segmill.promoted" and content["timestamp"] == a_row().time
+    assert content["data"]["model"] == "segmill-street" and content["data"]["reasons"] == a_row().reasons
     assert posting.headers["content-type"] == "application/json" and is_signed(posting)
 
 
