@@ -37,6 +37,7 @@ from segmill.promotion.signers import ensure_signer
 from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, note_speed, shortfall
+from tasks.passport import issue_passport
 from tasks.promote import Judged, promote
 from tasks.register import Registered, RunInputs, register, run_inputs
 from tasks.report import RunEnd, report
@@ -260,7 +261,9 @@ def promote_step(workspace: Workspace, params: Params, uri: str, registered: Reg
 @_talking_step(name="report", task_run_name="report")
 def report_step(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd) -> dict[str, Interval]:
     with logged(workspace, "report"), noted(workspace, "report"):
-        return report(workspace, params, run, end)
+        scores = report(workspace, params, run, end)
+        issue_passport(workspace, params, run, end)
+        return scores
 
 
 def logged(workspace: Workspace, step: str) -> AbstractContextManager[None]:

@@ -61,7 +61,8 @@ def report(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd)
 
 
 def _facts(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd) -> RunFacts:
-    settings: dict[str, Any] = {**all_settings(params), "promotion": {"promotion": params.promotion.model_dump()}}
+    policy = params.promotion.model_dump(exclude={"ledger_url"})  # it may hold a password
+    settings: dict[str, Any] = {**all_settings(params), "promotion": {"promotion": policy}}
     return RunFacts(
         model=end.registered.model,
         finished=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),

@@ -115,6 +115,21 @@ def score_intervals(
     return found
 
 
+def iou_intervals(
+    counts_NKK: NDArray[Any], groups: Sequence[str], *, confidence: float, seed: int, resamples: int = RESAMPLES
+) -> list[Interval]:
+    """Return the IoU of each class (K) of one model with its two-sided interval; see ``score_intervals``."""
+    share_GN, everything_1G, draws_RG = _draws(groups, seed, resamples)
+    both_GK, either_GK = (share_GN @ part for part in _intersection_union(counts_NKK))
+    middle_K = ratio(everything_1G @ both_GK, everything_1G @ either_GK)[0]
+    spread_RK = ratio(draws_RG @ both_GK, draws_RG @ either_GK)
+    found = []
+    for middle, spread_R in zip(middle_K.tolist(), spread_RK.T, strict=True):
+        low, high = _bounds(middle, spread_R, len(share_GN), confidence) or (0.0, 1.0)
+        found.append(Interval(middle, float(np.clip(low, 0.0, 1.0)), float(np.clip(high, 0.0, 1.0)), len(share_GN)))
+    return found
+
+
 # Of the pixels in both, in the truth and in the prediction, R x K each, to R values.
 _SCORES: dict[str, Callable[[FloatArray, FloatArray, FloatArray], FloatArray]] = {
     "miou": lambda both, truth, prediction: nanmean(of_present(both, truth + prediction - both, truth)),

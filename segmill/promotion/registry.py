@@ -157,6 +157,22 @@ def version_called(uri: str, model_name: str, called: str) -> str:
     raise InputError(f"{model_name} has no version called {called}", "`segmill status` shows what there is")
 
 
+def read_version(uri: str, model_name: str, version: str) -> Version:
+    """Return a version by its number; InputError where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    with reaching(uri) as client:
+        try:
+            found = client.get_model_version(model_name, version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise InputError(
+                    f"{model_name} has no version {version}", "MLflow's page of the model lists them"
+                ) from None
+            raise
+    return Version(str(found.version), str(found.run_id), dict(found.tags))
+
+
 def run_of(uri: str, model_name: str, version: str) -> str:
     """Return the id of the run that a version came from."""
     with reaching(uri) as client:

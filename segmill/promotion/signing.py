@@ -25,7 +25,11 @@ from typing import Any
 from segmill.promotion.keys import NotSigned, PublicKey, SignatureError, SigningKey, TrustedKeys
 
 MANIFEST, SIGNATURE = "segmill_manifest.json", "segmill_manifest.sig"
-ADDED_BY_MLFLOW = ("registered_model_meta",)  # name and number of the version, added to a download; nothing reads it
+# What comes into a version's folder after it is signed, and no code of it reads: its name and number, which MLflow adds
+# to a download, and its passport, which has a signature of its own.
+ADDED_LATER = (
+    "registered_model_meta", "passport/passport.json", "passport/passport.html", "passport/passport.sig"
+)  # fmt: skip
 ENSEMBLE = "artifacts/ensemble"  # where the ensemble's folder is in a model's
 FORMAT = 1
 # What a signature is for is part of what is signed: none can be passed off as another kind's.
@@ -93,7 +97,9 @@ def verify_folder(folder: Path, trusted: TrustedKeys, *, model: str | None = Non
         raise SignatureError(f"{_some(missing)} is missing, though it was signed")
     if added := sorted(there.keys() - listed.keys()):
         raise SignatureError(f"{_some(added)} was added after it was signed")
-    if strange := sorted(_folders(folder) - {str(up) for path in there for up in PurePosixPath(path).parents}):
+    if strange := sorted(
+        _folders(folder) - {str(up) for path in (*there, *ADDED_LATER) for up in PurePosixPath(path).parents}
+    ):
         raise SignatureError(f"the empty folder {_some(strange)} was added after it was signed")
     for path, (sha256, size) in listed.items():
         if there[path] != size or _sha256(folder / path) != sha256:
@@ -207,7 +213,7 @@ def _plain(folder: Path) -> dict[str, int]:
             path = Path(top, name)
             facts, relative = path.lstat(), path.relative_to(folder).as_posix()
             _refuse_special(facts.st_mode, relative)
-            if stat.S_ISREG(facts.st_mode) and relative not in (MANIFEST, SIGNATURE, *ADDED_BY_MLFLOW):
+            if stat.S_ISREG(facts.st_mode) and relative not in (MANIFEST, SIGNATURE, *ADDED_LATER):
                 found[relative] = facts.st_size
     return found
 

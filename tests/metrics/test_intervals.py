@@ -8,8 +8,8 @@ from scipy import stats
 
 from segmill.errors import InputError
 from segmill.metrics import intervals
-from segmill.metrics.intervals import gain_interval, score_intervals
-from segmill.metrics.scores import accuracy, mdice, miou
+from segmill.metrics.intervals import gain_interval, iou_intervals, score_intervals
+from segmill.metrics.scores import accuracy, iou, mdice, miou
 
 
 def table(right_0: int, right_1: int, size: int = 100) -> np.ndarray:
@@ -146,6 +146,21 @@ def test_one_group_leaves_a_score_open_and_no_pixel_makes_it_unknown() -> None:
     assert (alone.low, alone.high, alone.groups) == (0.0, 1.0, 1)
     nothing = score_intervals(np.zeros((3, 2, 2), np.int64), ["a", "b", "c"], confidence=0.95, seed=0)
     assert all(np.isnan([one.estimate, one.low, one.high]).all() for one in nothing.values())
+
+
+def test_the_iou_of_each_class_has_an_interval_and_a_class_without_pixels_has_none() -> None:
+    random = np.random.default_rng(5)
+    counts = np.zeros((12, 3, 3), np.int64)
+    counts[:, :2, :2] = np.stack([table(*random.integers(50, 95, 2)) for _ in range(12)])
+    groups = [f"g{i // 3}" for i in range(12)]
+    found = iou_intervals(counts, groups, confidence=0.95, seed=0)
+    assert [one.estimate for one in found[:2]] == pytest.approx(iou(counts)[:2])
+    assert all(0 <= one.low < one.estimate < one.high <= 1 and one.groups == 4 for one in found[:2])
+    assert np.isnan([found[2].estimate, found[2].low, found[2].high]).all()
+    wider = iou_intervals(counts, groups, confidence=0.99, seed=0)
+    assert all(one.low < other.low and other.high < one.high for one, other in zip(wider[:2], found, strict=False))
+    (alone, _) = iou_intervals(np.array([table(80, 80)]), ["g"], confidence=0.95, seed=0)
+    assert (alone.low, alone.high) == (0.0, 1.0)
 
 
 def test_the_interval_of_a_score_holds_the_true_one_as_often_as_it_says() -> None:

@@ -1,0 +1,101 @@
+"""Step passport: freeze a version's report with all that it was made from, signed, in the registry. Idempotent."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from segmill import tracking
+from segmill.cluster.resources import whole_node
+from segmill.cluster.work import on_ray, wait
+from segmill.params import Params
+from segmill.promotion import ledger, passport, registry
+from segmill.promotion.keys import signing_key
+from segmill.workspace import Workspace
+from tasks.inputs import all_settings, read_code
+from tasks.promote import ledger_url
+from tasks.report import RunEnd
+from tasks.version import packed_version
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A passport that is in the registry: its content and the sha256 of its JSON."""
+
+    passport: passport.Passport
+    sha256: str
+
+
+def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd) -> Issued:
+    """Write the passport of the version that a run registered, sign it and put it into the registry.
+
+    The page of the run must be written: it is the passport's other half. A version that is judged again gets another
+    passport, which names the row of the later verdict.
+
+    Raises:
+        InputError: there is no signing key.
+        InfrastructureError: MLflow or the ledger does not answer.
+    """
+    key = signing_key()
+    device = on_ray(passport.look_around, registry.REQUIREMENTS, whole_node())
+    model, version = end.registered.model, end.registered.version
+    known = registry.read_version(run.uri, model, version)
+    figures = _figures(workspace)
+    weights = passport.read_origins(workspace.ensemble, list(figures.members))
+    made = passport.Passport(
+        model=model,
+        version=version,
+        issued=datetime.now(UTC).isoformat(timespec="seconds"),
+        run_id=run.id,
+        registered_by=known.run_id,
+        manifest_sha256=passport.manifest_of(known.tags),
+        ensemble_sha256=known.tags[registry.DIGEST_TAG],
+        report_sha256=hashlib.sha256(workspace.page.read_bytes()).hexdigest(),
+        data=passport.read_data(
+            workspace.manifest,
+            version=packed_version(workspace, params),
+            split=params.split.model_dump(mode="json"),
+            accept=params.data.accept,
+        ),
+        recipe=_recipe(workspace, params, end.registered.git_commit),
+        weights=weights,
+        warm_started_from=passport.champions_begun_with(weights),
+        figures=figures,
+        verdict=passport.RecordedVerdict(
+            decision=end.judged.decision,
+            reasons=end.judged.reasons,
+            facts=end.judged.facts,
+            compared_with=end.judged.rival,
+            policy=params.promotion.model_dump(mode="json", exclude={"ledger_url"}),  # it may hold a password
+            ledger=verdict_row(workspace, model, version),
+        ),
+        environment=wait(device),
+    )
+    with tempfile.TemporaryDirectory(prefix="segmill-passport-") as name:
+        folder = Path(name)
+        passport.issue(made, workspace.page, key, folder)
+        passport.store(run.uri, folder, model=model, version=version)
+        return Issued(made, hashlib.sha256((folder / passport.JSON).read_bytes()).hexdigest())
+
+
+def verdict_row(workspace: Workspace, model: str, version: str) -> passport.LedgerRow:
+    """Return the row of the ledger that holds the last verdict on a version."""
+    row = next(row for row in ledger.entries(ledger_url(workspace), model) if row.version == version and row.decision)
+    return passport.LedgerRow(number=row.number, hash="")
+
+
+def _recipe(workspace: Workspace, params: Params, git_commit: str) -> passport.Recipe:
+    settings = all_settings(params)
+    texts = {stage: read_code(workspace, stage) for stage in settings}
+    return passport.Recipe(settings=settings, **passport.code_hashes(texts), git_commit=git_commit)
+
+
+def _figures(workspace: Workspace) -> passport.Figures:
+    """Return what ``evaluate`` counted, as scores with intervals."""
+    from segmill.data.packing.packed import read_pack
+    from segmill.evaluation.scoring import read_counts
+
+    return passport.figures(read_counts(workspace.reports / "counts.npz"), read_pack(workspace.packed).class_names)
