@@ -128,12 +128,19 @@ def read_curves(path: Path) -> list[dict[str, str]]:
         return []
 
 
-def log_metrics(uri: str, run_id: str, metrics: Mapping[str, float | None], *, step: int = 0) -> None:
-    """Log the values of one step. None and NaN (an absent class) are left out: MLflow cannot say them."""
-    log_curves(uri, run_id, [{"epoch": step, **metrics}])
+def log_metrics(
+    uri: str, run_id: str, metrics: Mapping[str, float | None], *, step: int = 0, model: str | None = None
+) -> None:
+    """Log the values of one step. None and NaN (an absent class) are left out: MLflow cannot say them.
+
+    ``model``: the id of a logged model, whose metrics they are too.
+    """
+    log_curves(uri, run_id, [{"epoch": step, **metrics}], model=model)
 
 
-def log_curves(uri: str, run_id: str, rows: Sequence[Mapping[str, Any]], *, step: str = "epoch") -> None:
+def log_curves(
+    uri: str, run_id: str, rows: Sequence[Mapping[str, Any]], *, step: str = "epoch", model: str | None = None
+) -> None:
     """Log rows of numbers, such as those of a member's ``curves.csv``, in as few requests as there can be.
 
     Args:
@@ -141,6 +148,7 @@ def log_curves(uri: str, run_id: str, rows: Sequence[Mapping[str, Any]], *, step
         run_id: of the run.
         rows: one mapping per step. Values are numbers or their text; what is empty, None or NaN is left out.
         step: the key whose value is the step of its row.
+        model: the id of a logged model, whose metrics they are too.
 
     Raises:
         InfrastructureError: the tracking server or its database does not answer.
@@ -150,7 +158,7 @@ def log_curves(uri: str, run_id: str, rows: Sequence[Mapping[str, Any]], *, step
     now_ms = int(time.time() * 1000)
     names = mlflow_names(dict.fromkeys(key for row in rows for key in row))
     metrics = [
-        Metric(names[key], number, now_ms, int(float(row[step])))
+        Metric(names[key], number, now_ms, int(float(row[step])), model_id=model)
         for row in rows
         for key, value in row.items()
         if key != step and not math.isnan(number := _number(value))

@@ -8,17 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segmill import tracking
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.sealed import open_part
 from segmill.data.schema.manifest import read_dataset_info
 from segmill.data.versioning.history import log_path
 from segmill.data.versioning.repository import commit_contents, commits_runs, git_commit
 from segmill.params import Params
 from segmill.promotion import registry
+from segmill.promotion.golden import Golden
 from segmill.promotion.keys import TRUSTED, signing_key
 from segmill.workspace import Workspace
 from tasks.stage import Outcome, recorded_stages
 from tasks.version import packed_version
 
+GOLDEN = 2  # images that a version is checked with before it serves
 PIPELINE_FILES = "pipeline"  # the folder of a run's artifacts with params.yaml, dvc.yaml and dvc.lock
 
 
@@ -84,6 +90,7 @@ def register(
         model,
         key=signing_key(),
         tags={**lineage, "test_miou": str(metrics["ensemble"]["miou"])},
+        golden=_golden(workspace, params),
     )
     registry.set_alias(run.uri, model, registry.CHALLENGER, version)
     for name, run_id in run.members.items():
@@ -91,7 +98,8 @@ def register(
     stages = {f"stage.{outcome.stage}": f"{outcome.state}: {outcome.why}" for outcome in outcomes}
     tracking.set_tags(run.uri, run.id, {**lineage, "model": model, "version": version, **stages})
     tracking.log_params(run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git"}))
-    tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]))
+    logged = registry.logged_model(run.uri, model, version)
+    tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]), model=logged)
     with tempfile.TemporaryDirectory() as folder:
         files = {
             "params.yaml": inputs.params_yaml.encode(),
@@ -146,6 +154,14 @@ def _commit(workspace: Workspace, params: Params, inputs: RunInputs, lock: bytes
     title = f"retrain {inputs.model} on data {packed_version(workspace, params)[:8]}"
     onto = inputs.git_commit.removesuffix("-dirty")
     return commit_contents(workspace.root, contents, "\n".join([title, "", *ran]), onto=onto) or inputs.git_commit
+
+
+def _golden(workspace: Workspace, params: Params) -> Golden:
+    """Return a few small test images with what the evaluate stage predicted of them; none of a sealed group."""
+    samples = open_part(PackedSplit(workspace.packed / "test"), params.split.sealed)
+    with np.load(workspace.reports / "examples.npz", allow_pickle=False) as kept:
+        smallest = sorted(kept.files, key=lambda index: (kept[index].size, int(index)))
+        return [(samples.image(int(index)), kept[index]) for index in smallest[:GOLDEN]]
 
 
 def _log_member(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from segmill import tracking
-from segmill.ensembling.predict import read_ensemble
+from segmill.data.packing.packed import PackedSplit
+from segmill.ensembling.predict import Ensemble, read_ensemble
 from segmill.promotion import registry
 from segmill.promotion.keys import SigningKey, TrustedKeys, make_signing_key
 from segmill.promotion.signing import ensemble_digest
@@ -41,7 +42,11 @@ def registered(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Regis
     root, key = tmp_path_factory.mktemp("registry"), make_signing_key()
     uri = f"sqlite:///{root}/mlflow.db"
     run_id = tracking.start_run(uri, "street", "retrain", artifacts=str(root / "mlartifacts"))
-    version = registry.register(uri, run_id, judging / "ensemble", NAME, key=key, tags={"data_version": "v1"})
+    test, ensemble = PackedSplit(judging / "packed" / "test"), Ensemble.load(judging / "ensemble")
+    golden = [(test.image(index), ensemble.predict(test.image(index)[None])[0]) for index in (0, 1)]
+    version = registry.register(
+        uri, run_id, judging / "ensemble", NAME, key=key, tags={"data_version": "v1"}, golden=golden
+    )
     registry.set_alias(uri, NAME, registry.CHAMPION, version)
     files = tuple(path for path in (root / "mlartifacts").rglob("*") if path.is_file())
     return Registered(uri, run_id, version, root / "mlartifacts", files, key)

@@ -29,10 +29,11 @@ from segmill.promotion.versions import verified_copy
 from segmill.tracking import reaching
 
 Images = NDArray[np.uint8]
+Predict = Callable[[Images], Images]
 
 
 @contextmanager
-def loaded(uri: str, model_name: str, version: str, trusted: TrustedKeys) -> Iterator[Callable[[Images], Images]]:
+def loaded(uri: str, model_name: str, version: str, trusted: TrustedKeys) -> Iterator[Predict]:
     """Load a version in a process of its own; yield a function from image_BHWC uint8, C = 3, to ids_BHW uint8.
 
     It loads as a server loads it: with its own code and weights, from a private copy that was verified. Versions never
@@ -42,7 +43,17 @@ def loaded(uri: str, model_name: str, version: str, trusted: TrustedKeys) -> Ite
         SignatureError, InputError, InfrastructureError: as for ``versions.fetch_verified``.
         SegmillError: the version does not load or fails to predict; the message holds what it said last.
     """
-    with verified_copy(uri, model_name, version, trusted) as folder, tempfile.TemporaryFile() as complaints:
+    with verified_copy(uri, model_name, version, trusted) as folder, running(folder, model_name, version) as predict:
+        yield predict
+
+
+@contextmanager
+def running(folder: Path, model_name: str, version: str) -> Iterator[Predict]:
+    """Load a version as ``loaded`` does, from the verified copy ``folder``; it is loaded when the block begins.
+
+    Raises SegmillError where it does not load or fails to predict.
+    """
+    with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("replay.py")), str(folder)],
             stdin=subprocess.PIPE,
@@ -51,6 +62,9 @@ def loaded(uri: str, model_name: str, version: str, trusted: TrustedKeys) -> Ite
             env=_without_secrets() | {"PYTHONDONTWRITEBYTECODE": "1"},
         )
         try:
+            assert process.stdout
+            if not process.stdout.readline():
+                raise EOFError
             yield lambda image_BHWC: _ask(process, image_BHWC)
         except (BrokenPipeError, EOFError) as error:
             process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import segmill
 from segmill.ensembling.predict import read_ensemble
 from segmill.errors import InputError
 from segmill.promotion import signing
+from segmill.promotion.golden import Golden, write_golden
 from segmill.promotion.keys import SignatureError, SigningKey
 from segmill.promotion.signing import ensemble_digest
 from segmill.promotion.versions import SIGNATURE_TAG, signed_by, tag_version
@@ -23,12 +25,15 @@ from segmill.tracking import reaching
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 DIGEST_TAG = "ensemble_sha256"
 CLASSES_TAG = "classes"
+LOGGED_TAG = "logged_model"  # of a version: the id of MLflow's logged model that it is
+VERSIONS_TAG = "mlflow.modelVersions"  # of a logged model: where MLflow's pages read which versions it is
 # What the served code imports, directly or through the members.
 REQUIREMENTS = (
     "mlflow",
@@ -58,6 +63,7 @@ def register(
     *,
     key: SigningKey,
     tags: Mapping[str, str] | None = None,
+    golden: Golden = (),
 ) -> str:
     """Register an ensemble folder, signed, and return its version; the same folder content is registered once.
 
@@ -67,11 +73,12 @@ def register(
 
     Args:
         uri: tracking and registry URI.
-        run_id: the run whose artifacts the model is stored among.
+        run_id: the run that the model came from: it is a logged model of this run.
         ensemble_dir: the ensemble folder.
         model_name: made where there is none.
         key: signs the folder and the version.
         tags: facts about the version, besides its digest and classes.
+        golden: images HWC uint8 with the ids_HW uint8 that the ensemble predicts of them, for ``preflight``.
 
     Raises:
         InputError: the folder is no ensemble.
@@ -89,13 +96,17 @@ def register(
     with reaching(uri) as client, tempfile.TemporaryDirectory() as folder:
         model_dir = Path(folder) / "model"
         save_model(model_dir, ensemble_dir)
+        write_golden(model_dir, golden)
         manifest_sha256 = signing.sign_folder(model_dir, key, model=model_name)
-        # Named by content: a run that registers two ensembles must not write one over the other.
-        stored_as = f"model-{digest[:12]}"
-        client.log_artifacts(run_id, str(model_dir), stored_as)
+        logged = _logged_model(client, run_id, model_name, digest)
+        client.log_model_artifacts(logged.model_id, str(model_dir))
+        client.finalize_logged_model(logged.model_id, "READY")
         _make_sure_of(client, model_name)
-        source = f"{client.get_run(run_id).info.artifact_uri}/{stored_as}"
-        made = client.create_model_version(model_name, source, run_id, tags={**(tags or {}), **own_tags})
+        own_tags[LOGGED_TAG] = logged.model_id
+        made = client.create_model_version(
+            model_name, logged.artifact_location, run_id, tags={**(tags or {}), **own_tags}, model_id=logged.model_id
+        )
+        client.set_logged_model_tags(logged.model_id, {**(tags or {}), VERSIONS_TAG: _link(model_name, made.version)})
     tag_version(uri, model_name, str(made.version), key, manifest_sha256)
     return str(made.version)
 
@@ -179,6 +190,13 @@ def run_of(uri: str, model_name: str, version: str) -> str:
         return str(client.get_model_version(model_name, version).run_id)
 
 
+def logged_model(uri: str, model_name: str, version: str) -> str | None:
+    """Return the id of MLflow's logged model that a version is, which has its metrics; None for one of before."""
+    with reaching(uri) as client:
+        tag: str | None = client.get_model_version(model_name, version).tags.get(LOGGED_TAG)
+    return tag
+
+
 def set_alias(uri: str, model_name: str, alias: str, version: str) -> None:
     """Move an alias to a version, from wherever it was."""
     with reaching(uri) as client:
@@ -213,6 +231,25 @@ def _signature() -> ModelSignature:
     # come as a list. This key of the MLmodel file says that the model checks its input itself, which it does.
     signature._is_signature_from_type_hint = True
     return signature
+
+
+def _logged_model(client: MlflowClient, run_id: str, model_name: str, digest: str) -> LoggedModel:
+    """Return the run's logged model for an ensemble: what a registration that was cut short made, else a new one."""
+    from mlflow.entities import LoggedModelOutput
+
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models([experiment], f"tags.`{DIGEST_TAG}` = '{digest}'")
+    for logged in found:
+        if logged.source_run_id == run_id and VERSIONS_TAG not in logged.tags:
+            return logged
+    name = re.sub(r"[/:.%\"']", "-", model_name)  # what MLflow refuses in it
+    made = client.create_logged_model(experiment, name, run_id, tags={DIGEST_TAG: digest}, model_type="segmentation")
+    client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
+    return made
+
+
+def _link(model_name: str, version: str) -> str:
+    return json.dumps([{"name": model_name, "version": str(version)}])
 
 
 def _make_sure_it_is_signed(uri: str, model_name: str, version: str, digest: str, key: SigningKey) -> None:

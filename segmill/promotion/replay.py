@@ -4,8 +4,8 @@
 
 FOLDER is a verified copy of the version, so no address or password of MLflow comes here. Only numpy and MLflow are
 imported, so that the model brings its own ``segmill``: an old champion is judged with the code it serves with, not with
-today's. An array crosses a pipe as a line with its shape in JSON, then its bytes: image_BHWC uint8 comes in, ids_BHW
-uint8 goes out, until the input ends.
+today's. A line says that the model is loaded. Then an array crosses a pipe as a line with its shape in JSON and its
+bytes: image_BHWC uint8 comes in, ids_BHW uint8 goes out, until the input ends.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ def main(folder: str) -> None:
     import mlflow
 
     model = mlflow.pyfunc.load_model(folder)
+    answers.write(b"loaded\n")
+    answers.flush()
     questions = sys.stdin.buffer
     while line := questions.readline():
         shape = json.loads(line)

@@ -148,6 +148,44 @@ def test_the_same_ensemble_is_registered_once(registered: Registered, judging: P
     assert len(list(registered.artifacts.rglob("MLmodel"))) == 2, "one must not lie over the other"
 
 
+def test_a_version_is_a_logged_model_of_its_run_with_its_metrics(registered: Registered) -> None:
+    """So versions are compared on MLflow's pages."""
+    uri, run_id = registered.uri, registered.run_id
+    logged = registry.logged_model(uri, NAME, registered.version)
+    tracking.log_metrics(uri, run_id, {"test/miou": 0.5, "test/iou/car": None}, model=logged)
+    with tracking.reaching(uri) as client:
+        model = client.get_logged_model(logged)
+        run = client.get_run(run_id)
+        version = client.get_model_version(NAME, registered.version)
+    assert (model.status, model.source_run_id, model.model_type) == ("READY", run_id, "segmentation")
+    assert {metric.key: metric.value for metric in model.metrics} == {"test/miou": 0.5}
+    assert run.data.metrics["test/miou"] == 0.5
+    assert logged in [output.model_id for output in run.outputs.model_outputs]
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": "1"}]
+    assert model.tags["data_version"] == "v1" and version.source == model.artifact_location
+
+
+def test_a_registration_that_was_cut_short_leaves_one_logged_model(
+    registered: Registered, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(judging / "ensemble", tmp_path / "ensemble")
+    (tmp_path / "ensemble" / "note.txt").write_text("another digest")
+    digest = ensemble_digest(tmp_path / "ensemble")
+
+    def ends(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut, pytest.raises(KeyboardInterrupt):
+        cut.setattr(registry, "_make_sure_of", ends)
+        registry.register(registered.uri, registered.run_id, tmp_path / "ensemble", NAME, key=registered.key)
+    version = registry.register(registered.uri, registered.run_id, tmp_path / "ensemble", NAME, key=registered.key)
+    with tracking.reaching(registered.uri) as client:
+        experiment = client.get_run(registered.run_id).info.experiment_id
+        (one,) = client.search_logged_models([experiment], f"tags.`{registry.DIGEST_TAG}` = '{digest}'")
+    assert one.model_id == registry.logged_model(registered.uri, NAME, version)
+    versions.fetch_verified(registered.uri, NAME, version, registered.trusted, to=tmp_path / "copy")
+
+
 def test_aliases_move(registered: Registered) -> None:
     champion = registry.aliased(registered.uri, NAME, registry.CHAMPION)
     assert champion is not None
