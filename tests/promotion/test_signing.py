@@ -116,15 +116,20 @@ def test_a_link_in_the_place_of_a_file_with_the_same_bytes_is_refused(folder: Pa
         signing.copy_plain(folder, tmp_path / "copy")
 
 
-def test_what_mlflow_adds_is_allowed_and_no_more_is(folder: Path, tmp_path: Path) -> None:
+def test_what_mlflow_adds_and_the_passport_are_allowed_and_no_more_is(folder: Path, tmp_path: Path) -> None:
     (folder / "registered_model_meta").write_text("model_name: m\n")
+    (folder / "passport").mkdir()
+    for name in ("passport.json", "passport.html", "passport.sig"):
+        (folder / "passport" / name).write_text("{}")
     before = verify_folder(folder, TRUSTED, model="m")
     assert set(before.files) == {"MLmodel", "served.py", WEIGHTS, "code/a.py"}
     signing.copy_plain(folder, tmp_path / "copy")
     assert verify_folder(tmp_path / "copy", TRUSTED) == before
-    (folder / "code" / "registered_model_meta").write_text("model_name: m\n")
-    with pytest.raises(SignatureError, match="code/registered_model_meta was added"):
-        verify_folder(folder, TRUSTED, model="m")
+    for more in ("code/registered_model_meta", "passport/passport.py"):
+        (folder / more).write_text("model_name: m\n")
+        with pytest.raises(SignatureError, match=f"{more} was added"):
+            verify_folder(folder, TRUSTED, model="m")
+        (folder / more).unlink()
 
 
 def test_a_part_is_verified_alone(folder: Path) -> None:
