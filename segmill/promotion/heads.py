@@ -67,16 +67,18 @@ def claim(client: MlflowClient, model: str, ledger: str, address: str) -> None:
         client.set_registered_model_tag(model, key, value)
 
 
-def write_tags(client: MlflowClient, row: LedgerRow, ledger: str, address: str) -> None:
+def write_tags(client: MlflowClient, row: LedgerRow, ledger: str) -> None:
     """Keep the last row in the tags of the model and of the version that it is about, if MLflow still has that."""
     from mlflow.exceptions import MlflowException
 
     head = f"{ledger} {row.number} {row.hash}"
-    claim(client, row.model, ledger, address)
     client.set_registered_model_tag(row.model, HEAD_TAG, head)
     points.at("between head tags")
-    with suppress(MlflowException):  # a version that was deleted
+    try:
         client.set_model_version_tag(row.model, row.version, HEAD_TAG, head)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the version was deleted
+            raise
 
 
 def drop_tags(client: MlflowClient, versions: Iterable[str], model: str) -> None:

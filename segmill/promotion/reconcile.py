@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from segmill.errors import InfrastructureError
@@ -44,40 +45,9 @@ def reconcile(uri: str, ledger: Ledger, model: str, witnesses: Sequence[Witness]
     moves: list[int] = []
     with reaching(uri) as client:
         for _ in range(PASSES):
-            position = ledger.position(model)
-            mirror = heads.read_mirror(client, model)
-            if mirror is None or not (position.rows or mirror.champion or mirror.ledger):
-                return said
-            if ledger.position(model) != position:
-                continue
-            _refuse_to_follow(position, mirror, ledger, model, witnesses)
-            if entry := _to_record(position, mirror, model):
-                try:
-                    writer = ledger.begin(model)
-                    if writer.head == len(position.rows):
-                        ledger.append(writer, entry)
-                        said += entry.reasons
-                except Conflict:
-                    pass
-            elif not _signed(position.rows):
-                return said
-            elif not mirror.ledger:
-                heads.claim(client, model, position.ledger, ledger.address)
-            elif mirror.champion != (serves := champion(position.rows)):
-                if mirror.champion not in _unfinished(position):
-                    said.append(_late(model, str(mirror.champion), serves))
-                moves.append(ledger.begin_move(model, serves))
-                points.at("before alias")
-                _set_champion(client, model, serves, position.rows[-1])
-                points.at("after alias")
-            elif moves or position.mirrored < len(position.rows) or not _tagged(position, mirror):
-                heads.write_tags(client, position.rows[-1], position.ledger, ledger.address)
-                points.at("before mirrored")
-                ledger.mirrored(model, len(position.rows), moves)
-                points.at("after mirrored")
-                moves = []
-            else:
-                return said
+            with _at_once():
+                if _pass(client, ledger, model, witnesses, said, moves):
+                    return said
     raise InfrastructureError(f"others keep moving the champion of {model}; try again when they are done")
 
 
@@ -138,9 +108,62 @@ def adopt(uri: str, ledger: Ledger, model: str, because: str) -> LedgerRow:
         ]
         heads.drop_tags(client, gone, model)
         if mirror:
-            heads.write_tags(client, row, position.ledger, ledger.address)
+            heads.claim(client, model, position.ledger, ledger.address)
+            heads.write_tags(client, row, position.ledger)
     reconcile(uri, ledger, model)
     return row
+
+
+def _pass(
+    client: MlflowClient, ledger: Ledger, model: str, witnesses: Sequence[Witness], said: list[str], moves: list[int]
+) -> bool:
+    """Do the next thing that is to be done; True where there is none. ``moves``: those of ours that are not done."""
+    position = ledger.position(model)
+    mirror = heads.read_mirror(client, model)
+    if mirror is None or not (position.rows or mirror.champion or mirror.ledger):
+        return True
+    if ledger.position(model) != position:
+        return False
+    _refuse_to_follow(position, mirror, ledger, model, witnesses)
+    if entry := _to_record(position, mirror, model):
+        writer = ledger.begin(model)
+        if writer.head == len(position.rows):
+            ledger.append(writer, entry)
+            said += entry.reasons
+    elif not _signed(position.rows):
+        return True
+    elif not mirror.ledger:
+        heads.claim(client, model, position.ledger, ledger.address)
+    elif mirror.champion != (serves := champion(position.rows)):
+        if mirror.champion not in _unfinished(position):
+            said.append(_late(model, str(mirror.champion), serves))
+        moves.append(ledger.begin_move(model, serves))
+        points.at("before alias")
+        _set_champion(client, model, serves, position.rows[-1])
+        points.at("after alias")
+    elif moves or position.mirrored < len(position.rows) or not _tagged(position, mirror):
+        heads.write_tags(client, position.rows[-1], position.ledger)
+        points.at("before mirrored")
+        ledger.mirrored(model, len(position.rows), moves)
+        points.at("after mirrored")
+        moves.clear()
+    else:
+        return True
+    return False
+
+
+@contextmanager
+def _at_once() -> Iterator[None]:
+    """Pass over what happens where somebody else writes at the same moment: the next pass sees what came of it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except Conflict:
+        pass
+    except MlflowException as error:  # two who make one tag or alias: MLflow looks first, and then inserts
+        if not any(sign in str(error) for sign in ("UNIQUE constraint", "duplicate key", "Duplicate entry")):
+            raise
 
 
 def _refuse_to_follow(
