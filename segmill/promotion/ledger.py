@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, delete, insert, select, update
 
 from segmill.errors import InfrastructureError, InputError, SegmillError
-from segmill.promotion import chain, database, points, stored
+from segmill.promotion import chain, database, outbox, points, stored
 from segmill.promotion.chain import StoredRow, Witness
 from segmill.promotion.database import MODELS, MOVES, ROWS, Database
 from segmill.promotion.identity import actor
@@ -102,10 +102,13 @@ def open_ledger(
     return Ledger(Database(url), trusted, key, root, in_transaction)
 
 
-def workspace_ledger(root: Path, named: str | None = None, in_transaction: InTransaction | None = None) -> Ledger:
-    """Return the ledger of the workspace at ``root``. ``named``: promotion.ledger_url. Errors as ``open_ledger``."""
+def workspace_ledger(root: Path, named: str | None = None) -> Ledger:
+    """Return the ledger of the workspace at ``root``, whose rows bring their notices (``outbox``).
+
+    ``named``: promotion.ledger_url. Errors as ``open_ledger``.
+    """
     url = database.ledger_url(root, named)
-    return open_ledger(url, trusted=trusted_keys(root), root=root, in_transaction=in_transaction)
+    return open_ledger(url, trusted=trusted_keys(root), root=root, in_transaction=outbox.add)
 
 
 class Ledger:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from databases import postgresql
-from ledgers import ANNA, record, trusting
+from ledgers import ANNA, MODEL, record, trusting
 from postings import a_row
 from sqlalchemy import Connection, select
 
-from segmill.promotion.database import Database, has_table
-from segmill.promotion.ledger import open_ledger
+from segmill.promotion.database import URL_VARIABLE, Database, has_table
+from segmill.promotion.keys import make_signing_key, trust
+from segmill.promotion.ledger import open_ledger, workspace_ledger
 from segmill.promotion.outbox import METADATA, NOTICES, add, kind_of
 from segmill.promotion.rows import LedgerRow
 
@@ -67,6 +68,14 @@ def test_a_row_of_the_ledger_brings_its_notice(url: str) -> None:
     assert first[:2] == (1, "promoted") and second[:2] == (2, "refused")
     assert second[2]["version"] == "2" and second[2]["champion"] == "1" and second[2]["reasons"] == row.reasons
     assert second[2]["hash"] == row.hash and second[2]["actor"] == row.actor
+
+
+def test_the_ledger_of_a_workspace_brings_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    trust(tmp_path, make_signing_key().public)
+    record(workspace_ledger(tmp_path), "promote", "1")
+    assert [notice[:2] for notice in notices(f"sqlite:///{tmp_path}/ledger.db", MODEL)] == [(1, "promoted")]
 
 
 def test_a_row_that_is_not_appended_has_no_notice(url: str) -> None:
