@@ -33,6 +33,11 @@ COMPUTATIONS = {
 }
 
 
+# What packed shards are named by, so that a change packs and trains everything anew, is the code that makes their
+# pixels. The reader of dataset.yaml is reached by it and makes none: it counts there as it was when that began.
+MAKES_NO_PIXELS = {"segmill.data.schema.manifest": "91340b876185cf9f1c59c042e9f356eb88f0b4ca26b524efc1bbff445b42bd9d"}
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A stage's code, one line ``module sha256`` per module, and its settings, by the keys of params.yaml."""
@@ -117,13 +122,19 @@ def write_inputs(workspace: Workspace, params: Params) -> None:
             link.symlink_to(os.path.relpath(folder, link.parent.resolve()))
     code, settings = fingerprints(COMPUTATIONS), all_settings(params)
     texts = {code_path(workspace, stage): code[computation_of(params, stage)] for stage in settings}
-    texts[code_path(workspace, "shards")] = code["shards"]
+    texts[code_path(workspace, "shards")] = code_of_pixels(code["shards"])
     texts |= {settings_path(workspace, stage): _as_text(values) for stage, values in settings.items()}
     for folder in (workspace.code, workspace.settings):
         for path in [path for path in folder.rglob("*") if path.is_file() and path not in texts]:
             path.unlink()
     for path, text in texts.items():
         _write(path, text)
+
+
+def code_of_pixels(code: str) -> str:
+    """Return the code of ``shards`` with what MAKES_NO_PIXELS has in place of today's hashes."""
+    lines = (line.split() for line in code.splitlines())
+    return "".join(f"{module} {MAKES_NO_PIXELS.get(module, sha256)}\n" for module, sha256 in lines)
 
 
 def write_settings(workspace: Workspace, params: Params, stage: str) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from segmill.cluster.work import on_ray, wait
-from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.schema.manifest import manifest_info, read_manifest
 from segmill.params import Params, PromotionParams
 from segmill.promotion import earlier_ledger as ledger
 from segmill.promotion import gate, registry
 from segmill.promotion.budget import budget
+from segmill.promotion.class_map import common_classes
 from segmill.promotion.keys import trusted_keys
 from segmill.promotion.score_job import ScoreJob, score_on_ray
 from segmill.workspace import Workspace
@@ -46,7 +48,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     ends before it has written its own is not taken for a complete one.
 
     Raises:
-        InputError: the champion knows other classes than the data.
+        InputError: the champion knows other classes than the data, and dataset.yaml does not say what became of them.
         SignatureError: a version is not signed, not by a trusted key, or not what was signed.
         InfrastructureError: MLflow or the ledger does not answer, or somebody else promoted meanwhile.
     """
@@ -55,13 +57,13 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     seen = ledger.last_number(book, registered.model)
     champion = registry.aliased(uri, registered.model, registry.CHAMPION)
     serving = champion.version if champion else None
-    if known := earlier_judgement(workspace, registered, serving, params.promotion):
+    if earlier := earlier_judgement(workspace, registered, serving, params.promotion):
         if serving == registered.version:
             registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
-        return known
+        return earlier
     rival = _replaced_by(workspace, registered) if serving == registered.version else serving
     shutil.rmtree(workspace.scratch / PREDICTIONS, ignore_errors=True)
-    trusted = trusted_keys(workspace.root)
+    trusted, info = trusted_keys(workspace.root), manifest_info(read_manifest(workspace.manifest))
     scored = [
         on_ray(
             score_on_ray,
@@ -72,6 +74,7 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
                 trusted=trusted,
                 packed_dir=workspace.packed,
                 sealed=params.split.sealed,
+                former_classes=info.former_classes,
                 predictions_path=predictions_path(workspace, version) if rival else None,
             ),
         )
@@ -79,12 +82,14 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     ]
     counts = [wait(running) for running in scored]
     groups = PackedSplit(workspace.packed / "test").groups
+    known = registry.known_classes(uri, registered.model, rival) if rival else info.class_names
+    common = common_classes(info.class_names, known, info.former_classes)
     verdict = gate.decide(
         gate.GateEvidence(
-            challenger_counts_NKK=counts[0],
+            challenger_counts_NKK=common.of_today(counts[0]),
             champion_counts_NKK=counts[1] if rival else None,
             groups=groups,
-            class_names=read_pack(workspace.packed).class_names,
+            class_names=common.names,
         ),
         policy(params.promotion),
         budget([], groups, alpha=params.promotion.alpha, judgements=params.promotion.judgements, recipe=""),

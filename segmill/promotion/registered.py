@@ -16,17 +16,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.data.packing.sealed import SplitPart, open_part, sealed_part, sealed_rows
+from segmill.data.schema.manifest import IGNORE_ID
 from segmill.ensembling.predict import batches
 from segmill.errors import InputError, SegmillError
 from segmill.files import replacing
 from segmill.metrics.counts import confusion_counts
+from segmill.promotion.class_map import CommonClasses, common_classes
 from segmill.promotion.keys import KEY_VARIABLE, TrustedKeys
-from segmill.promotion.registry import CLASSES_TAG
+from segmill.promotion.registry import known_classes
 from segmill.promotion.score_job import ScoreJob
 from segmill.promotion.versions import verified_copy
-from segmill.tracking import reaching
 
 Images = NDArray[np.uint8]
 Predict = Callable[[Images], Images]
@@ -82,30 +83,44 @@ def running(folder: Path, model_name: str, version: str) -> Iterator[Predict]:
 def score_registered(job: ScoreJob) -> NDArray[np.int64]:
     """Return the N x K x K counts of the job's version on its part of the split, images in the split's order.
 
+    Where the version knows other classes than the data, they are N x C x C on the classes that both have, as
+    ``class_map.common_classes`` has them, and no prediction is kept: its ids are of another class map.
+
     Raises:
-        InputError: the split or that part of it is empty, or the version knows other classes than the data.
+        InputError: the split or that part of it is empty, or the version knows other classes than the data and
+            ``job.former_classes`` does not say what became of them.
         SignatureError, InfrastructureError, SegmillError: as for ``loaded``.
     """
     info, samples = read_pack(job.packed_dir), _scored_part(job)
-    with reaching(job.uri) as client:
-        known = client.get_model_version(job.model_name, job.version).tags[CLASSES_TAG]
-    if json.loads(known) != list(info.class_names):
-        raise InputError(
-            f"Version {job.version} of {job.model_name} knows the classes {known}, the data "
-            f"{list(info.class_names)}: no figures of the two can be compared."
-        )
+    known = known_classes(job.uri, job.model_name, job.version)
+    common = _common(job, info, known)
     sealed_N = sealed_rows(samples.groups, job.sealed)
     open_number_N = np.cumsum(~sealed_N) - 1
     counts: list[NDArray[np.int64]] = []
     model = loaded(job.uri, job.model_name, job.version, job.trusted)
-    with _keeping(job.predictions_path) as keep, model as predict:
+    kept = job.predictions_path if known == info.class_names else None
+    with _keeping(kept) as keep, model as predict:
         for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
             for ids_HW in predict(image_BHWC):
                 truth_HW = samples.mask(len(counts))
                 if not sealed_N[len(counts)]:
                     keep(str(open_number_N[len(counts)]), ids_HW)
-                counts.append(confusion_counts(truth_HW, ids_HW, info.num_classes, info.ignore_id))
-    return np.stack(counts)
+                counts.append(_counts(truth_HW, ids_HW, info, len(known)))
+    return common.of_known(np.stack(counts))
+
+
+def _common(job: ScoreJob, info: PackInfo, known: tuple[str, ...]) -> CommonClasses:
+    try:
+        return common_classes(info.class_names, known, job.former_classes)
+    except InputError as error:
+        raise InputError(f"Version {job.version} of {job.model_name} can't be compared: {error}") from error
+
+
+def _counts(truth_HW: Images, ids_HW: Images, info: PackInfo, known: int) -> NDArray[np.int64]:
+    """Count pixels by today's true class and the version's own: K x F."""
+    most = max(info.num_classes, known)  # 255 at most, so that no class has the id 255
+    marked_HW = np.where(truth_HW == info.ignore_id, IGNORE_ID, truth_HW)
+    return confusion_counts(marked_HW, ids_HW, most, IGNORE_ID)[: info.num_classes, :known]
 
 
 def _scored_part(job: ScoreJob) -> PackedSplit | SplitPart:

@@ -184,6 +184,11 @@ def read_version(uri: str, model_name: str, version: str) -> Version:
     return Version(str(found.version), str(found.run_id), dict(found.tags))
 
 
+def known_classes(uri: str, model_name: str, version: str) -> tuple[str, ...]:
+    """Return the names of a version's classes, in the order of its ids. InputError where there is no such version."""
+    return tuple(json.loads(read_version(uri, model_name, version).tags[CLASSES_TAG]))
+
+
 def run_of(uri: str, model_name: str, version: str) -> str:
     """Return the id of the run that a version came from."""
     with reaching(uri) as client:

@@ -261,8 +261,31 @@ def test_a_version_of_other_classes_is_not_compared(registered: Registered, judg
     facts = json.loads((tmp_path / "packed" / "pack.json").read_text())
     facts["class_names"][0] = "motorway"
     (tmp_path / "packed" / "pack.json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="no figures of the two can be compared"):
+    said = rf"Version {registered.version} of {NAME} can't be compared: it knows the class 'road'.*former_classes: "
+    with pytest.raises(InputError, match=said):
         score_registered(scoring(registered, registered.version, tmp_path / "packed"))
+
+
+@pytest.mark.slow
+def test_a_version_of_other_classes_is_compared_as_dataset_yaml_says(
+    registered: Registered, judging: Path, tmp_path: Path
+) -> None:
+    """Sky and road change places, and a class comes whose pixels were not labelled; masks and images stay."""
+    before = score_registered(scoring(registered, registered.version, judging / "packed"))
+    shutil.copytree(judging / "packed", tmp_path / "packed")
+    facts = json.loads((tmp_path / "packed" / "pack.json").read_text())
+    road, sky, *rest = facts["class_names"]
+    facts["class_names"] = [sky, road, *rest, "kerb"]
+    (tmp_path / "packed" / "pack.json").write_text(json.dumps(facts))
+    job = replace(
+        scoring(registered, registered.version, tmp_path / "packed"),
+        former_classes={"": ("kerb",)},
+        predictions_path=tmp_path / "predictions.npz",
+    )
+    counts = score_registered(job)
+    assert counts.shape == (len(before), 6, 6) and not counts[:, 5].any() and not counts[:, :, 5].any()
+    np.testing.assert_array_equal(counts[:, :5, :5], before[:, :, [1, 0, 2, 3, 4]])
+    assert not (tmp_path / "predictions.npz").exists(), "its ids are of another class map"
 
 
 def test_a_version_whose_files_are_gone_says_so(registered: Registered, judging: Path) -> None:

@@ -54,8 +54,9 @@ class DatasetInfo:
     ``classes`` holds ids 0..K-1 in order. ``ignore_id`` marks mask pixels that count nowhere. ``group`` is the rule
     that tells a sample's group: a regular expression with a named group ``group``, found in the sample id;
     ``{"folder": N}``, the first N folders of the id; ``{"column": NAME}``, that column of samples.csv; None makes
-    each sample its own group. ``splits`` assigns groups officially. ``samples_file`` is set by
-    ``read_dataset_info`` where the rule needs it; the manifest keeps the rule only.
+    each sample its own group. ``splits`` assigns groups officially. ``former_classes`` says what became of the classes
+    of earlier versions: former name -> classes that hold its pixels now; "" -> those whose pixels were not labelled.
+    ``samples_file`` is set by ``read_dataset_info`` where the rule needs it; the manifest keeps the rule only.
     """
 
     name: str
@@ -65,6 +66,7 @@ class DatasetInfo:
     splits: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     license: str = ""
     source: str = ""
+    former_classes: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     samples_file: SamplesFile | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
@@ -271,7 +273,8 @@ def _as_plain(info: DatasetInfo) -> dict[str, Any]:
     del plain["samples_file"]
     plain["classes"] = list(plain["classes"])
     plain["splits"] = {split: list(groups) for split, groups in info.splits.items()}
-    return plain
+    former = {name: list(now) for name, now in plain.pop("former_classes").items()}
+    return plain | ({"former_classes": former} if former else {})  # manifests without it keep their bytes
 
 
 def _parse_info(content: object, where: str) -> DatasetInfo:
@@ -290,7 +293,8 @@ def _parse_info(content: object, where: str) -> DatasetInfo:
     license, source = (_parse_text(content, key, where) for key in ("license", "source"))
     group = _parse_group(content.get("group"), where)
     splits = _parse_splits(content.get("splits") or {}, where)
-    return DatasetInfo(name, classes, ignore_id, group, splits, license, source)
+    former = _parse_former_classes(content.get("former_classes") or {}, [one.name for one in classes], where)
+    return DatasetInfo(name, classes, ignore_id, group, splits, license, source, former)
 
 
 def _mapping(content: object, where: str, *, allowed: Sequence[str], required: Sequence[str]) -> dict[str, Any]:
@@ -380,3 +384,16 @@ def _parse_splits(content: object, where: str) -> dict[str, tuple[str, ...]]:
             if seen.setdefault(group, split) != split:
                 raise InputError(f"{where}: group '{group}' is in {seen[group]} and {split}", "keep it in one split")
     return {split: tuple(groups) for split, groups in splits.items()}
+
+
+def _parse_former_classes(content: object, names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: former_classes is {content!r}", "write former names, each with classes of today")
+    former = {str(name): tuple(now if isinstance(now, list) else [now]) for name, now in content.items()}
+    for name, target in [(name, target) for name, targets in former.items() for target in targets]:
+        if target not in names:
+            hint = near_miss(str(target), list(names))
+            raise InputError(
+                f"{where}: former_classes.{name} names {target!r}", f"allowed are {', '.join(names)}{hint}"
+            )
+    return former

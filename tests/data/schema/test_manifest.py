@@ -53,6 +53,9 @@ def test_left_out_keys_have_their_stated_values(tmp_path: Path) -> None:
         ("name: x\n", "key 'classes' is missing"),
         ("- 1\n", "write a mapping"),
         ("name: [\n", "is not valid YAML"),
+        ("name: x\n" + CLASSES + "former_classes: [a]\n", r"former_classes is \['a'\]; write former names"),
+        ("name: x\n" + CLASSES + "former_classes: {c: 1}\n", "former_classes.c names 1; allowed are a, b"),
+        ("name: x\n" + CLASSES + "former_classes: {c: [aa]}\n", r"names 'aa'; allowed are a, b; did you mean 'a'"),
         ("name: a/b\n" + CLASSES, "name is 'a/b'"),
         (CLASSES + "name: x\nignore_id: 1\n", "ignore_id is 1; it must be an integer from 2"),
         (CLASSES + "name: x\nignore_id: 256\n", "ignore_id is 256"),
@@ -82,6 +85,20 @@ def test_a_malformed_file_is_refused_in_one_sentence(tmp_path: Path, text: str, 
     with pytest.raises(InputError, match=said) as caught:
         read_dataset_info(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_former_classes_are_read_kept_in_the_manifest_and_left_out_where_there_are_none(tmp_path: Path) -> None:
+    (tmp_path / "dataset.yaml").write_text(
+        "name: x\n" + CLASSES + "former_classes: {thing: b, all: [a, b], gone: [], '': [b]}\n"
+    )
+    info = read_dataset_info(tmp_path)
+    assert info.former_classes == {"thing": ("b",), "all": ("a", "b"), "gone": (), "": ("b",)}
+    write_dataset_info(tmp_path, info)
+    assert read_dataset_info(tmp_path) == info
+    assert manifest_info(manifest_schema(info).empty_table()) == info
+    write_dataset_info(tmp_path, INFO)
+    assert "former" not in (tmp_path / "dataset.yaml").read_text()
+    assert b"former" not in manifest_schema(INFO).metadata[b"segmill.dataset"], "manifests keep their bytes"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
