@@ -48,8 +48,8 @@ def notices_state(workspace: Workspace, params: Params) -> dict[str, Any]:
 
 
 def _deliver(workspace: Workspace, params: Params, patience_s: float) -> Delivered:
-    from segmill.promotion.database import ledger_url
     from segmill.promotion.delivery import deliver
+    from segmill.promotion.ledger_url import ledger_url
 
     return deliver(ledger_url(workspace.root, params.promotion.ledger_url), targets(params), patience_s=patience_s)
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from flows import interrupted
 from flows.display import clock, showing, telling
 from flows.environment import ray_address, tracking_uri
+from flows.notices import deliver_pending
 from flows.pipeline_graph import PipelineGraph, name_run
 from flows.prefect_server import start_server
 from flows.summary import markdown, next_steps, publish, run_scores, shown_interval
@@ -38,7 +39,7 @@ from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, note_speed, shortfall
 from tasks.passport import issue_passport
-from tasks.promote import Judged, promote
+from tasks.promote import Judged, bring_in_line, opened_ledger, promote
 from tasks.register import Registered, RunInputs, register, run_inputs
 from tasks.report import RunEnd, report
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_edges, stage_names, survey
@@ -152,6 +153,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
         graph = PipelineGraph(dependencies(workspace))
         data = graph.run("version", version_step, workspace, params)
         inputs, members = run_inputs(workspace, params, params_yaml), list(params.members)
+        noticed = bring_in_line(workspace, params, uri, opened_ledger(workspace, params), inputs.model)
         refuse_unsigned_champion(workspace, params, inputs.model)
         name_run(f"{inputs.model} data {data.md5[:8]}: {reason(workspace, params, data)}")
         artifacts = artifacts_of_new(workspace, uri)
@@ -166,10 +168,11 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
             outcomes += [graph.run(stage, stage_step, workspace, params, stage) for stage in AFTER_TRAINING]
             registered = graph.run("register", register_step, workspace, params, run, outcomes, inputs)
             judged = graph.run("promote", promote_step, workspace, params, uri, registered)
-            warnings = {name: short for name in members if (short := shortfall(workspace, params, name))}
-            for name, short in warnings.items():
-                tracking.set_tags(uri, run.members[name], {"warning": short})
-            result = summary(workspace, data, outcomes, registered, judged) | {"warnings": list(warnings.values())}
+            short = {name: said for name in members if (said := shortfall(workspace, params, name))}
+            for name, said in short.items():
+                tracking.set_tags(uri, run.members[name], {"warning": said})
+            warnings = [*noticed, *judged.noticed, *short.values()]
+            result = summary(workspace, data, outcomes, registered, judged) | {"warnings": warnings}
             end = RunEnd(
                 data_version=data.md5, outcomes=outcomes, registered=registered, judged=judged,
                 warnings=result["warnings"], next_steps=next_steps(result), seconds=time.monotonic() - began,
@@ -180,6 +183,7 @@ def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str 
             tags = version_tags(judged, miou)
             tracking.set_tags(uri, run.id, tags)
             registry.describe_version(uri, registered.model, registered.version, described, tags)
+    deliver_pending(workspace, params)
     publish(result, workspace.overview)
     return result
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flows.environment import tracking_uri
 from segmill.alongside import answered_alongside
 from segmill.data.versioning.versions import recorded_version
-from segmill.errors import SegmillError
+from segmill.errors import InputError, SegmillError
 from segmill.files import write_atomically
 from segmill.workspace import Workspace
 
@@ -25,11 +25,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Standing:
-    """What the registry holds: champion, challenger, and whether today's ensemble was judged already."""
+    """What the ledger and the registry hold of a workspace's model.
+
+    Attributes:
+        champion, challenger: facts of the versions.
+        judged: whether today's ensemble was judged already.
+        gate: what is left of the test set's judgements, as ``tasks.judging.gate_state`` has it; None before a run.
+        waiting: version, approvals so far and needed, and until when; None where none waits for approval.
+        noticed: sentences: what is wrong with the ledger, or who else moved the alias.
+    """
 
     champion: dict[str, Any] | None
     challenger: dict[str, Any] | None
     judged: bool
+    gate: dict[str, Any] | None = None
+    waiting: dict[str, Any] | None = None
+    noticed: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -90,13 +101,23 @@ def _database(workspace: Workspace, params: Params) -> Path | None:
     return Path(path) if path != uri else None
 
 
+def _ledger(workspace: Workspace, params: Params) -> Path | None:
+    """Return the ledger's database where that is a file; None where a server is asked."""
+    from segmill.promotion.ledger_url import ledger_url
+
+    url = ledger_url(workspace.root, params.promotion.ledger_url)
+    path = url.removeprefix("sqlite:///")
+    return Path(path) if path != url else None
+
+
 def _state(workspace: Workspace, params: Params) -> str | None:
     """Return a digest of all that the answer depends on; None where a server, which may change unseen, is asked."""
-    database = _database(workspace, params)
-    if database is None:
+    database, ledger = _database(workspace, params), _ledger(workspace, params)
+    if database is None or ledger is None:
         return None
-    files = [workspace.root / params.data.path / "dataset.yaml", *sorted(workspace.ensemble.rglob("*"))]
-    for one in (database, workspace.ledger):
+    files = [workspace.root / params.data.path / "dataset.yaml", workspace.packed / "test" / "index.parquet"]
+    files += sorted(workspace.ensemble.rglob("*"))
+    for one in (database, ledger):
         files += [one.with_name(one.name + suffix) for suffix in ("", "-wal", "-journal")]
     facts: list[Any] = [version("segmill"), params.promotion.model_dump(mode="json")]
     for path in files:
@@ -107,25 +128,40 @@ def _state(workspace: Workspace, params: Params) -> str | None:
 
 
 def _standing(workspace: Workspace, params: Params) -> Standing:
-    from segmill.promotion import earlier_ledger as ledger
     from segmill.promotion import registry
+    from segmill.promotion.ledger import LedgerError
+    from segmill.promotion.rows import waiting
     from segmill.promotion.signing import ensemble_digest
-    from tasks.promote import earlier_judgement, ledger_url
-    from tasks.register import Registered, model_name
+    from tasks.judging import gate_state
+    from tasks.promote import bring_in_line, earlier_judgement, opened_ledger
+    from tasks.register import model_name
 
     uri, name = tracking_uri(workspace, params), model_name(workspace, params)
-    champion, challenger = (registry.aliased(uri, name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
-    decisions = {entry.version: entry.decision for entry in reversed(ledger.entries(ledger_url(workspace), name))}
+    book = opened_ledger(workspace, params)
+    try:
+        noticed = bring_in_line(workspace, params, uri, book, name)
+    except (LedgerError, InputError) as fault:  # a look at the workspace is not to fail for it
+        noticed = [str(fault)]
+    rows = book.rows(name)
+    champion = registry.read_version(uri, name, rows[-1].champion) if rows and rows[-1].champion else None
+    challenger = registry.aliased(uri, name, registry.CHALLENGER)
+    decisions = {row.version: row.decision for row in rows if row.decision}
     judged = False
     if (workspace.ensemble / "ensemble.json").is_file():
         version = registry.find_version(uri, name, ensemble_digest(workspace.ensemble))
-        serving = champion.version if champion else None
-        if version is not None:
-            judged = earlier_judgement(workspace, Registered(name, version), serving, params.promotion) is not None
-    return Standing(_facts(name, champion, decisions), _facts(name, challenger, decisions), judged)
+        judged = version is not None and earlier_judgement(rows, version, params.promotion) is not None
+    wait = waiting(rows)
+    return Standing(
+        _facts(name, champion, decisions),
+        _facts(name, challenger, decisions),
+        judged,
+        gate_state(workspace, params, rows),
+        wait.facts() if wait else None,
+        noticed,
+    )
 
 
-def _facts(name: str, version: Version | None, decisions: dict[str, str | None]) -> dict[str, Any] | None:
+def _facts(name: str, version: Version | None, decisions: Mapping[str, str]) -> dict[str, Any] | None:
     if version is None:
         return None
     return {

@@ -40,7 +40,8 @@ def run_scores(metrics: dict[str, Any], facts: dict[str, Any]) -> list[dict[str,
         for name, scores in named
     ]
     if facts.get("champion_miou") is not None:
-        iou = dict(zip(classes, facts.get("champion_iou", []), strict=False))  # none in verdicts of earlier releases
+        compared = facts.get("class_names", classes)  # fewer where the champion has another class map
+        iou = dict(zip(compared, facts.get("champion_iou", []), strict=False))  # none in verdicts of earlier releases
         rows.append({"name": "champion", "miou": facts["champion_miou"], "mdice": None, "iou": iou})
     return rows
 

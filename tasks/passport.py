@@ -12,11 +12,10 @@ from segmill import tracking
 from segmill.cluster.resources import whole_node
 from segmill.cluster.work import on_ray, wait
 from segmill.params import Params
-from segmill.promotion import ledger, passport, registry
+from segmill.promotion import passport, registry
 from segmill.promotion.keys import signing_key
 from segmill.workspace import Workspace
 from tasks.inputs import all_settings, read_code
-from tasks.promote import ledger_url
 from tasks.report import RunEnd
 from tasks.version import packed_version
 
@@ -70,7 +69,7 @@ def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end:
             facts=end.judged.facts,
             compared_with=end.judged.rival,
             policy=params.promotion.model_dump(mode="json", exclude={"ledger_url"}),  # it may hold a password
-            ledger=verdict_row(workspace, model, version),
+            ledger=passport.VerdictRow(number=end.judged.row, hash=end.judged.row_hash),
         ),
         environment=wait(device),
     )
@@ -79,12 +78,6 @@ def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end:
         passport.issue(made, workspace.page, key, folder)
         passport.store(run.uri, folder, model=model, version=version)
         return Issued(made, hashlib.sha256((folder / passport.JSON).read_bytes()).hexdigest())
-
-
-def verdict_row(workspace: Workspace, model: str, version: str) -> passport.LedgerRow:
-    """Return the row of the ledger that holds the last verdict on a version."""
-    row = next(row for row in ledger.entries(ledger_url(workspace), model) if row.version == version and row.decision)
-    return passport.LedgerRow(number=row.number, hash="")
 
 
 def _recipe(workspace: Workspace, params: Params, git_commit: str) -> passport.Recipe:

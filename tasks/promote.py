@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
-from segmill.cluster.work import on_ray, wait
-from segmill.data.packing.packed import PackedSplit
-from segmill.data.schema.manifest import manifest_info, read_manifest
+from segmill.data.versioning.repository import commits_runs
 from segmill.params import Params, PromotionParams
-from segmill.promotion import earlier_ledger as ledger
-from segmill.promotion import gate, registry
-from segmill.promotion.budget import budget
-from segmill.promotion.class_map import common_classes
-from segmill.promotion.keys import trusted_keys
-from segmill.promotion.score_job import ScoreJob, score_on_ray
+from segmill.promotion import heads, history, registry
+from segmill.promotion.ledger import Conflict, Ledger, workspace_ledger
+from segmill.promotion.moves import expired, waits
+from segmill.promotion.reconcile import reconcile
+from segmill.promotion.rows import Entry, LedgerRow, waiting
 from segmill.workspace import Workspace
+from tasks.judging import Case, gate_settings, judge
 from tasks.register import Registered
-from tasks.stage import recorded_md5
 
-PREDICTIONS = "predictions"  # a folder of the workspace's scratch
+MOST_TRIES = 5  # against others who write to the ledger at the same time
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Judged:
     """The gate's decision on a version, the sentences and figures behind it, and what came of it.
 
     ``rival``: the version that it was compared with, None where there was none. ``rival_serves``: it stays champion.
+    ``row`` and ``row_hash``: of the ledger's row with the verdict. ``noticed``: sentences: who else moved the alias.
     """
 
     decision: str
@@ -37,146 +36,146 @@ class Judged:
     outcome: str
     rival: str | None
     rival_serves: bool
+    row: int
+    row_hash: str
+    noticed: tuple[str, ...] = ()
 
 
 def promote(workspace: Workspace, params: Params, uri: str, registered: Registered) -> Judged:
-    """Score both models through the registry, each in a process of its own, and move `champion` if the gate passes.
+    """Judge the version against the champion and, if the gate passes, make it the champion or let it wait for approval.
 
-    A version that was judged before against the same champion and under the same settings is not judged again. One
-    that serves already is judged against the version that it replaced; if it fails now, it serves until another one
-    passes. The version that serves is no challenger any more. The page of the verdict before goes, so that a run which
-    ends before it has written its own is not taken for a complete one.
+    A version that was judged before against the same champion and under the same settings is not judged again, nor one
+    that serves already, nor one that a person decided against. The page of the verdict before goes, so that a run which
+    ends before it has written its own is not taken for a complete one. Where somebody else writes to the ledger
+    meanwhile, the version is judged again against the champion of then.
 
     Raises:
         InputError: the champion knows other classes than the data, and dataset.yaml does not say what became of them.
         SignatureError: a version is not signed, not by a trusted key, or not what was signed.
-        InfrastructureError: MLflow or the ledger does not answer, or somebody else promoted meanwhile.
+        LedgerError: the ledger is not to be believed, or is not the model's.
+        InfrastructureError: MLflow or the ledger does not answer, or others write to it all the time.
     """
     workspace.page.unlink(missing_ok=True)
-    book = ledger_url(workspace)
-    seen = ledger.last_number(book, registered.model)
-    champion = registry.aliased(uri, registered.model, registry.CHAMPION)
-    serving = champion.version if champion else None
-    if earlier := earlier_judgement(workspace, registered, serving, params.promotion):
-        if serving == registered.version:
-            registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
-        return earlier
-    rival = _replaced_by(workspace, registered) if serving == registered.version else serving
-    shutil.rmtree(workspace.scratch / PREDICTIONS, ignore_errors=True)
-    trusted, info = trusted_keys(workspace.root), manifest_info(read_manifest(workspace.manifest))
-    scored = [
-        on_ray(
-            score_on_ray,
-            ScoreJob(
-                uri=uri,
-                model_name=registered.model,
-                version=version,
-                trusted=trusted,
-                packed_dir=workspace.packed,
-                sealed=params.split.sealed,
-                former_classes=info.former_classes,
-                predictions_path=predictions_path(workspace, version) if rival else None,
-            ),
-        )
-        for version in [registered.version, *([rival] if rival else [])]
-    ]
-    counts = [wait(running) for running in scored]
-    groups = PackedSplit(workspace.packed / "test").groups
-    known = registry.known_classes(uri, registered.model, rival) if rival else info.class_names
-    common = common_classes(info.class_names, known, info.former_classes)
-    verdict = gate.decide(
-        gate.GateEvidence(
-            challenger_counts_NKK=common.of_today(counts[0]),
-            champion_counts_NKK=counts[1] if rival else None,
-            groups=groups,
-            class_names=common.names,
-        ),
-        policy(params.promotion),
-        budget([], groups, alpha=params.promotion.alpha, judgements=params.promotion.judgements, recipe=""),
-        seed=params.split.seed,
-    )
-    passed = verdict.decision == "PASS"
-    entry = ledger.append(
-        book,
-        ledger.EarlierEntry(
-            action="promote" if passed else "refuse",
-            model=registered.model,
-            version=registered.version,
-            previous=serving,
-            decision=verdict.decision,
-            reasons=verdict.reasons,
-            facts=verdict.facts,
-        ),
-        after=seen,
-    )
-    if passed and serving != registered.version:
-        registry.set_alias(uri, registered.model, registry.CHAMPION, registered.version)
-    if passed or serving == registered.version:
+    book = opened_ledger(workspace, params)
+    with mirrored(workspace, params, uri, book, registered.model) as noticed:
+        for tries_left in reversed(range(MOST_TRIES)):
+            try:
+                judged = _judge(workspace, params, uri, registered, book)
+                break
+            except Conflict:
+                if not tries_left:
+                    raise
+    if book.position(registered.model).rows[-1].champion == registered.version:
         registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
-    return _judged(entry, rival)
+    return replace(judged, noticed=tuple(noticed))
 
 
-def policy(settings: PromotionParams) -> gate.GatePolicy:
-    """Return what the gate asks for under these settings."""
-    guards = settings.guards.model_dump()
-    own = settings.model_dump(include={"floor_miou", "min_gain", "confidence", "rule", "goal", "margin", "untestable"})
-    return gate.GatePolicy(**own, **guards)
+def opened_ledger(workspace: Workspace, params: Params) -> Ledger:
+    """Return the ledger that the settings name; its rows come with their notices."""
+    return workspace_ledger(workspace.root, params.promotion.ledger_url)
 
 
-def predictions_path(workspace: Workspace, version: str) -> Path:
-    """Return where the predictions of a version on today's test split are kept, if it is one of the last two judged."""
-    return workspace.scratch / PREDICTIONS / f"{version}-{recorded_md5(workspace, 'prepare')}.npz"
+@contextmanager
+def mirrored(workspace: Workspace, params: Params, uri: str, book: Ledger, model: str) -> Iterator[list[str]]:
+    """Bring MLflow in line with the ledger before and after the block; yield a list of sentences on what was found.
 
-
-def earlier_judgement(
-    workspace: Workspace, registered: Registered, champion: str | None, settings: PromotionParams
-) -> Judged | None:
-    """Return the ledger's last word on this version where it still holds.
-
-    It does where the same champion serves as after it, and every setting that the verdict was made with (its facts
-    name them) is the same now.
+    What a run left unfinished that died is finished, and whoever else moved the alias is named.
     """
-    for entry in ledger.entries(ledger_url(workspace), registered.model):
-        if entry.version == registered.version and entry.decision:
-            served_after = registered.version if entry.action == "promote" else entry.previous
-            if served_after != champion or not _same_settings(entry, settings):
-                return None
-            judged_as_champion = entry.previous == entry.version
-            return _judged(entry, _replaced_by(workspace, registered) if judged_as_champion else entry.previous)
-    return None
+    noticed = bring_in_line(workspace, params, uri, book, model)
+    yield noticed
+    noticed += bring_in_line(workspace, params, uri, book, model)
 
 
-def _same_settings(entry: ledger.EarlierEntry, settings: PromotionParams) -> bool:
-    """Where there was no champion, ``min_gain`` and ``confidence`` decided nothing and are no facts."""
-    asked = settings.model_dump()
-    return "floor_miou" in entry.facts and all(
-        entry.facts[name] == value for name, value in asked.items() if name in entry.facts
+def bring_in_line(workspace: Workspace, params: Params, uri: str, book: Ledger, model: str) -> list[str]:
+    """Let MLflow's alias and the copies of the ledger's last row follow the ledger; return what is to be said.
+
+    Raises LedgerError and InfrastructureError as ``reconcile``.
+    """
+    said = reconcile(uri, book, model, heads.in_workspace(workspace.root, model))
+    position = book.position(model)
+    if position.rows and not position.rows[-1].taken_over:
+        commit = commits_runs(workspace.root) if params.git.commit is None else params.git.commit
+        heads.write_file(workspace.root, position.rows[-1], position.ledger, commit=commit)
+    return said
+
+
+def _judge(workspace: Workspace, params: Params, uri: str, registered: Registered, book: Ledger) -> Judged:
+    """Judge once, and append what was decided; Conflict where somebody else appended meanwhile."""
+    writer = book.begin(registered.model)
+    if known := earlier_judgement(writer.rows, registered.version, params.promotion):
+        return known
+    verdict = judge(
+        Case(
+            workspace=workspace, params=params, uri=uri, model=registered.model, challenger=registered.version,
+            rows=writer.rows,
+        )
+    )  # fmt: skip
+    settings = params.promotion
+    action, facts = "refuse", verdict.facts
+    if verdict.decision == "PASS":
+        action = "promote" if settings.approval == "none" else "await"
+        facts = facts | (waits(settings.approval, settings.approval_days) if action == "await" else {})
+    entry = Entry(
+        action=action, version=registered.version, decision=verdict.decision, reasons=verdict.reasons, facts=facts
+    )
+    row = book.append(writer, entry)
+    return _judged(row, [*writer.rows, row])
+
+
+def earlier_judgement(rows: Sequence[LedgerRow], version: str, settings: PromotionParams) -> Judged | None:
+    """Return the ledger's last verdict on this version where it is not to be judged again.
+
+    That is so where it serves; where a person decided against it; where it waits for approval; and where the same
+    champion serves as when it was judged, under the same settings.
+    """
+    row = history.last_verdict(rows, version)
+    if row is None:
+        return None
+    champion = rows[-1].champion
+    if champion == version or history.set_aside(rows, version):
+        return _judged(row, rows)
+    if row.taken_over or row.facts.get("settings") != gate_settings(settings) or row.champion != champion:
+        return None
+    wait = waiting(rows)
+    if row.action == "await" and (wait is None or wait.version != version or expired(wait)):
+        return None
+    return _judged(row, rows)
+
+
+def _judged(row: LedgerRow, rows: Sequence[LedgerRow]) -> Judged:
+    """Say what came of the verdict in ``row``, by all rows since."""
+    champion = rows[-1].champion
+    return Judged(
+        decision=str(row.decision),
+        reasons=row.reasons,
+        facts=row.facts,
+        outcome=outcome_of(row, rows),
+        rival=row.previous if row.previous != row.version else None,
+        rival_serves=row.previous is not None and row.previous == champion,
+        row=row.number,
+        row_hash=row.hash,
     )
 
 
-def _replaced_by(workspace: Workspace, registered: Registered) -> str | None:
-    """Return the champion that the version took the place of; None where there was none."""
-    for entry in ledger.entries(ledger_url(workspace), registered.model):
-        if (entry.version, entry.action) == (registered.version, "promote") and entry.previous != entry.version:
-            return entry.previous
-    return None
-
-
-def ledger_url(workspace: Workspace) -> str:
-    """Return the SQLAlchemy URL of the workspace's ledger."""
-    return f"sqlite:///{workspace.ledger}"
-
-
-def _judged(entry: ledger.EarlierEntry, rival: str | None) -> Judged:
-    version, model = entry.version, entry.model
-    if entry.previous == version:  # it served when it was judged
-        how = "passes" if entry.action == "promote" else "does not pass"
-        until = "" if entry.action == "promote" else " until another version passes"
-        outcome = f"version {version} of {model} {how} under these settings; it stays the champion{until}"
-    elif entry.action == "promote":
-        outcome = f"version {version} of {model} is the champion now"
-    else:
-        stays = f"version {entry.previous} stays the champion" if entry.previous else "there is no champion"
-        outcome = f"version {version} of {model} was not promoted; {stays}"
-    serves = rival is not None and rival == entry.previous and entry.action != "promote"
-    return Judged(str(entry.decision), entry.reasons, entry.facts, outcome, rival, serves)
+def outcome_of(row: LedgerRow, rows: Sequence[LedgerRow]) -> str:
+    """Say in a sentence what became of the version that ``row`` is about, by all rows of its model since."""
+    version, model, champion = row.version, row.model, rows[-1].champion
+    which = f"version {version} of {model}"
+    stays = f"version {champion} stays the champion" if champion else "there is no champion"
+    if champion == version:
+        how = {"overrule": "now, over the gate's verdict", "rollback": "again, by a rollback"}
+        return f"{which} is the champion {how.get(history.moves(rows)[-1].action, 'now')}"
+    if against := history.set_aside(rows, version):
+        what = {"rollback": "was rolled back", "reject": "was rejected", "overrule": "was replaced"}[against.action]
+        return (
+            f"{which} {what} by {against.actor.get('git') or against.actor.get('user') or 'somebody'} on "
+            f"{against.time[:10]} ({against.because}), so it is not judged again; {stays}; `segmill promote {version} "
+            '--because "..."` brings it back'
+        )
+    wait = waiting(rows)
+    if wait is not None and wait.version == version:
+        until = datetime.fromisoformat(str(wait.expires)).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+        approvals = f"{wait.missing} approval{'s' if wait.missing > 1 else ''}"
+        approve = f'`segmill approve {version} --because "..."`'
+        return f"{which} waits for {approvals} until {until} ({approve}); {stays} until then"
+    return f"{which} was not promoted; {stays}"

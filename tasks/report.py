@@ -18,7 +18,8 @@ from segmill.reports.run_facts import Changes, Link, RunFacts, VerdictFacts
 from segmill.workspace import Workspace
 from tasks.changes import changes_since
 from tasks.inputs import all_settings
-from tasks.promote import Judged, predictions_path
+from tasks.judging import predictions_of
+from tasks.promote import Judged
 from tasks.register import PIPELINE_FILES, Registered
 from tasks.stage import Outcome
 
@@ -44,8 +45,9 @@ def report(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd)
 
     Raises InfrastructureError where MLflow does not answer.
     """
-    versions = [end.registered.version, *([end.judged.rival] if end.judged.rival else [])]
-    kept = [predictions_path(workspace, version) for version in versions]
+    facts = end.judged.facts
+    manifests = [facts.get("manifest_sha256"), facts.get("champion_manifest_sha256")]  # none of an earlier release
+    kept = [predictions_of(workspace, params, one) for one in manifests if one]
     job = ReportJob(
         reports_dir=workspace.reports,
         ensemble_dir=workspace.ensemble,

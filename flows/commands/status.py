@@ -18,30 +18,41 @@ from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, writer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from segmill.params import Params
+    from segmill.promotion.rows import LedgerRow
     from tasks.stage import Outcome
 
 
 def status_command(workspace: WorkspaceOption = HERE) -> None:
     """Show what is stale and why, and which models stand."""
+    from flows.notices import notices_state
     from segmill.stores import store_sizes
     from tasks.stage import survey
 
     space, params = open_workspace(workspace)
     with registry_asked(space, params) as registry:
-        found = replace(look(space, params, survey(space, params), registry()), bytes=store_sizes(space, params))
+        found = look(space, params, survey(space, params), registry())
+    notices = notices_state(space, params)
+    found = replace(found, notices=notices, bytes=store_sizes(space, params))
     if not tell(**found.facts()):
         show(found, out)
 
 
 def history_command(workspace: WorkspaceOption = HERE) -> None:
-    """List every verdict and move of the champion."""
-    from segmill.promotion import earlier_ledger as ledger
-    from tasks.promote import ledger_url
+    """List every verdict and move of the champion, and why."""
+    space, params = open_workspace(workspace)
+    rows = ledger_rows(space, params)
+    if not tell([asdict(row) for row in rows]):
+        show_history(rows, out)
 
-    space = open_workspace(workspace)[0]
-    if not tell([asdict(entry) for entry in reversed(ledger.entries(ledger_url(space)))]):
-        show_history(space, out)
+
+def ledger_rows(workspace: Workspace, params: Params) -> list[LedgerRow]:
+    """Return the rows of every model in the ledger, oldest first."""
+    from tasks.promote import opened_ledger
+
+    return opened_ledger(workspace, params).rows()
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,10 @@ class Status:
     judged: bool
     writer: str
     interrupted: InterruptedRun | None = None
+    gate: dict[str, Any] | None = None
+    waiting: dict[str, Any] | None = None
+    noticed: list[str] = field(default_factory=list)
+    notices: dict[str, Any] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -79,6 +94,10 @@ class Status:
             "last_run": self.last_run,
             "champion": self.champion,
             "challenger": self.challenger,
+            "gate": self.gate,
+            "waiting": self.waiting,
+            "noticed": self.noticed,
+            "notices": self.notices,
             "bytes": self.bytes,
         }
 
@@ -98,6 +117,9 @@ def look(workspace: Workspace, params: Params, stages: dict[str, Outcome], stand
         champion=standing.champion,
         challenger=standing.challenger,
         judged=standing.judged,
+        gate=standing.gate,
+        waiting=standing.waiting,
+        noticed=standing.noticed,
         writer=running or writer(workspace, Part.DATA),
         interrupted=None if running else interrupted(workspace),
     )
@@ -115,6 +137,14 @@ def show(status: Status, console: Console) -> None:
     )
     for alias, model in (("champion", status.champion), ("challenger", status.challenger)):
         console.print(f"[bold]{alias:13}[/] {escape(model_line(model))}", highlight=False, soft_wrap=True)
+    if status.gate:
+        console.print(f"[bold]gate[/]          {gate_line(status.gate)}", highlight=False, soft_wrap=True)
+    if status.waiting:
+        console.print(f"[bold]approval[/]      {_waiting_line(status.waiting)}", highlight=False, soft_wrap=True)
+    for sentence in status.noticed:
+        console.print(f"[bold]ledger[/]        {escape(sentence)}", style="yellow", highlight=False, soft_wrap=True)
+    if status.notices.get("waiting"):
+        console.print(f"[bold]notices[/]       {_notices_line(status.notices)}", highlight=False, soft_wrap=True)
     if status.writer:
         console.print(f"[bold]now[/]           {escape(status.writer)}", highlight=False, soft_wrap=True)
     if status.interrupted:
@@ -154,6 +184,35 @@ def model_line(model: dict[str, Any] | None) -> str:
     return f"{model['name']} version {model['version']}{score}{verdict}, data {str(model['data_version'])[:8]}"
 
 
+def gate_line(gate: dict[str, Any]) -> str:
+    """Say what is left of the judgements of a test set, and whether the next one can be decided."""
+    needed, groups = gate["groups_needed"], gate["groups"]
+    if gate["rule"] == "plain":
+        enough = f"{groups} test groups, of which it takes {needed}"
+        return f"plain: judges one night at a time and promises nothing over many nights ({enough})"
+    left = f"test set {gate['set_number']}: {gate['judgements_left']} of {gate['judgements']} judgements left"
+    passes = f"{gate['passes']} PASS{'' if gate['passes'] == 1 else 'es'} so far"
+    if needed is not None and groups >= needed:
+        return (
+            f"{left}, {passes}; the next asks for p below {gate['level']:.1g}, {needed} of {groups} groups can show it"
+        )
+    short = f"the next takes {needed} groups and there are {groups}; " if needed is not None else ""
+    return f"{left}, {passes}; {short}{gate['renewal']}"
+
+
+def _waiting_line(waiting: dict[str, Any]) -> str:
+    missing = waiting["approvals_missing"]
+    return (
+        f"version {waiting['version']} waits for {missing} approval{'' if missing == 1 else 's'} until "
+        f"{waiting['expires']}: `segmill approve`, `segmill reject`"
+    )
+
+
+def _notices_line(notices: dict[str, Any]) -> str:
+    error = f" ({escape(str(notices['last_error']))})" if notices.get("last_error") else ""
+    return f"{notices['waiting']} to be sent{error}"
+
+
 def stores_line(sizes: dict[str, int]) -> str:
     """Say what takes how much of the disk: all, then the stores that take something, the largest first."""
     parts = sorted(((size, name) for name, size in sizes.items() if name != "total"), reverse=True)
@@ -166,23 +225,33 @@ def mib(size: int) -> str:
     return f"{size / 2**20:,.{1 if size < 10 * 2**20 else 0}f}"
 
 
-def show_history(workspace: Workspace, console: Console) -> None:
-    """Print the ledger, oldest first, in 80 columns; "against" is the champion of that time."""
-    from segmill.promotion import earlier_ledger as ledger
-    from tasks.promote import ledger_url
-
-    entries = ledger.entries(ledger_url(workspace))
-    if not entries:
+def show_history(rows: Sequence[LedgerRow], console: Console) -> None:
+    """Print the ledger, oldest first: a line of 80 columns for each row, and below it who decided and why."""
+    if not rows:
         console.print("no verdict yet: `segmill retrain` brings the first")
         return
-    console.print(f"[bold]{entries[0].model}[/], the latest last")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("time (UTC)", "version", "action", "verdict", "against", "mIoU", "gain"):
-        table.add_column(heading, no_wrap=True)
-    for entry in reversed(entries):
-        gain, miou = entry.facts.get("gain"), entry.facts.get("challenger_miou")
-        table.add_row(
-            entry.time[:19], entry.version, entry.action, entry.decision or "-", entry.previous or "-",
-            "-" if miou is None else f"{miou:.4f}", "-" if gain is None else f"{gain:+.4f}",
-        )  # fmt: skip
-    console.print(table)
+    for model in dict.fromkeys(row.model for row in rows):
+        console.print(f"[bold]{escape(model)}[/], the latest last", highlight=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for heading in ("#", "time (UTC)", "version", "action", "verdict", "against", "gain", "alpha"):
+            table.add_column(heading, no_wrap=True)
+        notes: dict[int, str] = {}
+        for row in [row for row in rows if row.model == model]:
+            gain, spent = row.facts.get("gain"), row.facts.get("alpha_spent")
+            table.add_row(
+                str(row.number), row.time[2:16].replace("T", " "), row.version, row.action, row.decision or "-",
+                row.previous or "-", "-" if gain is None else f"{gain:+.4f}", f"{spent:.1g}" if spent else "-",
+            )  # fmt: skip
+            if row.because or row.doubt:
+                notes[row.number] = _note(row)
+        console.print(table)
+        for number, note in notes.items():
+            console.print(f"  {number}: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _note(row: LedgerRow) -> str:
+    """Say who decided and why, or why a row is not to be believed."""
+    if row.doubt:
+        return f"NOT TO BE BELIEVED: {row.doubt}"
+    who = row.actor.get("git") or row.actor.get("user") or "somebody"
+    return f"{who}, who says so of themselves and signed with key {row.key_id}: {row.because}"

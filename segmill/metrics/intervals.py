@@ -120,11 +120,13 @@ def iou_intervals(
 ) -> list[Interval]:
     """Return the IoU of each class (K) of one model with its two-sided interval; see ``score_intervals``."""
     share_GN, everything_1G, draws_RG = _draws(groups, seed, resamples)
-    both_GK, either_GK = (share_GN @ part for part in _intersection_union(counts_NKK))
-    middle_K = ratio(everything_1G @ both_GK, everything_1G @ either_GK)[0]
-    spread_RK = ratio(draws_RG @ both_GK, draws_RG @ either_GK)
+    both_GK, truth_GK, prediction_GK = (share_GN @ part for part in overlap(counts_NKK))
+    either_GK = truth_GK + prediction_GK - both_GK
+    middle_K, spread_RK = (
+        of_present(weights @ both_GK, weights @ either_GK, weights @ truth_GK) for weights in (everything_1G, draws_RG)
+    )
     found = []
-    for middle, spread_R in zip(middle_K.tolist(), spread_RK.T, strict=True):
+    for middle, spread_R in zip(middle_K[0].tolist(), spread_RK.T, strict=True):
         low, high = _bounds(middle, spread_R, len(share_GN), confidence) or (0.0, 1.0)
         found.append(Interval(middle, float(np.clip(low, 0.0, 1.0)), float(np.clip(high, 0.0, 1.0)), len(share_GN)))
     return found

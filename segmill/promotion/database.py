@@ -33,8 +33,8 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchM
 from sqlalchemy.pool import NullPool
 
 from segmill.errors import InfrastructureError, InputError
+from segmill.promotion.ledger_url import URL_VARIABLE
 
-URL_VARIABLE = "SEGMILL_LEDGER_URL"
 SCHEMA = "1"
 WAIT_S = 30  # for another writer's transaction, which takes milliseconds
 
@@ -91,16 +91,6 @@ EARLIER = Table(
     Column("reasons", Text, nullable=False),
     Column("facts", Text, nullable=False),
 )
-
-
-def ledger_url(root: Path, named: str | None = None) -> str:
-    """Return the SQLAlchemy URL of a workspace's ledger: SEGMILL_LEDGER_URL, else ``named``, else ``ledger.db`` there.
-
-    A relative SQLite path is taken from ``root``.
-    """
-    url = os.environ.get(URL_VARIABLE) or named or "sqlite:///ledger.db"
-    path = url.removeprefix("sqlite:///")
-    return f"sqlite:///{root / path}" if path != url else url
 
 
 def parse_url(url: str) -> URL:

@@ -15,6 +15,7 @@ from segmill.promotion.chain import StoredRow, Witness
 from segmill.promotion.database import MODELS, MOVES, ROWS, Database
 from segmill.promotion.identity import actor
 from segmill.promotion.keys import SigningKey, TrustedKeys, signing_key, trusted_keys
+from segmill.promotion.ledger_url import ledger_url
 from segmill.promotion.rows import Entry, LedgerRow, champion
 from segmill.promotion.stored import Known
 
@@ -90,7 +91,7 @@ def open_ledger(
     """Return the ledger in a database; nothing is read or made yet.
 
     Args:
-        url: a SQLAlchemy URL of SQLite or PostgreSQL; see ``database.ledger_url``.
+        url: a SQLAlchemy URL of SQLite or PostgreSQL; see ``ledger_url``.
         trusted: whose signatures are believed.
         key: signs what is appended; None takes that of whoever runs this, when it is needed.
         root: the workspace, whose git configuration says who acts.
@@ -107,7 +108,7 @@ def workspace_ledger(root: Path, named: str | None = None) -> Ledger:
 
     ``named``: promotion.ledger_url. Errors as ``open_ledger``.
     """
-    url = database.ledger_url(root, named)
+    url = ledger_url(root, named)
     return open_ledger(url, trusted=trusted_keys(root), root=root, in_transaction=outbox.add)
 
 

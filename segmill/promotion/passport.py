@@ -68,7 +68,7 @@ class Figures(_Part):
     members: dict[str, Scores]
 
 
-class SplitPart(_Part):
+class SplitSummary(_Part):
     """One split. ``sha256``: of a line "id image_sha256 mask_sha256" per sample, sorted."""
 
     samples: int
@@ -92,7 +92,7 @@ class Data(_Part):
     version: str
     classes: list[str]
     split: dict[str, Any]
-    splits: dict[str, SplitPart]
+    splits: dict[str, SplitSummary]
     accept: list[str]
     findings: list[Finding]
 
@@ -113,7 +113,7 @@ class WeightsOrigin(_Part):
     sha256: str | None
 
 
-class LedgerRow(_Part):
+class VerdictRow(_Part):
     """The row of the ledger that holds the verdict; ``hash`` is "" in a ledger that has none."""
 
     number: int
@@ -128,7 +128,7 @@ class RecordedVerdict(_Part):
     facts: dict[str, Any]
     compared_with: str | None
     policy: dict[str, Any]
-    ledger: LedgerRow
+    ledger: VerdictRow
 
 
 class Environment(_Part):
@@ -181,7 +181,7 @@ def parse(content: bytes) -> Passport:
         ) from None
 
 
-def split_parts(manifest: pyarrow.Table) -> dict[str, SplitPart]:
+def split_parts(manifest: pyarrow.Table) -> dict[str, SplitSummary]:
     """Return what is in each split of a manifest."""
     columns = ("split", "group", "id", "image_sha256", "mask_sha256")
     rows = list(zip(*(manifest[name].to_pylist() for name in columns), strict=True))
@@ -190,7 +190,7 @@ def split_parts(manifest: pyarrow.Table) -> dict[str, SplitPart]:
         own = sorted(row[1:] for row in rows if row[0] == split)
         lines = sorted(f"{sample} {image} {mask}\n" for _, sample, image, mask in own)
         sha256 = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
-        parts[split] = SplitPart(samples=len(own), groups=len({row[0] for row in own}), sha256=sha256)
+        parts[split] = SplitSummary(samples=len(own), groups=len({row[0] for row in own}), sha256=sha256)
     return parts
 
 

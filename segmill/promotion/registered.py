@@ -91,7 +91,7 @@ def score_registered(job: ScoreJob) -> NDArray[np.int64]:
             ``job.former_classes`` does not say what became of them.
         SignatureError, InfrastructureError, SegmillError: as for ``loaded``.
     """
-    info, samples = read_pack(job.packed_dir), _scored_part(job)
+    info, samples = read_pack(job.packed_dir), scored_part(job)
     known = known_classes(job.uri, job.model_name, job.version)
     common = _common(job, info, known)
     sealed_N = sealed_rows(samples.groups, job.sealed)
@@ -123,7 +123,7 @@ def _counts(truth_HW: Images, ids_HW: Images, info: PackInfo, known: int) -> NDA
     return confusion_counts(marked_HW, ids_HW, most, IGNORE_ID)[: info.num_classes, :known]
 
 
-def _scored_part(job: ScoreJob) -> PackedSplit | SplitPart:
+def scored_part(job: ScoreJob) -> PackedSplit | SplitPart:
     """Return the samples that are scored; InputError where there are none."""
     split = PackedSplit(job.packed_dir / job.split)
     if not len(split):

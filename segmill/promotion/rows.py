@@ -126,6 +126,15 @@ class Waiting:
     def expires(self) -> str | None:
         return self.row.facts.get("expires")
 
+    @property
+    def missing(self) -> int:
+        """How many approvals are still needed, each by another key."""
+        return int(self.row.facts["approvals_needed"]) - len({row.key_id for row in self.approvals})
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `segmill status --json` says of it."""
+        return {"version": self.version, "approvals_missing": self.missing, "expires": self.expires}
+
 
 def champion(rows: Sequence[LedgerRow]) -> str | None:
     """Return the version that serves by the rows of one model (oldest first); None: none does."""

@@ -84,6 +84,15 @@ def fetch_member(uri: str, model: str, version: str, member: str, trusted: Trust
     return True
 
 
+def model_bytes(uri: str, model: str, version: str, trusted: TrustedKeys) -> int:
+    """Return how many bytes the version's ensemble has, by its signed manifest. Errors as for ``fetch_verified``."""
+    with tempfile.TemporaryDirectory(prefix="segmill-manifest-") as name, _refusing(model, version):
+        for file in (signing.MANIFEST, signing.SIGNATURE):
+            _fetch(uri, model, version, file, Path(name))
+        files = signing.read_manifest(Path(name), trusted, model=model).files
+    return sum(size for path, (_, size) in files.items() if path.startswith(f"{signing.ENSEMBLE}/"))
+
+
 def sign_registered(
     uri: str, model: str, version: str, key: SigningKey, trusted: TrustedKeys
 ) -> tuple[signing.Manifest, bool]:

@@ -14,8 +14,8 @@ from ledgers import ANNA, MODEL, key_of, ledger_at, record, trusting, write_earl
 from sqlalchemy import Connection, text
 
 from segmill.errors import InfrastructureError, InputError
-from segmill.promotion.database import ledger_url
 from segmill.promotion.ledger import Conflict, LedgerError, open_ledger
+from segmill.promotion.ledger_url import ledger_url
 from segmill.promotion.rows import Entry, LedgerRow, champion, waiting
 
 PASSED = Entry(

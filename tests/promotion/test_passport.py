@@ -29,7 +29,7 @@ ROWS = {
 def made(**own: Any) -> passport.Passport:
     """Return a passport of version 1; each of ``own`` replaces a part of it."""
     scores = passport.measure(COUNTS, GROUPS, ["road", "sky", "none"])
-    row = passport.LedgerRow(number=1, hash="")
+    row = passport.VerdictRow(number=1, hash="")
     plain: dict[str, Any] = {
         "model": NAME, "version": "1", "issued": "2026-11-29T08:00:00+00:00", "run_id": "run", "registered_by": "run",
         "manifest_sha256": "a" * 64, "ensemble_sha256": "b" * 64, "report_sha256": "c" * 64,

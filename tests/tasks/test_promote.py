@@ -1,4 +1,4 @@
-"""An earlier verdict holds only for the same champion and the same settings of the gate."""
+"""A verdict holds for one champion and its settings; what serves, waits or people decided is not judged again."""
 
 from __future__ import annotations
 
@@ -6,72 +6,110 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ledgers import MODEL, ledger_at, record
 
 from segmill.params import PromotionParams
-from segmill.promotion import earlier_ledger as ledger
-from segmill.workspace import Workspace
-from tasks.promote import _replaced_by, earlier_judgement, ledger_url
-from tasks.register import Registered
+from segmill.promotion.ledger import Ledger
+from segmill.promotion.moves import waits
+from tasks.judging import gate_settings
+from tasks.promote import earlier_judgement, outcome_of
 
-MODEL = "segmill-street"
-SETTINGS = {"floor_miou": 0.5, "min_gain": 0.0, "confidence": 0.95}
+SETTINGS = PromotionParams()
 
 
-def wrote(workspace: Workspace, action: str, version: str, previous: str | None, **facts: Any) -> None:
-    decision = {"promote": "PASS", "refuse": "FAIL"}.get(action)
-    book = ledger_url(workspace)
-    entry = ledger.EarlierEntry(
-        action, MODEL, version, previous, decision, ["a reason"], {"challenger_miou": 0.6, **facts}
+@pytest.fixture
+def book(tmp_path: Path) -> Ledger:
+    return ledger_at(tmp_path / "ledger.db")
+
+
+def judged(book: Ledger, action: str, version: str, settings: PromotionParams = SETTINGS, **facts: Any) -> None:
+    decision = {"refuse": "FAIL"}.get(action, "PASS")
+    record(
+        book,
+        action,
+        version,
+        decision=decision,
+        reasons=["a reason"],
+        facts={"settings": gate_settings(settings), **facts},
     )
-    ledger.append(book, entry, after=ledger.last_number(book, MODEL))
 
 
-def known(workspace: Workspace, version: str, champion: str | None, **changed: float) -> str | None:
-    found = earlier_judgement(workspace, Registered(MODEL, version), champion, PromotionParams(**SETTINGS | changed))
+def known(book: Ledger, version: str, **changed: Any) -> str | None:
+    found = earlier_judgement(book.rows(MODEL), version, PromotionParams(**changed))
     return found.outcome if found else None
 
 
-def compared_with(workspace: Workspace, version: str, champion: str) -> tuple[str | None, bool]:
-    found = earlier_judgement(workspace, Registered(MODEL, version), champion, PromotionParams(**SETTINGS))
-    assert found is not None
-    return found.rival, found.rival_serves
+@pytest.mark.parametrize(
+    "changed", [{"floor_miou": 0.4}, {"min_gain": 0.01}, {"rule": "plain"}, {"guards": {"class_loss": 0.1}}]
+)
+def test_a_changed_setting_asks_for_a_new_verdict(book: Ledger, changed: dict[str, Any]) -> None:
+    judged(book, "promote", "1")
+    judged(book, "refuse", "2")
+    assert known(book, "2") == f"version 2 of {MODEL} was not promoted; version 1 stays the champion"
+    assert known(book, "2", **changed) is None
+    assert known(book, "2", approval="two", approval_days=1) is not None, "who must agree decides no verdict"
+    assert known(book, "3") is None
 
 
-@pytest.mark.parametrize("changed", [{"floor_miou": 0.4}, {"min_gain": 0.01}, {"confidence": 0.9}])
-def test_a_changed_setting_asks_for_a_new_verdict(tmp_path: Path, changed: dict[str, float]) -> None:
-    workspace = Workspace(tmp_path)
-    wrote(workspace, "promote", "1", None, floor_miou=0.5)
-    wrote(workspace, "refuse", "2", "1", **SETTINGS)
-    assert known(workspace, "2", "1") == f"version 2 of {MODEL} was not promoted; version 1 stays the champion"
-    assert known(workspace, "2", "1", **changed) is None
-    assert compared_with(workspace, "2", "1") == ("1", True)
-    assert compared_with(workspace, "1", "1") == (None, False), "the first"
+def test_what_serves_is_not_judged_again(book: Ledger) -> None:
+    judged(book, "promote", "1")
+    assert known(book, "1", floor_miou=0.99) == f"version 1 of {MODEL} is the champion now"
+    found = earlier_judgement(book.rows(MODEL), "1", SETTINGS)
+    assert found is not None and (found.rival, found.rival_serves, found.row) == (None, False, 1)
 
 
-def test_without_a_champion_only_the_floor_decided(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    wrote(workspace, "promote", "1", None, floor_miou=0.5)
-    assert known(workspace, "1", "1", min_gain=0.01, confidence=0.9) == f"version 1 of {MODEL} is the champion now"
-    assert known(workspace, "1", "1", floor_miou=0.99) is None
+def test_another_champion_asks_for_a_new_verdict(book: Ledger) -> None:
+    judged(book, "promote", "1")
+    judged(book, "refuse", "2")
+    judged(book, "promote", "3")
+    assert known(book, "2") is None
 
 
-def test_another_champion_asks_for_a_new_verdict(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    wrote(workspace, "refuse", "2", "1", **SETTINGS)
-    assert known(workspace, "2", "3") is None
+def test_the_rival_is_who_served_when_it_was_judged(book: Ledger) -> None:
+    judged(book, "promote", "1")
+    judged(book, "refuse", "2")
+    found = earlier_judgement(book.rows(MODEL), "2", SETTINGS)
+    assert found is not None and (found.rival, found.rival_serves) == ("1", True)
+    judged(book, "promote", "3")
+    found = earlier_judgement(book.rows(MODEL), "3", SETTINGS)
+    assert found is not None and (found.rival, found.rival_serves) == ("1", False)
 
 
-def test_a_champion_that_fails_under_new_settings_goes_on_serving(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    wrote(workspace, "promote", "1", None, floor_miou=0.5)
-    wrote(workspace, "promote", "2", "1", **SETTINGS)
-    wrote(workspace, "refuse", "2", "2", **SETTINGS | {"floor_miou": 0.99})
-    outcome = known(workspace, "2", "2", floor_miou=0.99)
-    assert outcome == (
-        f"version 2 of {MODEL} does not pass under these settings; it stays the champion until another version passes"
-    )
-    wrote(workspace, "promote", "2", "2", **SETTINGS)
-    assert known(workspace, "2", "2") == f"version 2 of {MODEL} passes under these settings; it stays the champion"
-    assert _replaced_by(workspace, Registered(MODEL, "2")) == "1", "whom it is judged against"
-    assert compared_with(workspace, "2", "2") == ("1", False), "the former champion"
-    assert _replaced_by(workspace, Registered(MODEL, "1")) is None
+def test_a_rollback_is_not_undone_by_the_next_run(book: Ledger) -> None:
+    """The next run had made the version champion again that a person had rolled back."""
+    judged(book, "promote", "1")
+    judged(book, "promote", "2")
+    record(book, "rollback", "1", because="it misses trams")
+    said = known(book, "2")
+    assert said is not None
+    assert said.startswith(f"version 2 of {MODEL} was rolled back by ")
+    assert "(it misses trams), so it is not judged again; version 1 stays the champion" in said
+    record(book, "overrule", "2", because="trams are gone")
+    assert known(book, "2") == f"version 2 of {MODEL} is the champion now, over the gate's verdict"
+    assert "was replaced" in str(known(book, "1"))
+
+
+def test_what_waits_is_not_judged_again_until_its_time_is_over(book: Ledger) -> None:
+    judged(book, "promote", "1")
+    judged(book, "await", "2", **waits("two", 7))
+    said = known(book, "2")
+    assert said is not None and "version 2 of segmill-brain waits for 2 approvals until 20" in said
+    assert said.endswith("version 1 stays the champion until then")
+    judged(book, "await", "3", **waits("one", -1))
+    assert known(book, "3") is None, "it expired"
+    assert known(book, "2") is None, "a newer PASS took its place"
+
+
+def test_an_earlier_releases_verdict_is_judged_again(tmp_path: Path) -> None:
+    from ledgers import write_earlier
+
+    write_earlier(tmp_path / "ledger.db", ("promote", "1", None, "PASS"), ("refuse", "2", "1", "FAIL"))
+    book = ledger_at(tmp_path / "ledger.db")
+    assert known(book, "2") is None and known(book, "1") == f"version 1 of {MODEL} is the champion now"
+
+
+def test_what_became_of_a_decision_is_a_sentence(book: Ledger) -> None:
+    judged(book, "promote", "1")
+    judged(book, "promote", "2")
+    row = record(book, "rollback", "1", because="it misses trams")
+    assert outcome_of(row, book.rows(MODEL)) == f"version 1 of {MODEL} is the champion again, by a rollback"

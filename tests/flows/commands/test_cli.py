@@ -21,7 +21,8 @@ from segmill.errors import GateRefused, InfrastructureError
 from segmill.workspace import Workspace
 
 COMMANDS = (
-    "init", "demo", "validate", "retrain", "status", "history", "predict", "audit", "plan", "tune", "profile", "ui",
+    "init", "demo", "validate", "retrain", "status", "history", "promote", "rollback", "approve", "reject",
+    "predict", "audit", "plan", "tune", "profile", "ui",
     "doctor", "stage", "data", "ledger", "signing",
 )  # fmt: skip
 

@@ -1,0 +1,96 @@
+"""Collects what the gate judges by: both models' counts on the same images, kept for as long as both are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmill.cluster.work import Running, on_ray, wait
+from segmill.errors import InputError, SegmillError
+from segmill.files import replacing
+from segmill.promotion.score_job import ScoreJob, score_on_ray
+
+Counts = NDArray[np.int64]
+MOST_APART = 1e-4  # of the pixels: what another kind of device may round otherwise
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The folder of counts and predictions of versions that met in the gate. It may be deleted at any time."""
+
+    folder: Path
+
+    def counts(self, manifest_sha256: str, images: str) -> Path:
+        """Where the counts of the version with this manifest on the images with this digest are kept."""
+        return self.folder / f"{manifest_sha256[:16]}-{images[:16]}.npy"
+
+    def predictions(self, manifest_sha256: str, images: str) -> Path:
+        """Where its predictions are kept."""
+        return self.folder / f"{manifest_sha256[:16]}-{images[:16]}.npz"
+
+    def forget_others(self, manifests: Collection[str]) -> None:
+        """Delete what is kept of versions with other manifests."""
+        starts = tuple(one[:16] for one in manifests)
+        for path in self.folder.glob("*"):
+            if not path.name.startswith(starts):
+                path.unlink(missing_ok=True)
+
+
+def counts_of(
+    versions: Mapping[str, str], job: ScoreJob, images: str, kept: Kept | None, *, predictions: bool
+) -> list[Counts]:
+    """Return the N x K x K counts of each version on the job's images; what is not kept runs side by side on Ray.
+
+    Args:
+        versions: version -> sha256 of its manifest; each is asked in a process of its own.
+        job: of any version.
+        images: a digest of the images and masks, so that a changed set is predicted anew.
+        kept: None keeps nothing.
+        predictions: whether predictions are kept too.
+
+    Raises errors as ``registered.score_registered``.
+    """
+    running: dict[str, Running[Counts]] = {}
+    found: dict[str, Counts] = {}
+    for version, manifest in versions.items():
+        place = kept.predictions(manifest, images) if kept and predictions else None
+        if kept and kept.counts(manifest, images).is_file() and (place is None or place.is_file()):
+            found[version] = np.load(kept.counts(manifest, images), allow_pickle=False)
+        else:
+            running[version] = on_ray(score_on_ray, replace(job, version=version, predictions_path=place))
+    for version, work in running.items():
+        found[version] = wait(work)
+        if kept:
+            with replacing(kept.counts(versions[version], images), durable=False) as draft, draft.open("wb") as file:
+                np.save(file, found[version])
+    return [found[version] for version in versions]
+
+
+def refuse_another_model(registered_NKK: Counts, evaluated_NKK: Counts, version: str) -> dict[str, Any]:
+    """Hold the registered version's counts against those that ``evaluate`` measured of the ensemble before.
+
+    Returns the share of pixels that are apart; 0 on the same kind of device.
+
+    Raises:
+        InputError: the images are not the same ones.
+        SegmillError: more than one pixel in 10,000 is apart: what was registered is not what was evaluated.
+    """
+    if registered_NKK.shape != evaluated_NKK.shape:
+        raise InputError(
+            f"version {version} was scored on {len(registered_NKK)} images and evaluate measured {len(evaluated_NKK)}",
+            "run `segmill retrain` again",
+        )
+    # A pixel that is predicted otherwise leaves one cell of the table and enters another.
+    apart = float(np.abs(registered_NKK - evaluated_NKK).sum()) / 2 / max(1, int(evaluated_NKK.sum()))
+    if apart > MOST_APART:
+        raise SegmillError(
+            f"version {version} does not predict what evaluate measured: {apart:.4%} of the test pixels differ "
+            f"(at most {MOST_APART:.2%} may, by rounding on another device), so it is not judged; run `segmill "
+            "doctor`, then `segmill retrain`"
+        )
+    return {"pixels_apart": apart}
