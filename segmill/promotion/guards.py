@@ -41,7 +41,7 @@ class Condition:
 def class_conditions(pair: PairedOverlaps, names: Sequence[str], *, loss: float, level: float) -> list[Condition]:
     """Return for each class in the truth whether it loses less than ``loss`` IoU, one-sided at ``level``."""
     return [
-        _loses_less(f"class {name}", "IoU", estimate, loss, level)
+        loses_less(f"class {name}", "IoU", estimate, loss, level)
         for name, estimate in zip(names, pair.gain_by_class(), strict=True)
         if not math.isnan(estimate.value)
     ]
@@ -71,7 +71,7 @@ def slice_conditions(
             pair = PairedOverlaps.of(counts[0][inside], counts[1][inside], np.asarray(groups)[inside].tolist())
             estimate = pair.gain_in_miou()
             if not math.isnan(estimate.value):
-                yield _loses_less(f"slice {column}={value}", "mIoU", estimate, loss, level)
+                yield loses_less(f"slice {column}={value}", "mIoU", estimate, loss, level)
 
 
 def latency_condition(latency_ms: tuple[Sequence[float], Sequence[float]], *, ratio: float, level: float) -> Condition:
@@ -122,7 +122,7 @@ def lost(pair: PairedOverlaps, names: Sequence[str], *, level: float) -> list[st
     return named
 
 
-def _loses_less(name: str, what: str, gain: Estimate, loss: float, level: float) -> Condition:
+def loses_less(name: str, what: str, gain: Estimate, loss: float, level: float) -> Condition:
     """Judge one loss. One that even an equal model would often be refused for cannot be tested: it vetoes if shown.
 
     Where the interval reaches half of the margin at most, an equal model misses it with a chance of ``level`` at most.

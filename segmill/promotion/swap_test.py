@@ -25,7 +25,9 @@ EXACT_GROUPS = 20  # 2^19 patterns and their mirrored ones: about a second for 1
 LEAST_DRAWS = 10_000
 USUAL_DRAWS = 2**20
 MOST_DRAWS = 2**26  # they show p-values down to 1 / (2 (MOST_DRAWS + 1)), which is below the budget's LEAST_LEVEL
-FIRST_CHUNK, LARGEST_CHUNK = 512, 8192  # patterns at a time: 30 MB for 19 classes and 50 groups
+# Multiplications in a matrix product that OpenBLAS does in one thread (its interface/gemm.c). Threads for products as
+# small as these cost more than they bring: 15 times the CPU time on a machine that others use too.
+PRODUCT_OF_ONE_THREAD = 2**18
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def swap_test(pair: PairedOverlaps, *, level: float, seed: int) -> SwapTest:
     pairs, extreme = (planned, 0) if exact else (planned + 1, 1)
     if not swaps.gain > 0:
         return SwapTest(0.5, planned, exact, at_least=True)
-    for signs_RG in _patterns(groups, planned, exact, seed):
+    for signs_RG in _patterns(groups, planned, exact, seed, chunk=swaps.patterns_at_a_time):
         extreme += swaps.as_extreme(signs_RG)
         if extreme > level * 2 * pairs:
             return SwapTest(extreme / (2 * pairs), planned, exact, at_least=True)
@@ -83,14 +85,10 @@ def draws(level: float) -> int:
     return min(max(wanted, math.ceil(2 / level)), MOST_DRAWS)
 
 
-def _patterns(groups: int, count: int, exact: bool, seed: int) -> Iterator[FloatArray]:
-    """Yield R x G arrays of 1 (as seen) and -1 (swapped); the first group of exact patterns is never swapped.
-
-    Chunks grow, so that a count that ends early costs little.
-    """
+def _patterns(groups: int, count: int, exact: bool, seed: int, *, chunk: int) -> Iterator[FloatArray]:
+    """Yield ``chunk`` x G arrays of 1 (as seen) and -1 (swapped); exact patterns never swap the first group."""
     random = np.random.default_rng(seed)
-    start, chunk = 0, FIRST_CHUNK
-    while start < count:
+    for start in range(0, count, chunk):
         rows = min(chunk, count - start)
         if exact:
             swapped_RG = (np.arange(start, start + rows)[:, None] >> np.arange(groups)[::-1]) & 1 == 1
@@ -98,7 +96,6 @@ def _patterns(groups: int, count: int, exact: bool, seed: int) -> Iterator[Float
             bits = np.frombuffer(random.bytes(rows * -(-groups // 8)), np.uint8).reshape(rows, -1)
             swapped_RG = np.unpackbits(bits, axis=1, count=groups) == 1
         yield np.where(swapped_RG, -1.0, 1.0)
-        start, chunk = start + rows, min(2 * chunk, LARGEST_CHUNK)
 
 
 class _Swaps:
@@ -114,10 +111,13 @@ class _Swaps:
         new = np.hstack([pair.new_both[:, present_K], pair.new_either[:, present_K]])
         old = np.hstack([pair.old_both[:, present_K], pair.old_either[:, present_K]])
         self._classes = int(present_K.sum())
-        self._mean_G2K, self._half_G2K = (new + old) / 2, (new - old) / 2
-        self._mean_2K = self._mean_G2K.sum(axis=0)
-        seen_1G = np.ones((1, len(new)))
-        (self.gain,), (self._error,), (size,) = self._statistic(seen_1G)
+        self.patterns_at_a_time = max(PRODUCT_OF_ONE_THREAD // new.size, 1)
+        self._half_G2K = (new - old) / 2
+        self._mean_2K = (new + old).sum(axis=0) / 2
+        # The union's part of v is negative.
+        factor_2K = np.repeat([1.0, -1.0], self._classes) / self._classes
+        self._mean_2KG, self._half_2KG = ((part * factor_2K).T.copy() for part in ((new + old) / 2, (new - old) / 2))
+        (self.gain,), (self._error,), (size,) = self._statistic(np.ones((1, len(new))))
         self._rounding = 1e-9 * self.gain * size
 
     def as_extreme(self, signs_RG: FloatArray) -> int:
@@ -133,11 +133,16 @@ class _Swaps:
         K = self._classes
         moved_R2K = signs_RG @ self._half_G2K
         new_R2K, old_R2K = self._mean_2K + moved_R2K, self._mean_2K - moved_R2K
-        new_iou_RK, old_iou_RK = new_R2K[:, :K] / new_R2K[:, K:], old_R2K[:, :K] / old_R2K[:, K:]
-        new_slope_RK, old_slope_RK = 1 / (K * new_R2K[:, K:]), 1 / (K * old_R2K[:, K:])
-        new_v_R2K = np.hstack([new_slope_RK, -new_iou_RK * new_slope_RK])
-        old_v_R2K = np.hstack([old_slope_RK, -old_iou_RK * old_slope_RK])
-        signed_RG = (new_v_R2K + old_v_R2K) @ self._half_G2K.T
-        influence_RG = (new_v_R2K - old_v_R2K) @ self._mean_G2K.T + signs_RG * signed_RG
+        new_slope_RK, old_slope_RK = 1 / new_R2K[:, K:], 1 / old_R2K[:, K:]
+        new_iou_RK, old_iou_RK = new_R2K[:, :K] * new_slope_RK, old_R2K[:, :K] * old_slope_RK
         gain_R = (new_iou_RK - old_iou_RK).sum(axis=1) / K
-        return gain_R, np.sqrt((influence_RG**2).sum(axis=1)), np.sqrt((signed_RG**2).sum(axis=1))
+        new_v_R2K = np.hstack([new_slope_RK, new_iou_RK * new_slope_RK])
+        old_v_R2K = np.hstack([old_slope_RK, old_iou_RK * old_slope_RK])
+        signed_RG = (new_v_R2K + old_v_R2K) @ self._half_2KG
+        influence_RG = (new_v_R2K - old_v_R2K) @ self._mean_2KG + signs_RG * signed_RG
+        return gain_R, _length(influence_RG), _length(signed_RG)
+
+
+def _length(rows_RG: FloatArray) -> FloatArray:
+    found: FloatArray = np.sqrt(np.einsum("rg,rg->r", rows_RG, rows_RG))
+    return found
