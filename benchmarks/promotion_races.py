@@ -126,6 +126,7 @@ def run_promoter(race: Race, version: str, kill_at: str | None, seed: int) -> No
             time.sleep(rng.random() * PAUSE_S)
 
     points.at = at
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     code = 1
     try:
         row = promote(race, version)
@@ -251,8 +252,8 @@ def run(rounds: int, url: Callable[[Path], str], seed: int, folder: Path) -> dic
         found, killed = run_round(race, versions, rng)
         kills += killed
         violations += [f"round {number}: {one}" for one in found]
-        if sys.stderr.isatty():
-            print(f"\r{number + 1} of {rounds}, {len(violations)} violations", end="", file=sys.stderr)
+        if sys.stderr.isatty() or (number + 1) % 50 == 0:
+            print(f"{number + 1} of {rounds} rounds, {len(violations)} violations", file=sys.stderr, flush=True)
     seconds = round(time.monotonic() - began, 1)
     rows = len(race.ledger().rows()) if rounds else 0
     return {
@@ -269,6 +270,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that PostgreSQL is stopped
     with ExitStack() as stack:
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="races-", dir=MEMORY if MEMORY.is_dir() else None))

@@ -29,7 +29,14 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    InterfaceError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.pool import NullPool
 
 from segmill.errors import InfrastructureError, InputError
@@ -170,7 +177,7 @@ class Database:
     def _saying(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError) as error:
+        except (OperationalError, InterfaceError, InternalError) as error:
             reason = self._reason(error)
             if "disk is full" in reason:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._url.database) from None
