@@ -246,13 +246,14 @@ def _state(place: Database, targets: Sequence[Target]) -> Delivered:
 
 
 def _forget(place: Database, now: float) -> None:
-    """Delete what every target has had for 30 days, and targets that no settings named for as long."""
+    """Delete notices of 30 days ago that wait for no target, and targets that no settings named for as long.
+
+    A target that was named since has a delivery of every notice that there was then.
+    """
     old = now - KEPT_S
     unnamed = select(TARGETS.c.name).where(TARGETS.c.named_s < old)
     waits = exists().where(DELIVERIES.c.notice == NOTICES.c.id, DELIVERIES.c.delivered_s.is_(None))
-    has = exists().where(DELIVERIES.c.notice == NOTICES.c.id, DELIVERIES.c.target == TARGETS.c.name)
-    lacking = select(TARGETS.c.name).where(~has.correlate(NOTICES, TARGETS)).correlate(NOTICES).exists()
-    done = select(NOTICES.c.id).where(NOTICES.c.added_s < old, NOTICES.c.settled, ~waits, ~lacking)
+    done = select(NOTICES.c.id).where(NOTICES.c.added_s < old, NOTICES.c.settled, ~waits)
     if not (_ask(place, unnamed.limit(1)) or _ask(place, done.limit(1))):
         return
     with place.writing() as connection:

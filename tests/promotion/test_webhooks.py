@@ -77,7 +77,7 @@ def test_user_and_password_are_sent_and_not_shown(url: str, tmp_path: Path) -> N
     assert b"w0rd" not in (tmp_path / "ledger.db").read_bytes()
 
 
-@pytest.mark.parametrize("secret", ["", "short", "whsec_c2hvcnQ=", f"whsec_{'A' * 100}"])
+@pytest.mark.parametrize("secret", ["", "short", "whsec_c2hvcnQ=", f"whsec_{'A' * 100}", f"whsec_{'A' * 32}!!!!"])
 def test_without_a_proper_secret_nothing_is_sent(url: str, monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("HOOK_SECRET", secret)
     with endpoint() as there:
