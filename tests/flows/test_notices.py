@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ledgers import record
 from postings import SECRET, a_row, endpoint, free_port, is_signed
 from ruamel.yaml import YAML
 
@@ -19,6 +20,8 @@ from flows.notices import deliver_pending, notices_state, targets
 from segmill.params import Params, parse_params
 from segmill.promotion.database import Database
 from segmill.promotion.delivery import LEASE_S, Delivered, deliver
+from segmill.promotion.keys import make_signing_key, trust
+from segmill.promotion.ledger import workspace_ledger
 from segmill.promotion.outbox import METADATA, add
 from segmill.promotion.rows import LedgerRow
 from segmill.workspace import Workspace, template
@@ -132,6 +135,31 @@ def test_targets_that_are_down_are_one_line_on_standard_error(
     assert "w0rd" not in said.err and SECRET not in said.err
     assert deliver_pending(place, down).waiting == 2
     assert capsys.readouterr().err == "", "nothing was tried again so soon"
+
+
+def test_a_rollback_in_the_workspaces_ledger_reaches_the_webhook(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place.root / "config"))
+    trust(place.root, make_signing_key().public)
+    row = record(workspace_ledger(place.root), "rollback", "3")
+    with endpoint() as there:
+        assert deliver_pending(place, settings(hooks(there.url))) == Delivered(sent=1)
+        (posting,) = there.postings
+    content = json.loads(posting.body)
+    assert content["type"] == "segmill.rolled_back" and content["timestamp"] == row.time
+    assert (content["data"]["champion"], content["data"]["hash"]) == ("3", row.hash)
+
+
+def test_a_ledger_elsewhere_is_asked_in_status_too(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(place, a_row())
+    with endpoint() as there:
+        other = Workspace(place.root / "other")
+        assert notices_state(other, settings(hooks(there.url))) == {"waiting": 0, "last_error": None}
+        assert there.postings == []
+        monkeypatch.setenv("SEGMILL_LEDGER_URL", f"sqlite:///{place.ledger}")
+        assert notices_state(other, settings(hooks(there.url))) == {"waiting": 0, "last_error": None}
+        assert len(there.postings) == 1
 
 
 def test_status_sends_what_is_due_and_says_what_waits(place: Workspace) -> None:
