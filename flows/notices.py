@@ -9,7 +9,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from segmill.errors import InfrastructureError
-from segmill.notify_params import EVENTS, public_address, without_passwords
+from segmill.notify_params import EVENTS
+from segmill.passwords import public_address, without_passwords
 from segmill.workspace import Workspace
 
 if TYPE_CHECKING:

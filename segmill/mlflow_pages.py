@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from urllib.parse import quote
+
+from segmill.passwords import without_password
 
 PORT = 5000  # where `segmill ui` starts them, unless it is given another
 OF_TRAINING = "?workflowType=machine_learning"  # left alone, MLflow's page shows its side for language models
@@ -16,14 +17,9 @@ def is_server(uri: str) -> bool:
 
 def pages(uri: str) -> str:
     """Return where the pages are, without a slash at the end."""
-    return public(uri).rstrip("/") if is_server(uri) else f"http://127.0.0.1:{PORT}"
+    return without_password(uri).rstrip("/") if is_server(uri) else f"http://127.0.0.1:{PORT}"
 
 
 def version_page(uri: str, model: str, version: str) -> str:
     """Return the address of the page of a registered version."""
     return f"{pages(uri)}/#/models/{quote(model, safe='')}/versions/{version}{OF_TRAINING}"
-
-
-def public(uri: str) -> str:
-    """Return the URI without its user and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)

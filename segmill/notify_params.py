@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from segmill.errors import near_miss
 from segmill.params_block import Block
+from segmill.passwords import public_address
 
 EVENTS = ("promoted", "refused", "rolled_back", "approval_wanted", "alias_moved")
 
@@ -74,16 +75,6 @@ class NotifyParams(Block):
         if twice := _twice(public_address(webhook.url) for webhook in webhooks):
             raise ValueError(f"{twice} is listed twice; write it once, with all its events")
         return webhooks
-
-
-def public_address(url: str) -> str:
-    """Return a URL without user, password and query, any of which may hold a secret."""
-    return without_passwords(url.partition("?")[0].partition("#")[0])
-
-
-def without_passwords(text: str) -> str:
-    """Return a text without user and password in its URLs, also where a password holds / or @."""
-    return re.sub(r"//\S*@", "//", text)
 
 
 def _twice(names: Iterable[str]) -> str | None:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from pydantic_core import ErrorDetails
 
 from segmill.errors import InputError, near_miss
-from segmill.notify_params import NotifyParams, without_passwords
+from segmill.notify_params import NotifyParams
 from segmill.params_block import Block, Fraction
 from segmill.params_text import text_and_values
+from segmill.passwords import without_passwords
 from segmill.promotion_params import GuardParams as GuardParams
 from segmill.promotion_params import PromotionParams as PromotionParams
 from segmill.renamed_keys import name_now

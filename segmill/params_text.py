@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from segmill.errors import InputError
+from segmill.passwords import without_password, without_passwords
 
 
 def say(value: Any) -> str:
@@ -57,3 +59,33 @@ def text_and_values(path: Path) -> tuple[str, Any]:
         raise InputError(f"{path.name} is not YAML{where}: {problem}; mend that line") from None
     except UnicodeDecodeError:
         raise InputError(f"{path.name} is not UTF-8 text; save it as UTF-8") from None
+
+
+def yaml_without_passwords(text: str) -> str:
+    """Return the text of a YAML file without user and password in its addresses; the rest stays as it is written.
+
+    A text that is no YAML is treated as plain text.
+    """
+    try:
+        root = YAML().compose(text)
+    except YAMLError:
+        return without_passwords(text)
+    for node in sorted(_scalars(root), key=lambda node: -int(node.start_mark.index)):
+        if (shown := without_password(node.value)) != node.value:
+            start, end = node.start_mark.index, node.end_mark.index
+            written = text[start:end]
+            quoted = written.replace(node.value, shown) if node.value in written else json.dumps(shown)
+            text = f"{text[:start]}{quoted}{text[end:]}"
+    return without_passwords(text)  # comments have addresses too
+
+
+def _scalars(node: Node | None) -> Iterator[ScalarNode]:
+    if isinstance(node, ScalarNode):
+        yield node
+    elif isinstance(node, SequenceNode):
+        for one in node.value:
+            yield from _scalars(one)
+    elif isinstance(node, MappingNode):
+        for pair in node.value:
+            for one in pair:
+                yield from _scalars(one)

@@ -20,8 +20,9 @@ from urllib.parse import quote, urlsplit
 
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
-from segmill.mlflow_pages import OF_TRAINING, pages, public
+from segmill.mlflow_pages import OF_TRAINING, pages
 from segmill.names import mlflow_names
+from segmill.passwords import without_password, without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -169,11 +170,14 @@ def log_curves(
 
 
 def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
-    """Log nested parameters under dotted names. A run's parameters cannot be changed later, only repeated."""
+    """Log nested parameters under dotted names. A run's parameters cannot be changed later, only repeated.
+
+    Passwords in addresses are left out.
+    """
     from mlflow.entities import Param
 
     values = dict(_flatten(params))
-    flat = [Param(name, str(values[key])) for key, name in mlflow_names(values).items()]
+    flat = [Param(name, without_passwords(str(values[key]))) for key, name in mlflow_names(values).items()]
     with reaching(uri) as client:
         for start in range(0, len(flat), PARAMS_PER_REQUEST):
             client.log_batch(run_id, params=flat[start : start + PARAMS_PER_REQUEST])
@@ -254,7 +258,7 @@ def reaching(uri: str) -> Iterator[MlflowClient]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), urlsplit(uri).path) from error
         raise _unreachable(uri, error) from error
     except ModuleNotFoundError as error:
-        raise InfrastructureError(f"MLflow at {public(uri)} needs {error.name}; pip install it.") from error
+        raise InfrastructureError(f"MLflow at {without_password(uri)} needs {error.name}; pip install it.") from error
     except MlflowException as error:
         if error.error_code == "TEMPORARILY_UNAVAILABLE" or "API request to" in str(error):
             raise _unreachable(uri, error) from error
@@ -274,7 +278,7 @@ def _knock(uri: str) -> None:
 
 def _unreachable(uri: str, error: Exception) -> InfrastructureError:
     return InfrastructureError(
-        f"MLflow at {public(uri)} does not answer ({str(error).strip().splitlines()[0]}); "
+        f"MLflow at {without_password(uri)} does not answer ({without_passwords(str(error)).strip().splitlines()[0]}); "
         "start it, or set mlflow.tracking_uri or MLFLOW_TRACKING_URI."
     )
 

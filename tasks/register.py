@@ -17,6 +17,7 @@ from segmill.data.schema.manifest import read_dataset_info
 from segmill.data.versioning.history import log_path
 from segmill.data.versioning.repository import commit_contents, commits_runs, git_commit
 from segmill.params import Params
+from segmill.params_text import yaml_without_passwords
 from segmill.promotion import registry
 from segmill.promotion.golden import Golden
 from segmill.promotion.keys import TRUSTED, signing_key
@@ -102,7 +103,7 @@ def register(
     tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]), model=logged)
     with tempfile.TemporaryDirectory() as folder:
         files = {
-            "params.yaml": inputs.params_yaml.encode(),
+            "params.yaml": yaml_without_passwords(inputs.params_yaml).encode(),
             "dvc.yaml": inputs.pipeline_yaml.encode(),
             "dvc.lock": lock,
         }
@@ -125,7 +126,8 @@ def _lineage(workspace: Workspace, params: Params, inputs: RunInputs, lock: byte
     code = b"".join(path.read_bytes() for path in sorted(path for path in workspace.code.rglob("*") if path.is_file()))
     return {
         "data_version": packed_version(workspace, params),
-        "params_sha256": hashlib.sha256(inputs.params_yaml.encode()).hexdigest(),
+        # Of what is uploaded: a hash of the text with its password would let others try passwords.
+        "params_sha256": hashlib.sha256(yaml_without_passwords(inputs.params_yaml).encode()).hexdigest(),
         "code_sha256": hashlib.sha256(code).hexdigest(),
         "dvc_lock_sha256": hashlib.sha256(lock).hexdigest(),
         "segmill_version": version("segmill"),

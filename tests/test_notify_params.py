@@ -8,7 +8,6 @@ import pytest
 from ruamel.yaml import YAML
 
 from segmill.errors import InputError
-from segmill.notify_params import public_address, without_passwords
 from segmill.params import Params, parse_params
 from segmill.workspace import template
 
@@ -70,8 +69,3 @@ def test_a_value_of_the_wrong_type_is_said_without_its_password() -> None:
 def test_a_secret_in_the_place_of_its_variable_is_refused_and_not_repeated(secret: str) -> None:
     said = fault({"webhooks": [{**HOOK, "secret_env": secret}]})
     assert "not the name of an environment variable" in said and secret not in said
-
-
-def test_an_address_is_shown_without_what_may_be_secret() -> None:
-    assert public_address("https://user:p@ss/w0rd@host:8/hook?token=1#x") == "https://host:8/hook"
-    assert without_passwords("from http://a:b@c/d to http://e") == "from http://c/d to http://e"

@@ -54,9 +54,9 @@ def test_names_that_mlflow_refuses_and_absent_classes(uri: str, run: str) -> Non
 
 
 def test_nested_parameters_get_dotted_names(uri: str, run: str) -> None:
-    tracking.log_params(uri, run, {"train": {"epochs": 2, "ema": {"decay": 0.9}}, "name": "x"})
+    tracking.log_params(uri, run, {"train": {"epochs": 2, "ema": {"decay": 0.9}}, "name": "http://u:p@s/s@x"})
     params = MlflowClient(uri).get_run(run).data.params
-    assert params == {"train.epochs": "2", "train.ema.decay": "0.9", "name": "x"}
+    assert params == {"train.epochs": "2", "train.ema.decay": "0.9", "name": "http://x"}, "without a password"
 
 
 def test_files_and_folders_go_where_the_experiment_says(uri: str, run: str, tmp_path: Path) -> None:

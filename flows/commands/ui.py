@@ -16,7 +16,8 @@ from rich.console import Console
 
 from flows.commands.options import HERE, WorkspaceOption, answer_now, open_workspace, out, tell
 from segmill.errors import InfrastructureError, InputError, SegmillError
-from segmill.mlflow_pages import OF_TRAINING, PORT, is_server, public
+from segmill.mlflow_pages import OF_TRAINING, PORT, is_server
+from segmill.passwords import without_password
 from segmill.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -80,21 +81,24 @@ def serve(
         ]  # fmt: skip
         pages["Prefect"] = f"http://{HOST}:{prefect_port}"
     mlflow = tracking_uri if is_server(tracking_uri) else f"http://{HOST}:{mlflow_port}"
-    pages["MLflow"] = f"{public(mlflow).rstrip('/')}/#/{OF_TRAINING}"
+    pages["MLflow"] = f"{without_password(mlflow).rstrip('/')}/#/{OF_TRAINING}"
     if not is_server(tracking_uri):
         commands["MLflow"] = [
-            "-m", "mlflow", "server", "--host", HOST, "--port", str(_free(mlflow_port, "mlflow")),
-            "--backend-store-uri", tracking_uri, "--workers", "1",
+            "-m", "mlflow", "server", "--host", HOST, "--port", str(_free(mlflow_port, "mlflow")), "--workers", "1"
         ]  # fmt: skip
+    settings = {
+        # Prefect's page asks the server at this address, which would be port 4200 whatever --port says.
+        "Prefect": {"PREFECT_SERVER_UI_API_URL": f"{pages['Prefect']}/api"},
+        # Not as an argument, which every user of the machine sees: it may hold a password.
+        "MLflow": {"MLFLOW_BACKEND_STORE_URI": tracking_uri},
+    }
     logs = workspace.scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     servers: dict[str, subprocess.Popen[bytes]] = {}
     end_with_this_process()
     try:
         for name, command in commands.items():
-            # Prefect's page asks the server at this address, which would be port 4200 whatever --port says.
-            settings = {"PREFECT_SERVER_UI_API_URL": f"{pages[name]}/api"} if name == "Prefect" else {}
-            servers[name] = _start(command, logs / f"{name.lower()}.log", workspace, settings)
+            servers[name] = _start(command, logs / f"{name.lower()}.log", workspace, settings[name])
         for name, server in servers.items():
             console.print(f"{name} starts ...", highlight=False, style="dim")
             _await(name, server, pages[name], logs / f"{name.lower()}.log")

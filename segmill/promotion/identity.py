@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from segmill.data.versioning.repository import git_user
-from segmill.mlflow_pages import public
+from segmill.passwords import without_password
 
 # The variable that a CI system sets, and those that say which job it is and who began it.
 # docs.github.com/actions/reference/variables-reference, docs.gitlab.com/ci/variables/predefined_variables,
@@ -37,7 +37,7 @@ def actor(root: Path | None = None, environment: Mapping[str, str] = os.environ)
 def _job(environment: Mapping[str, str]) -> str:
     for system, (mark, *names) in _CI.items():
         if environment.get(mark):
-            said = [f"{name}={public(environment[name])}" for name in names if environment.get(name)]
+            said = [f"{name}={without_password(environment[name])}" for name in names if environment.get(name)]
             return " ".join([system, *said])
     return ""
 

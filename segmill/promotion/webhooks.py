@@ -12,7 +12,7 @@ import time
 from importlib.metadata import version
 
 from segmill.errors import InputError
-from segmill.notify_params import public_address
+from segmill.passwords import public_address
 from segmill.promotion.delivery import Target
 from segmill.promotion.outbox import Notice
 

@@ -305,6 +305,9 @@ def test_the_pages_answer_on_any_port_know_the_run_and_end_with_the_command(
         settings = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/ui-settings"))
         assert settings["api_url"] == f"http://127.0.0.1:{ports[0]}/api", "where the page in the browser asks"
         assert "<title>MLflow</title>" in urllib.request.urlopen(mlflow).read().decode()
+        shown = [" ".join(one.cmdline()) for one in process.children(recursive=True)]
+        assert any("mlflow" in line for line in shown)
+        assert not [line for line in shown if "mlflow.db" in line], "the address of a database may hold a password"
         prefect_kept_the_run_with_its_graph_table_picture_and_logs(workspace, f"http://127.0.0.1:{ports[0]}/api")
         a_schedule_fires(f"http://127.0.0.1:{ports[0]}/api", tmp_path)
     finally:
