@@ -31,7 +31,7 @@ from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.former_pipeline import refuse_incomplete_pipeline
 from segmill.mlflow_pages import is_server
-from segmill.params import Params, parse_params, read_params_and_text
+from segmill.params import Params, read_params_and_text
 from segmill.promotion import registry
 from segmill.promotion.champion import refuse_unsigned_champion
 from segmill.promotion.signers import ensure_signer
@@ -48,6 +48,9 @@ from tasks.version import version
 if TYPE_CHECKING:
     from segmill.metrics.intervals import Interval
 
+# What a caller has read, by folder. No parameters of the flow: Prefect's server keeps those, and shows them, and an
+# address in params.yaml may hold a password.
+_read: dict[str, tuple[Params, str]] = {}
 CHECK = "check members"
 READING_DATA = ("fingerprint", "validate", "prepare")
 AFTER_TRAINING = ("ensemble", "evaluate")
@@ -114,7 +117,8 @@ def run_retrain(
                 start_server()
                 end_check(workspace, params, building)
                 settle()
-                result: dict[str, Any] = retrain(str(workspace.root), params.model_dump(mode="json"), params_yaml)
+                _read[str(workspace.root)] = params, params_yaml
+                result: dict[str, Any] = retrain(str(workspace.root))
     except (SegmillError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(workspace.root)
@@ -134,17 +138,13 @@ def run_retrain(
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     persist_result=False,
 )
-def retrain(folder: str, values: dict[str, Any] | None = None, params_yaml: str = "") -> dict[str, Any]:
+def retrain(folder: str) -> dict[str, Any]:
     """Bring the workspace at ``folder`` up to date and return what came of it, as plain values.
 
-    ``values`` and ``params_yaml`` are those of params.yaml and its text where the caller has read it; it is read once
-    per run and handed on.
+    params.yaml is read once per run, here or by ``run_retrain``.
     """
     workspace = Workspace.open(folder)
-    if values:
-        params = parse_params(values, "params.yaml")
-    else:
-        params, params_yaml = read_params_and_text(workspace.params)
+    params, params_yaml = _read.pop(folder) if folder in _read else read_params_and_text(workspace.params)
     ensure_signer(workspace.root)
     uri, began = tracking_uri(workspace, params), time.monotonic()
     with ExitStack() as reading_data, connect(ray_address(params)):

@@ -229,7 +229,7 @@ with get_client(sync_client=True) as client:
     graph = client.request("GET", "/flow_runs/{id}/graph-v2", path_params={"id": run.id}).json()
 nodes = {id: (node["label"], [parent["id"] for parent in node["parents"]]) for id, node in graph["nodes"]}
 edges = {label: sorted({nodes[parent][0] for parent in parents}) for label, parents in nodes.values()}
-print(json.dumps([run.state_name, run.name, edges, artifacts, logs]))
+print(json.dumps([run.state_name, run.name, run.parameters, edges, artifacts, logs]))
 """
 
 
@@ -238,8 +238,9 @@ def prefect_kept_the_run_with_its_graph_table_picture_and_logs(workspace: Worksp
     done = subprocess.run(
         [sys.executable, "-c", KEPT], capture_output=True, text=True, check=True, env=terminal({"PREFECT_API_URL": api})
     )
-    state, name, edges, artifacts, logs = json.loads(done.stdout.splitlines()[-1])
+    state, name, parameters, edges, artifacts, logs = json.loads(done.stdout.splitlines()[-1])
     assert state == "Completed"
+    assert parameters == {"folder": str(workspace.root)}, "none of params.yaml, where an address may hold a password"
     assert re.fullmatch(r"segmill-brain data [0-9a-f]{8}: first run", name)
     stages = stage_edges(workspace)
     assert {step: set(edges[step]) & {*stages} for step in stages} == stages, "dvc.yaml's edges, and no other"
