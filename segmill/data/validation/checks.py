@@ -18,6 +18,7 @@ from segmill.data.schema.manifest import SPLITS, DatasetInfo, row_part, write_ma
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.splitting.splits import assign_splits, read_frozen, refuse_sealed
 from segmill.data.storage.images import read_image
+from segmill.data.validation.columns import with_sample_columns
 from segmill.data.validation.examination import examine
 from segmill.data.validation.leaks import Pair, find_leaks
 from segmill.errors import InputError
@@ -102,6 +103,7 @@ def validate_dataset(
         )
     _refuse_empty_split(raw_dir, split_of)
     refuse_sealed(sealed, split_of)
+    table = with_sample_columns(table, raw_dir)
     schema = table.schema
     write_manifest(out_path, table.replace_schema_metadata({**schema.metadata, **issues_as_metadata(issues)}))
     return _summarise(info, table, split_of, issues)
