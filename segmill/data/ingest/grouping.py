@@ -83,8 +83,11 @@ def settle_groups(
     added: Iterable[str],
     standing: Iterable[str],
     gone: set[str],
+    columns: Mapping[str, Mapping[str, str]] | None = None,
 ) -> DatasetInfo:
     """Write the groups that came into samples.csv, take out what is gone; return the set's info as it will be.
+
+    ``columns``: id -> column -> cell, what else came of samples; the set's own group column is not among them.
 
     Where each sample was its own group, those of the set stay so. A group rule on ids decides over groups
     that came.
@@ -92,27 +95,34 @@ def settle_groups(
     path = draft / SAMPLES_FILE
     present = {*standing, *added}
     rows = {row["id"]: row for _, row in read_samples(path)} if path.is_file() else {}
-    columns = list(next(iter(rows.values()), {"id": ""}))
+    header = list(next(iter(rows.values()), {"id": ""}))
     named = info.group.get("column") if isinstance(info.group, dict) else None
     changed = False
     if info.group is None and groups:
-        named = next(name for name in ("group", "segmill_group") if name not in columns)
+        named = next(name for name in ("group", "segmill_group") if name not in header)
         for sample_id in present:
             rows.setdefault(sample_id, {"id": sample_id})[named] = sample_id
         write_dataset_info(draft, dataclasses.replace(info, group={"column": named}))
     if named is not None:
         column = str(named)
-        columns += [column] if column not in columns else []
+        header += [column] if column not in header else []
         for sample_id, group in groups.items():
             row = rows.setdefault(sample_id, {"id": sample_id})
             changed |= row.get(column) != group
             row[column] = group
+    for sample_id, cells in (columns or {}).items():
+        row = rows.setdefault(sample_id, {"id": sample_id})
+        for name, cell in cells.items():
+            if name != named and row.get(name) != cell:
+                header += [name] if name not in header else []
+                row[name] = cell
+                changed = True
     for sample_id in gone & rows.keys():
         del rows[sample_id]
         changed = True
     if changed:
         with path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            table = csv.DictWriter(file, header, restval="", lineterminator="\n")
             table.writeheader()
             table.writerows(rows[sample_id] for sample_id in sorted(rows))
     settled = read_dataset_info(draft)

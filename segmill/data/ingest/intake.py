@@ -57,7 +57,7 @@ class NewSample:
 
     ``image``: an encoded file, 8 bits per channel, of ``suffix`` (one of IMAGE_SUFFIXES); ``mask``: a PNG of one
     channel of class ids. ``group``: what must stay together with it, where its source knows; ``split``: where its
-    source puts it.
+    source puts it; ``columns``: what else it says, for samples.csv.
     """
 
     id: str
@@ -66,6 +66,7 @@ class NewSample:
     mask: bytes
     group: str | None = None
     split: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def write_set(
         if not (draft / FROZEN_FILE).is_file():
             write_frozen(draft, {})
         taken = _take(draft, samples, LooseSamples({}, raw_dir), packed=bool(packed), on_progress=on_progress)
-        info = settle_groups(draft, info, taken.groups, added=taken.added, standing=(), gone=set())
+        info = settle_groups(
+            draft, info, taken.groups, added=taken.added, standing=(), gone=set(), columns=taken.columns
+        )
         _refuse(raw_dir, [*taken.issues, *without_group(info, taken.came)])
         if not taken.added:
             raise InputError(f"no sample came for {raw_dir}", "check the folder that was named, and --layout")
@@ -174,7 +177,9 @@ def change_set(
             unseen = np.zeros(info.num_classes, np.int64)
             freeze(draft, info, dict.fromkeys(hashed, unseen), shares=shares)
         groups, notes = keep_together(draft, info, taken.groups, known.ids)
-        info = settle_groups(draft, info, groups, added=taken.added, standing=known.ids, gone=gone)
+        info = settle_groups(
+            draft, info, groups, added=taken.added, standing=known.ids, gone=gone, columns=taken.columns
+        )
         _refuse(raw_dir, [*taken.issues, *without_group(info, taken.came)])
         replaced = len(taken.came) - len(taken.added)
         change = SetChange(len(taken.added), replaced, len(gone), taken.unchanged, tuple(notes))
@@ -212,13 +217,15 @@ def unpack_set(raw_dir: Path, to: Path, *, on_progress: OnProgress = no_progress
 
 @dataclass
 class _Taken:
-    """What came in: ids to be written (``added`` are new to the set), their groups and splits, and what is wrong."""
+    """What came in: ids to be written (``added`` are new to the set), their groups, splits and columns of samples.csv,
+    and what is wrong."""
 
     came: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
     unchanged: int = 0
     groups: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, Mapping[str, str]] = field(default_factory=dict)
     issues: list[Issue] = field(default_factory=list)
     rows: pyarrow.Table | None = None
 
@@ -253,6 +260,8 @@ def _take(
             taken.unchanged += 1
             continue
         taken.came.append(sample.id)
+        if sample.columns:
+            taken.columns[sample.id] = sample.columns
         if sample.id not in known.ids:
             taken.added.append(sample.id)
         if not taken.issues:

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar
@@ -51,7 +51,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Row:
     """One sample of a foreign set, before its bytes are read. ``image`` and ``mask`` are paths in the set; a reader
-    that cuts several samples out of one file tells them apart by ``part``."""
+    that cuts several samples out of one file tells them apart by ``part``. ``columns``: what else is known of it."""
 
     id: str
     image: str
@@ -59,6 +59,7 @@ class Row:
     group: str | None = None
     split: str | None = None
     part: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +305,7 @@ def deliver(contents: SourceContents, table: NDArray[np.int16] | None) -> Iterat
                 yield issue
             said = issue
         else:
-            yield NewSample(row.id, loaded.image, loaded.suffix, content, row.group, row.split)
+            yield NewSample(row.id, loaded.image, loaded.suffix, content, row.group, row.split, row.columns)
 
 
 def _refuse_other_size(image: bytes, mask: bytes) -> None:
