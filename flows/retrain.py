@@ -32,7 +32,7 @@ from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.former_pipeline import refuse_incomplete_pipeline
 from segmill.mlflow_pages import is_server
 from segmill.params import Params, read_params_and_text
-from segmill.promotion import registry
+from segmill.promotion import passport, registry
 from segmill.promotion.champion import refuse_unsigned_champion
 from segmill.promotion.signers import ensure_signer
 from segmill.workspace import Workspace, free_bytes
@@ -178,7 +178,8 @@ def retrain(folder: str) -> dict[str, Any]:
                 warnings=result["warnings"], next_steps=next_steps(result), seconds=time.monotonic() - began,
             )  # fmt: skip
             miou = graph.run("report", report_step, workspace, params, run, end)["miou"]
-            described = markdown(result | {"interval": shown_interval(miou)})
+            shown = {"interval": shown_interval(miou), "facts": judged.facts, "links": links(run, registered)}
+            described = markdown(result | shown)
             tracking.describe(run, described)
             tags = version_tags(judged, miou)
             tracking.set_tags(uri, run.id, tags)
@@ -312,6 +313,12 @@ def summary(
         "compared_with": judged.rival,
         "report": str(workspace.page),
     }
+
+
+def links(run: tracking.Run, registered: Registered) -> dict[str, str]:
+    """Return the pages of MLflow that lead on from a version's."""
+    own = {"model": registered.model, "version": registered.version}
+    return {"passport": passport.page(run.uri, **own), "run": tracking.run_page(run.uri, run.id)}
 
 
 def version_tags(judged: Judged, miou: Interval) -> dict[str, str]:

@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from segmill.names import for_markdown, visible
+from segmill.reports.gate_rows import budget_rows, condition_rows
 
 if TYPE_CHECKING:
     from segmill.metrics.intervals import Interval
 
 LOST_IOU = 0.005  # a class that lost less is not named
 MOST_LOST = 5
+SPACE = "\u2003"  # MLflow's tables have no space between columns
 
 
 def run_scores(metrics: dict[str, Any], facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,7 +154,11 @@ def publish(result: dict[str, Any], picture: Path) -> None:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the table and verdict as Markdown."""
+    """Return the verdict, what it rests on, and the table as Markdown: enough to decide by.
+
+    ``result``: of a run, and where there are any ``facts`` of the gate's verdict, the score's ``interval`` in words
+    and ``links``, title to address.
+    """
     classes, what_next = list(result["scores"][0]["iou"]), next_steps(result)
     lines = [
         f"**{result['verdict']['decision']}**: {result['outcome']}",
@@ -160,8 +166,11 @@ def markdown(result: dict[str, Any]) -> str:
         *(f"- {reason}" for reason in result["verdict"]["reasons"]),
         *(f"- Warning: {for_markdown(warning)}" for warning in result.get("warnings", ())),
         *(["", "What next:", "", *(f"- {for_markdown(line)}" for line in what_next)] if what_next else []),
+        *_gate_markdown(result.get("facts", {})),
         "",
-        "| model | mIoU | mean Dice | " + " | ".join(f"IoU {for_markdown(name)}" for name in classes) + " |",
+        f"| on test |{SPACE}mIoU |{SPACE}mean Dice | "
+        + " | ".join(f"{SPACE}IoU {for_markdown(name)}" for name in classes)
+        + " |",
         "|---|" + "---:|" * (len(classes) + 2),
     ]
     for row in result["scores"]:
@@ -175,8 +184,27 @@ def markdown(result: dict[str, Any]) -> str:
         *([f"mIoU {result['interval']}.", ""] if result.get("interval") else []),
         f"Data version `{result['data_version']}`, model `{result['model']}` version {result['version']}, {compared}, "
         f"code commit `{result['git_commit']}`.",
+        *_links_markdown(result),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _gate_markdown(facts: dict[str, Any]) -> list[str]:
+    """Return the conditions of the verdict as a table, and what it spent and leaves open as a list."""
+    conditions, budget = condition_rows(facts), list(budget_rows(facts))
+    lines = [f"- {title}: {for_markdown(text)}" for title, text in budget]
+    if conditions:
+        lines += ["", f"| condition of a PASS |{SPACE}outcome |{SPACE}asked |{SPACE}found |", "|---|---|---|---|"]
+    for row in conditions:
+        cells = (f"{SPACE}{for_markdown(one)}" for one in (row.outcome, row.asked, row.found))
+        lines.append(f"| {for_markdown(row.name)} | {' | '.join(cells)} |")
+    return ["", *lines] if lines else []
+
+
+def _links_markdown(result: dict[str, Any]) -> list[str]:
+    links = [f"[{title}]({address})" for title, address in result.get("links", {}).items()]
+    verify = f"`segmill verify {result['model']}/{result['version']}` recomputes what the passport says."
+    return ["", " | ".join(links), "", verify] if links else []
 
 
 def shown_interval(score: Interval) -> str:

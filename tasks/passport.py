@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from segmill import tracking
 from segmill.cluster.resources import whole_node
@@ -68,7 +69,7 @@ def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end:
             reasons=end.judged.reasons,
             facts=end.judged.facts,
             compared_with=end.judged.rival,
-            policy=params.promotion.model_dump(mode="json", exclude={"ledger_url"}),  # it may hold a password
+            policy=policy_of(params),
             ledger=passport.VerdictRow(number=end.judged.row, hash=end.judged.row_hash),
         ),
         environment=wait(device),
@@ -78,6 +79,11 @@ def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end:
         passport.issue(made, workspace.page, key, folder)
         passport.store(run.uri, folder, model=model, version=version)
         return Issued(made, hashlib.sha256((folder / passport.JSON).read_bytes()).hexdigest())
+
+
+def policy_of(params: Params) -> dict[str, Any]:
+    """Return the settings of ``promotion`` without the ledger's address, which may hold a password."""
+    return params.promotion.model_dump(mode="json", exclude={"ledger_url"})
 
 
 def _recipe(workspace: Workspace, params: Params, git_commit: str) -> passport.Recipe:

@@ -27,7 +27,8 @@ class Judged:
     """The gate's decision on a version, the sentences and figures behind it, and what came of it.
 
     ``rival``: the version that it was compared with, None where there was none. ``rival_serves``: it stays champion.
-    ``row`` and ``row_hash``: of the ledger's row with the verdict. ``noticed``: sentences: who else moved the alias.
+    ``row`` and ``row_hash``: of the ledger's row with the verdict; "" is the hash of an earlier release's.
+    ``noticed``: sentences: who else moved the alias.
     """
 
     decision: str
@@ -153,7 +154,7 @@ def _judged(row: LedgerRow, rows: Sequence[LedgerRow]) -> Judged:
         rival=row.previous if row.previous != row.version else None,
         rival_serves=row.previous is not None and row.previous == champion,
         row=row.number,
-        row_hash=row.hash,
+        row_hash="" if row.taken_over else row.hash,
     )
 
 

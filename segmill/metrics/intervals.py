@@ -120,21 +120,23 @@ def iou_intervals(
 ) -> list[Interval]:
     """Return the IoU of each class (K) of one model with its two-sided interval; see ``score_intervals``."""
     share_GN, everything_1G, draws_RG = _draws(groups, seed, resamples)
-    both_GK, truth_GK, prediction_GK = (share_GN @ part for part in overlap(counts_NKK))
-    either_GK = truth_GK + prediction_GK - both_GK
-    middle_K, spread_RK = (
-        of_present(weights @ both_GK, weights @ either_GK, weights @ truth_GK) for weights in (everything_1G, draws_RG)
-    )
+    parts = [share_GN @ part for part in overlap(counts_NKK)]
+    middle_1K, spread_RK = (_iou(*(weights @ part for part in parts)) for weights in (everything_1G, draws_RG))
     found = []
-    for middle, spread_R in zip(middle_K[0].tolist(), spread_RK.T, strict=True):
+    for middle, spread_R in zip(middle_1K[0].tolist(), spread_RK.T, strict=True):
         low, high = _bounds(middle, spread_R, len(share_GN), confidence) or (0.0, 1.0)
         found.append(Interval(middle, float(np.clip(low, 0.0, 1.0)), float(np.clip(high, 0.0, 1.0)), len(share_GN)))
     return found
 
 
+def _iou(both: FloatArray, truth: FloatArray, prediction: FloatArray) -> FloatArray:
+    """Return the IoU of each class, from the pixels in both, in the truth and in the prediction; R x K each."""
+    return of_present(both, truth + prediction - both, truth)
+
+
 # Of the pixels in both, in the truth and in the prediction, R x K each, to R values.
 _SCORES: dict[str, Callable[[FloatArray, FloatArray, FloatArray], FloatArray]] = {
-    "miou": lambda both, truth, prediction: nanmean(of_present(both, truth + prediction - both, truth)),
+    "miou": lambda both, truth, prediction: nanmean(_iou(both, truth, prediction)),
     "mdice": lambda both, truth, prediction: nanmean(of_present(2 * both, truth + prediction, truth)),
     "accuracy": lambda both, truth, prediction: ratio(both.sum(axis=-1), truth.sum(axis=-1)),
 }
@@ -183,8 +185,7 @@ def check_pair(
 def _difference(weights_RG: FloatArray, parts: list[FloatArray]) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Return the R differences in mIoU for groups weighted so, and which of the K classes each one counts."""
     new, truth, new_predicted, old, _, old_predicted = (weights_RG @ part for part in parts)
-    new_iou = of_present(new, truth + new_predicted - new, truth)
-    difference_RK = new_iou - of_present(old, truth + old_predicted - old, truth)
+    difference_RK = _iou(new, truth, new_predicted) - _iou(old, truth, old_predicted)
     return nanmean(difference_RK), ~np.isnan(difference_RK)
 
 

@@ -16,10 +16,12 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segmill.errors import InputError
+from segmill.mlflow_pages import OF_TRAINING, pages
 from segmill.promotion.keys import PublicKey, SignatureError, SigningKey, TrustedKeys
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class Figures(_Part):
     members: dict[str, Scores]
 
 
-class SplitSummary(_Part):
+class SplitContents(_Part):
     """One split. ``sha256``: of a line "id image_sha256 mask_sha256" per sample, sorted."""
 
     samples: int
@@ -92,7 +94,7 @@ class Data(_Part):
     version: str
     classes: list[str]
     split: dict[str, Any]
-    splits: dict[str, SplitSummary]
+    splits: dict[str, SplitContents]
     accept: list[str]
     findings: list[Finding]
 
@@ -181,7 +183,7 @@ def parse(content: bytes) -> Passport:
         ) from None
 
 
-def split_parts(manifest: pyarrow.Table) -> dict[str, SplitSummary]:
+def split_parts(manifest: pyarrow.Table) -> dict[str, SplitContents]:
     """Return what is in each split of a manifest."""
     columns = ("split", "group", "id", "image_sha256", "mask_sha256")
     rows = list(zip(*(manifest[name].to_pylist() for name in columns), strict=True))
@@ -190,7 +192,7 @@ def split_parts(manifest: pyarrow.Table) -> dict[str, SplitSummary]:
         own = sorted(row[1:] for row in rows if row[0] == split)
         lines = sorted(f"{sample} {image} {mask}\n" for _, sample, image, mask in own)
         sha256 = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
-        parts[split] = SplitSummary(samples=len(own), groups=len({row[0] for row in own}), sha256=sha256)
+        parts[split] = SplitContents(samples=len(own), groups=len({row[0] for row in own}), sha256=sha256)
     return parts
 
 
@@ -354,6 +356,24 @@ def fetch(uri: str, to: Path, *, model: str, version: str) -> bool:
             )
             (to / file).write_bytes(Path(got).read_bytes())
     return True
+
+
+def page(uri: str, *, model: str, version: str) -> str:
+    """Return the address of MLflow's page that shows the passport of a version.
+
+    Raises InfrastructureError where MLflow does not answer.
+    """
+    from segmill.tracking import reaching
+
+    with reaching(uri) as client:
+        found = client.get_model_version(model, version)
+        run = client.get_run(found.run_id).info
+        source = client.get_model_version_download_uri(model, version)
+    experiment = f"{pages(uri)}/#/experiments/{run.experiment_id}"
+    if getattr(found, "model_id", None):
+        return f"{experiment}/models/{found.model_id}/artifacts{OF_TRAINING}"
+    inside = quote(f"{source.removeprefix(run.artifact_uri).strip('/')}/{FOLDER}/{HTML}")
+    return f"{experiment}/runs/{run.run_id}/artifactPath/{inside}{OF_TRAINING}"
 
 
 def _figure(interval: Interval) -> ScoreFigure:

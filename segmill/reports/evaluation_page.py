@@ -12,6 +12,7 @@ from PIL import Image
 
 from segmill.files import replacing
 from segmill.reports import figures
+from segmill.reports.gate_rows import budget_rows, condition_rows
 from segmill.reports.page import write_page
 from segmill.reports.pictures import (
     Box,
@@ -169,6 +170,8 @@ def write_evaluation_page(page: EvaluationPage, out_dir: Path) -> None:
         metrics=metrics,
         best=metrics["members"][page.gain.member] if page.gain else None,
         bar=_gain_bar(facts),
+        conditions=condition_rows(facts),
+        budget=list(budget_rows(facts)),
         tables=tables,
         columns=list(scored)[1:],
         curves=[figures.draw(curve.title, partial(plot_curve, curve=curve)) for curve in page.curves],

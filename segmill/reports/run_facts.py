@@ -19,11 +19,13 @@ class VerdictFacts:
     """What the gate decided.
 
     Attributes:
-        decision: PASS, FAIL or INCONCLUSIVE. ``outcome``: what came of it, a sentence.
+        decision: PASS, FAIL, INCONCLUSIVE or UNDECIDABLE. ``outcome``: what came of it, a sentence.
         reasons, warnings, next_steps: sentences; a warning says what makes this run less than it could be.
         version: of the registered model, that was judged. ``rival``: the version it was compared with, None where there
             was none; ``rival_serves``: it stays the champion.
-        facts: the gate's figures, as ``segmill.promotion.gate.Verdict`` has them.
+        facts: the gate's figures, as ``segmill.promotion.gate.Verdict`` has them. Where they are known also
+            ``renewal``: what renews the judgements; ``expires``: until when a PASS waits for approval; and
+            ``since_promotion``: gain, gain_low, gain_high over the predecessor on groups that arrived later.
     """
 
     decision: str

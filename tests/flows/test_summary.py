@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.summary import markdown, next_steps, run_scores, run_table, show_result, shown_interval
+from flows.summary import SPACE, markdown, next_steps, run_scores, run_table, show_result, shown_interval
 from segmill.metrics.intervals import Interval
 
 METRICS: dict[str, Any] = {
@@ -95,3 +95,22 @@ def test_the_pages_show_the_same_table() -> None:
     assert "Data version `abc`, model `segmill-street` version 2, with no earlier champion, code commit `0123`." in text
     assert "version 7, compared with version 6, code" in markdown(refused("FAIL", [0.8, 0.9]))
     assert shown_interval(Interval(0.75, 0.0, 1.0, 2)).endswith("the test split has too few groups (2)")
+
+
+def test_the_version_s_page_has_what_it_takes_to_decide() -> None:
+    conditions = [
+        {"name": "floor", "outcome": "met", "figures": {"miou": 0.75}},
+        {"name": "class a|b", "outcome": "not met", "figures": {"gain": -0.06, "low": -0.09, "most_loss": 0.05}},
+    ]
+    facts = {
+        "rule": "lifetime", "level": 0.001, "alpha_spent": 0.001, "judgements_left": 7, "set_number": 2, "groups": 9,
+        "passes": 1, "changes_by_people": 1, "floor_miou": 0.5, "conditions": conditions,
+    }  # fmt: skip
+    text = markdown(refused("FAIL", [0.8, 0.9]) | {"facts": facts, "links": {"passport": "http://127.0.0.1/#/p"}})
+    plain = text.replace(SPACE, "").splitlines()
+    assert "| floor | met | mIoU of 50.0 % | 75.0 % |" in plain
+    assert "| class a\\|b | not met | loses less than 5.0 points | -6.0 points, at worst -9.0 |" in plain
+    assert "- judgements left: 6 (test set 2: 9 groups, 1 PASSes before)" in plain
+    assert "- not covered: 1 change made by people, who could see the figures of test" in plain
+    assert "[passport](http://127.0.0.1/#/p)" in plain
+    assert "`segmill verify segmill-street/7` recomputes what the passport says." in plain

@@ -101,3 +101,47 @@ def test_durations_and_points() -> None:
     filters = _environment().filters
     assert [filters["duration"](seconds) for seconds in (45, 185, 7800)] == ["45 s", "3 min 05 s", "2 h 10 min"]
     assert [filters["points"](one) for one in (None, -0.0001, 0.021)] == ["-", "+0.0", "+2.1"]
+
+
+GATE = {
+    "rule": "lifetime", "level": 0.0005, "alpha_spent": 0.0005, "judgements_left": 20, "set_number": 1,
+    "passes": 0, "changes_by_people": 2, "goal": "superiority",
+    "conditions": [
+        {"name": "floor", "outcome": "met", "figures": {"miou": 0.5}},
+        {"name": "gain", "outcome": "not met", "figures": {"p_value": 0.02, "p_value_at_least": False}},
+        {"name": "class ground", "outcome": "met",
+         "figures": {"gain": 0.1, "low": -0.012, "high": 0.2, "most_loss": 0.05, "groups": 3}},
+        {"name": "class net", "outcome": "cannot be tested",
+         "figures": {"gain": -0.01, "low": None, "high": None, "most_loss": 0.05, "groups": 1}},
+        {"name": "latency", "outcome": "met", "figures": {"ratio": 1.02, "high": 1.05, "most": 1.1}},
+    ],
+}  # fmt: skip
+
+
+def test_the_gate_s_conditions_budget_and_open_points_are_on_the_page(tmp_path: Path) -> None:
+    later = {"gain": 0.012, "gain_low": 0.002, "gain_high": 0.022, "groups": 6}
+    known = {"renewal": "A new test set begins with 13 groups.", "expires": "2026-12-06", "since_promotion": later}
+    text = said(evaluation_page(run=run_facts(facts={**FACTS, **GATE, **known})), tmp_path)
+    assert "level 0.0005, one-sided; alpha spent: 0.0005 judgements left 19 (test set 1: 3 groups," in text
+    assert "renewed by A new test set begins with 13 groups." in text and "waits for approval, until 2026-12-06" in text
+    assert (
+        "not covered 2 changes made by people, who could see the figures of test; too rare to test: class net" in text
+    )
+    assert "true gain +1.2 points (+0.2 to +2.2) over the predecessor, on 6 test groups that arrived" in text
+    assert "floor met mIoU of 10.0 % 50.0 %" in text and "gain not met above zero at level 0.0005 +5.0 points" in text
+    assert "class ground met loses less than 5.0 points +10.0 points, at worst -1.2" in text
+    assert "class net cannot be tested loses less than 5.0 points -1.0 points" in text
+    assert "latency met at most 1.1 times the champion's 1.02 times, at most 1.05" in text
+
+
+def test_a_verdict_that_read_nothing_spends_nothing_and_one_of_an_earlier_release_has_no_budget(tmp_path: Path) -> None:
+    nothing = {**GATE, "alpha_spent": 0.0, "judgements_left": 3, "changes_by_people": 0}
+    del nothing["conditions"]
+    undecidable = run_facts(decision="UNDECIDABLE", facts={"floor_miou": 0.1, "groups": 3, **nothing})
+    text = said(evaluation_page(run=undecidable), tmp_path)
+    assert "no alpha spent judgements left 3 (test set 1" in text and "not covered" not in text
+    assert "condition of a PASS" not in text
+    earlier = said(evaluation_page(), tmp_path)
+    assert "judgements left" not in earlier and "condition of a PASS" not in earlier
+    plain = {**FACTS, "rule": "plain"}
+    assert "nothing is promised over many" in said(evaluation_page(run=run_facts(facts=plain)), tmp_path)
