@@ -15,7 +15,21 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.commands import audit, doctor, plan, predict, profile, promotion, retrain, start, status, tune, ui, validate
+from flows.commands import (
+    audit,
+    doctor,
+    plan,
+    predict,
+    profile,
+    promotion,
+    retrain,
+    start,
+    status,
+    tune,
+    ui,
+    validate,
+    verify,
+)  # fmt: skip
 from flows.commands.data import data_app
 from flows.commands.ledger import ledger_app
 from flows.commands.options import with_json
@@ -46,6 +60,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
     "rollback": promotion.rollback_command,
     "approve": promotion.approve_command,
     "reject": promotion.reject_command,
+    "verify": verify.verify_command,
     "predict": predict.predict_command,
     "audit": audit.audit_command,
     "plan": plan.plan_command,

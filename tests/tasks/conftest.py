@@ -1,3 +1,4 @@
 from judging import judging
+from registering import registered
 
-__all__ = ["judging"]
+__all__ = ["judging", "registered"]

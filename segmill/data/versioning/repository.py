@@ -75,9 +75,9 @@ def git_head(root: Path) -> str | None:
         return None
 
 
-def committed(root: Path, path: str) -> bytes | None:
-    """Return what git's last commit has of a file; None where it has none. ``path``: relative to ``root``."""
-    done = subprocess.run(["git", "-C", str(root), "show", f"HEAD:./{path}"], capture_output=True)
+def committed(root: Path, path: str, commit: str = "HEAD") -> bytes | None:
+    """Return what a commit, the last one, has of a file; None where there is none. ``path``: relative to ``root``."""
+    done = subprocess.run(["git", "-C", str(root), "show", f"{commit}:./{path}"], capture_output=True)
     return done.stdout if done.returncode == 0 else None
 
 

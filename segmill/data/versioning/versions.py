@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.storage import journal
 from segmill.data.versioning.dvc_adapter import DvcRepository, remote_faults, repository
 from segmill.data.versioning.repository import who_works
+from segmill.data.versioning.sharing import share
 from segmill.errors import InfrastructureError, InputError
 from segmill.files import write_atomically
 
@@ -217,6 +219,19 @@ class Store:
         """Return relative path -> md5 of every file of a version (DVC's md5 of the folder)."""
         self.bring([f"{version}.dir"])
         return {row["relpath"]: row["md5"] for row in json.loads(self.path(f"{version}.dir").read_text())}
+
+    def write(self, version: str, to: Path) -> None:
+        """Write the files of a version below the new folder ``to``. Only read them: they may share the cache's bytes.
+
+        Raises InfrastructureError where bytes of the version are in neither the cache nor the remote.
+        """
+        listing = self.listing(version)
+        self.bring(listing.values())
+        for name, md5 in listing.items():
+            path = to / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not share(self.path(md5), path):
+                shutil.copyfile(self.path(md5), path)
 
     @contextmanager
     def view(self, version: str, names: Collection[str] | None = None) -> Iterator[Path]:

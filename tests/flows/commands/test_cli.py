@@ -22,7 +22,7 @@ from segmill.workspace import Workspace
 
 COMMANDS = (
     "init", "demo", "validate", "retrain", "status", "history", "promote", "rollback", "approve", "reject",
-    "predict", "audit", "plan", "tune", "profile", "ui",
+    "verify", "predict", "audit", "plan", "tune", "profile", "ui",
     "doctor", "stage", "data", "ledger", "signing",
 )  # fmt: skip
 
