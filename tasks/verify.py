@@ -27,7 +27,7 @@ from segmill.promotion.verify import Check, same, unknown
 from segmill.promotion_params import PromotionParams
 from segmill.workspace import Workspace
 from tasks.inputs import COMPUTATIONS, all_settings, value_changes
-from tasks.promote import policy
+from tasks.judging import gate_policy
 from tasks.register import PIPELINE_FILES
 
 if TYPE_CHECKING:
@@ -368,7 +368,7 @@ def _verdict(subject: Subject, packed: Path, own: NDArray[np.int64]) -> Iterator
         },
         sealed=bool(sealed),
     )
-    yield from verify.judge_again(verdict, policy(asked), evidence, asked, seed=said.data.split["seed"])
+    yield from verify.judge_again(verdict, gate_policy(asked), evidence, asked, seed=said.data.split["seed"])
 
 
 def _sentence(fault: SegmillError | None) -> str:
