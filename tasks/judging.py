@@ -16,18 +16,20 @@ from segmill.cluster.work import on_ray, wait
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.packing.sealed import open_part, sealed_part
 from segmill.data.schema.manifest import DatasetInfo, manifest_info, read_manifest
+from segmill.data.schema.slices import slice_values
 from segmill.data.versioning.dvc_adapter import repository
+from segmill.errors import InputError
 from segmill.evaluation.scoring import read_counts
-from segmill.metrics.intervals import gain_interval
+from segmill.metrics.intervals import LEAST_GROUPS, gain_interval
 from segmill.metrics.judging import iou, miou
 from segmill.params import Params, PromotionParams
 from segmill.promotion import gate, history, registry
 from segmill.promotion.budget import GateBudget, budget, group_id, groups_needed
 from segmill.promotion.class_map import CommonClasses, common_classes
 from segmill.promotion.evidence import Kept, counts_of, refuse_another_model
-from segmill.promotion.keys import trusted_keys
+from segmill.promotion.keys import SignatureError, trusted_keys
 from segmill.promotion.latency import LatencyJob, latency_on_ray
-from segmill.promotion.rows import LedgerRow
+from segmill.promotion.rows import Entry, LedgerRow
 from segmill.promotion.score_job import ScoreJob
 from segmill.promotion.versions import check_signed, model_bytes
 from segmill.workspace import Workspace
@@ -105,6 +107,8 @@ def judge(case: Case) -> gate.Verdict:
         "known_groups": sorted({group_id(group) for group in PackedSplit(workspace.packed / "test").groups}),
         **refuse_another_model(counts[0], evaluated.ensemble, case.challenger),
     }
+    if measured := last_measure(case.rows, case.champion):
+        about["since_promotion"] = {"version": case.champion, **measured.facts}
     common = case.common()
     counts = [common.of_today(counts[0]), *counts[1:]]
     evidence = _evidence(case, counts, manifests, common)
@@ -140,6 +144,7 @@ def _evidence(
         champion_counts_NKK=counts[1] if both else None,
         groups=part.groups,
         class_names=common.names,
+        slices=slice_values(case.workspace.manifest, part.ids, guards.slices) if both else {},
         latency_ms=_latency(case, manifests) if both and guards.latency_ratio is not None else None,
         bytes=_bytes(case, manifests) if both and guards.size_ratio is not None else None,
         sealed=bool(sealed),
@@ -192,6 +197,54 @@ def _of_budget(left: GateBudget) -> dict[str, Any]:
 def _number(value: float) -> float | None:
     """NaN is no JSON: say None."""
     return None if np.isnan(value) else value
+
+
+def measured_since(case: Case) -> Entry | None:
+    """Return the gain of the champion over the version that it took the place of, on groups that arrived since.
+
+    Neither version was chosen by these groups, so the figure is unbiased; the gain at the promotion is not. None where
+    the champion was not promoted by the gate of this release, fewer than LEAST_GROUPS groups arrived, the same groups
+    were measured already, or one of the two versions can't be used any more.
+
+    Raises InfrastructureError where MLflow does not answer or Ray lost the work.
+    """
+    move = next((row for row in reversed(case.rows) if row.champion != row.previous), None)
+    if move is None or move.action != "promote" or move.previous is None or "known_groups" not in move.facts:
+        return None
+    split, sealed = PackedSplit(case.workspace.packed / "test"), set(case.params.split.sealed)
+    known = set(move.facts["known_groups"])
+    arrived = sorted({group for group in split.groups if group not in sealed and group_id(group) not in known})
+    last = last_measure(case.rows, move.version)
+    if len(arrived) < LEAST_GROUPS or (last and last.facts["measured_groups"] == sorted(map(group_id, arrived))):
+        return None
+    trusted, classes = trusted_keys(case.workspace.root), case.info().class_names
+    try:
+        versions = {one: check_signed(case.uri, case.model, one, trusted) for one in (move.version, move.previous)}
+        if any(registry.known_classes(case.uri, case.model, one) != classes for one in versions):
+            return None
+        job = replace(case.job("test", "open"), groups=tuple(arrived))
+        new, old = counts_of(versions, job, "", None, predictions=False)
+    except (InputError, SignatureError):
+        return None
+    groups = [group for group in split.groups if group in arrived]
+    settings = case.params.promotion
+    gain = gain_interval(new, old, groups, confidence=settings.confidence, seed=case.params.split.seed)
+    said = (
+        f"On {gain.groups} test groups that arrived since its promotion version {move.version} gains "
+        f"{gain.estimate:+.4f} mIoU over version {move.previous}, with {settings.confidence:.0%} confidence between "
+        f"{gain.low:+.4f} and {gain.high:+.4f}."
+    )
+    facts = {
+        "against": move.previous, "samples": len(groups), "groups": gain.groups, "confidence": settings.confidence,
+        "gain": _number(gain.estimate), "gain_low": _number(gain.low), "gain_high": _number(gain.high),
+        "measured_groups": sorted(map(group_id, arrived)),
+    }  # fmt: skip
+    return Entry(action="measure", version=move.version, reasons=[said], facts=facts)
+
+
+def last_measure(rows: Sequence[LedgerRow], version: str | None) -> LedgerRow | None:
+    """Return the last row that measured the gain of ``version`` since its promotion."""
+    return next((row for row in reversed(rows) if row.action == "measure" and row.version == version), None)
 
 
 def gate_state(workspace: Workspace, params: Params, rows: Sequence[LedgerRow]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from segmill.promotion.moves import expired, waits
 from segmill.promotion.reconcile import reconcile
 from segmill.promotion.rows import Entry, LedgerRow, waiting
 from segmill.workspace import Workspace
-from tasks.judging import Case, gate_settings, judge
+from tasks.judging import Case, gate_settings, judge, measured_since
 from tasks.register import Registered
 
 MOST_TRIES = 5  # against others who write to the ledger at the same time
@@ -105,12 +105,14 @@ def _judge(workspace: Workspace, params: Params, uri: str, registered: Registere
     writer = book.begin(registered.model)
     if known := earlier_judgement(writer.rows, registered.version, params.promotion):
         return known
-    verdict = judge(
-        Case(
-            workspace=workspace, params=params, uri=uri, model=registered.model, challenger=registered.version,
-            rows=writer.rows,
-        )
+    case = Case(
+        workspace=workspace, params=params, uri=uri, model=registered.model, challenger=registered.version,
+        rows=writer.rows,
     )  # fmt: skip
+    if entry := measured_since(case):
+        writer = writer.after(book.append(writer, entry))
+        case = replace(case, rows=writer.rows)
+    verdict = judge(case)
     settings = params.promotion
     action, facts = "refuse", verdict.facts
     if verdict.decision == "PASS":

@@ -128,13 +128,12 @@ def scored_part(job: ScoreJob) -> PackedSplit | SplitPart:
     split = PackedSplit(job.packed_dir / job.split)
     if not len(split):
         raise InputError(f"The {job.split} split is empty; raise split.{job.split}, or add data.")
-    match job.part:
-        case "all":
-            return split
-        case "open":
-            return open_part(split, job.sealed)
-        case "sealed":
-            return sealed_part(split, job.sealed)
+    if job.part == "sealed":
+        return sealed_part(split, job.sealed)
+    part = open_part(split, job.sealed) if job.part == "open" else split
+    if not job.groups:
+        return part
+    return SplitPart(split, [number for number, group in enumerate(split.groups) if group in job.groups])
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class ScoreJob:
         trusted: whose signatures of versions are believed.
         sealed: groups whose predictions are never written, whatever ``part`` is.
         part: which images are scored: all, the open ones (of groups that are not sealed) or the sealed ones.
+        groups: where any are named, only images of these are scored.
         former_classes: what became of classes of earlier versions, as dataset.yaml has it.
         predictions_path: where the ids_HW uint8 of each open image are kept, as an npz file; the key is the image's
             index among the open ones, in the split's order. None keeps none.
@@ -36,6 +37,7 @@ class ScoreJob:
     split: str = "test"
     sealed: tuple[str, ...] = ()
     part: Literal["all", "open", "sealed"] = "all"
+    groups: tuple[str, ...] = ()
     former_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     predictions_path: Path | None = None
 

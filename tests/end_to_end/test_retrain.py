@@ -182,7 +182,7 @@ def test_weights_lie_once_in_the_workspace_and_once_in_the_registry(first: tuple
 def test_a_terminal_shows_the_live_table_and_nothing_of_dvc(first: tuple[Workspace, str]) -> None:
     """Its progress bars scrolled through the table: 87 lines in one run."""
     workspace, _ = first
-    command = [str(BIN / "segmill"), "retrain", "-w", str(workspace.root), "--set", "promotion.floor_miou=0.06"]
+    command = [str(BIN / "segmill"), "retrain", "-w", str(workspace.root), "--set", "evaluate.overlays=8"]
     said, code = shown(*command, columns=80, rows=24)
     assert code == 0, said
     assert re.search(r"promote +\d+s", said) and "\x1b[2K" in said  # the table, drawn again and again
