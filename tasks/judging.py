@@ -118,9 +118,10 @@ def judge(case: Case) -> gate.Verdict:
     )  # fmt: skip
     if not sealed and case.champion:
         about |= _compared(counts, evidence, settings.confidence, case.params.split.seed)
+    about |= _of_budget(left)
     policy = gate_policy(settings)
     if (unpromising := _screened(case, manifests, kept, policy)) is not None:
-        facts = {"rule": settings.rule, "alpha_spent": 0.0, **_of_budget(left), **about, "judged": False}
+        facts = {"rule": settings.rule, "alpha_spent": 0.0, **about, "judged": False}
         return gate.Verdict("INCONCLUSIVE", [unpromising], facts)
     verdict = gate.decide(evidence, policy, left, seed=case.params.split.seed)
     judged = verdict.decision != "UNDECIDABLE"
@@ -190,7 +191,8 @@ def _compared(counts: Sequence[Counts], evidence: gate.GateEvidence, confidence:
 def _of_budget(left: GateBudget) -> dict[str, Any]:
     return {
         "set_number": left.set_number, "judgements_left": left.left, "passes": left.passes,
-        "changes_by_people": left.changes_by_people, "level": left.level,
+        "changes_by_people": left.changes_by_people, "level": left.level, "groups": len(left.groups),
+        "renewal": left.renewal(),
     }  # fmt: skip
 
 
