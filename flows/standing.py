@@ -143,7 +143,8 @@ def _standing(workspace: Workspace, params: Params) -> Standing:
     except (LedgerError, InputError) as fault:  # a look at the workspace is not to fail for it
         noticed = [str(fault)]
     rows = book.rows(name)
-    champion = registry.read_version(uri, name, rows[-1].champion) if rows and rows[-1].champion else None
+    serves = rows[-1].champion if rows else None
+    champion = registry.read_version(uri, name, serves) if serves else None
     challenger = registry.aliased(uri, name, registry.CHALLENGER)
     decisions = {row.version: row.decision for row in rows if row.decision}
     judged = False

@@ -13,9 +13,10 @@ from flows.standing import Standing, ask_registry, registry_asked
 from segmill.data.versioning.versions import bring_data
 from segmill.params import Params, read_params
 from segmill.params_change import set_params
-from segmill.promotion import earlier_ledger as ledger
+from segmill.promotion.ledger import workspace_ledger
+from segmill.promotion.rows import Entry
+from segmill.promotion.signers import set_up
 from segmill.workspace import Workspace
-from tasks.promote import ledger_url
 from tasks.register import model_name
 
 # Prints champion, challenger and whether the ensemble was judged, and whether a process asked the registry.
@@ -42,6 +43,7 @@ def params(workspace: Workspace) -> Params:
     for miou in ("0.5", "0.6"):
         client.create_model_version(name, "models", tags={"test_miou": miou, "data_version": "0123"})
     client.set_registered_model_alias(name, "champion", "1")
+    set_up(workspace.root)
     return params
 
 
@@ -61,19 +63,24 @@ def champion(standing: Standing) -> tuple[str, float, str | None]:
 def test_the_registry_is_asked_again_where_somebody_wrote_to_it_and_else_not(
     workspace: Workspace, params: Params
 ) -> None:
-    for _ in range(2):  # the first makes the ledger
+    for _ in range(2):  # the first writes down who serves
         ask_registry(workspace, params)
     standing, asked_again = look(workspace)
-    assert (champion(standing), asked_again) == (("1", 0.5, None), False)
+    assert (champion(standing), standing.noticed, asked_again) == (("1", 0.5, None), [], False)
 
     client, name = MlflowClient(tracking_uri(workspace, params)), model_name(workspace, params)
     client.set_registered_model_alias(name, "champion", "2")
     standing, asked_again = look(workspace)
-    assert (champion(standing), asked_again) == (("2", 0.6, None), True)
-    assert look(workspace) == (standing, False)
+    assert (champion(standing), asked_again) == (("1", 0.5, None), True), "the ledger is the truth"
+    assert "somebody else moved the champion" in standing.noticed[0]
+    assert str(client.get_model_version_by_alias(name, "champion").version) == "1"
+    look(workspace)
+    assert look(workspace)[1] is False
 
-    ledger.append(ledger_url(workspace), ledger.EarlierEntry("promote", name, "2", None, "PASS"), after=0)
+    book = workspace_ledger(workspace.root)
+    book.append(book.begin(name), Entry(action="promote", version="2", decision="PASS"))
     assert champion(look(workspace)[0]) == ("2", 0.6, "PASS")
+    assert str(client.get_model_version_by_alias(name, "champion").version) == "2"
 
     set_params(workspace.params, ["promotion.floor_miou=0.123"])
     with registry_asked(workspace, read_params(workspace.params)) as asked:

@@ -12,12 +12,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.commands.cli import app
-from flows.commands.status import Status, model_line, show, show_history
+from flows.commands.status import Status, gate_line, model_line, show, show_history
 from flows.interrupted import begin, end, interrupted
 from segmill import progress
-from segmill.promotion import earlier_ledger as ledger
+from segmill.promotion.ledger import workspace_ledger
+from segmill.promotion.rows import Entry
+from segmill.promotion.signers import set_up
 from segmill.workspace import Workspace
-from tasks.promote import ledger_url
 from tasks.stage import noted
 
 CHAMPION = {"name": "segmill-street", "version": "12", "miou": 0.71239, "verdict": "PASS", "data_version": "0123456789"}
@@ -31,32 +32,51 @@ def printed(console: Console) -> str:
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def test_no_verdict_says_what_brings_one(workspace: Workspace) -> None:
+def test_no_verdict_says_what_brings_one() -> None:
     narrow = console()
-    show_history(workspace, narrow)
+    show_history([], narrow)
     assert printed(narrow) == "no verdict yet: `segmill retrain` brings the first\n"
 
 
-def test_every_verdict_is_a_line_that_is_whole_in_80_columns(workspace: Workspace) -> None:
-    url, facts = ledger_url(workspace), {"gain": -0.0123, "challenger_miou": 0.71239}
-    entries = [
-        ledger.EarlierEntry("promote", "segmill-street", "1", None, "PASS", facts={"challenger_miou": 0.6}),
-        ledger.EarlierEntry("refuse", "segmill-street", "112", "1", "INCONCLUSIVE", facts=facts),
-        ledger.EarlierEntry("rollback", "segmill-street", "1", "112"),
-    ]
-    for number, entry in enumerate(entries):
-        ledger.append(url, entry, after=number)
+def test_every_row_is_a_line_that_is_whole_in_80_columns_and_decisions_say_who_and_why(workspace: Workspace) -> None:
+    set_up(workspace.root)
+    book, facts = workspace_ledger(workspace.root), {"gain": -0.0123, "alpha_spent": 0.000592}
+    for entry in (
+        Entry(action="promote", version="1", decision="PASS"),
+        Entry(action="promote", version="112", decision="PASS", facts={"gain": 0.01}),
+        Entry(action="refuse", version="113", decision="INCONCLUSIVE", facts=facts),
+        Entry(action="rollback", version="1", because="it misses trams"),
+    ):
+        book.append(book.begin("segmill-street"), entry)
     narrow = console()
-    show_history(workspace, narrow)
-    title, heading, first, second, third = printed(narrow).splitlines()
+    show_history(book.rows(), narrow)
+    title, heading, first, _, third, fourth, note = printed(narrow).splitlines()
     assert title == "segmill-street, the latest last"
-    assert heading.split() == ["time", "(UTC)", "version", "action", "verdict", "against", "mIoU", "gain"]
-    assert first.split()[1:] == ["1", "promote", "PASS", "-", "0.6000", "-"]
-    assert second.split()[1:] == ["112", "refuse", "INCONCLUSIVE", "1", "0.7124", "-0.0123"]
-    assert third.split()[1:] == ["1", "rollback", "-", "112", "-", "-"]
+    assert heading.split() == ["#", "time", "(UTC)", "version", "action", "verdict", "against", "gain", "alpha"]
+    assert first.split()[3:] == ["1", "promote", "PASS", "-", "-", "-"]
+    assert third.split()[3:] == ["113", "refuse", "INCONCLUSIVE", "112", "-0.0123", "0.0006"]
+    assert fourth.split()[3:] == ["1", "rollback", "-", "112", "-", "-"]
+    assert note.startswith("  4: ") and note.endswith(": it misses trams") and "signed with key" in note
     said = json.loads(CliRunner().invoke(app, ["history", "--json", "-w", str(workspace.root)]).stdout)
-    assert [entry["number"] for entry in said] == [1, 2, 3]
-    assert said[1]["facts"] == facts and said[1]["decision"] == "INCONCLUSIVE"
+    assert [row["number"] for row in said] == [1, 2, 3, 4]
+    assert said[2]["facts"] == facts and said[3]["actor"] and said[3]["champion"] == "1"
+
+
+def test_what_is_left_of_a_test_set_is_a_line() -> None:
+    gate = {
+        "rule": "lifetime", "set_number": 1, "judgements": 20, "judgements_left": 17, "passes": 1, "level": 3.3e-5,
+        "groups": 14, "groups_needed": 15, "renewal": "A new test set begins with 13 groups.",
+    }  # fmt: skip
+    said = gate_line(gate)
+    assert said.startswith(
+        "test set 1: 17 of 20 judgements left, 1 PASS so far; the next takes 15 groups and there are 14"
+    )
+    assert said.endswith("A new test set begins with 13 groups.")
+    assert gate_line(gate | {"groups": 15, "passes": 2}).endswith(
+        "2 PASSes so far; the next asks for p below 3e-05, 15 of 15 groups can show it"
+    )
+    assert "none" not in gate_line(gate | {"judgements_left": 0, "level": 0.0, "groups_needed": None}).lower()
+    assert gate_line(gate | {"rule": "plain"}).startswith("plain: judges one night at a time and promises nothing")
 
 
 def status(workspace: Workspace, **own: object) -> Status:

@@ -1,0 +1,3 @@
+from judging import judging
+
+__all__ = ["judging"]
