@@ -7,7 +7,7 @@ challengers, mix those that looked better. Three gates judge: that of before (th
 each night alone), the lifetime rule on open groups, and the lifetime rule on sealed groups, whose figures the maker
 does not see (those of 20 other groups are open). Any PASS is false. Power: challengers better by so many points.
 
-No figure depends on the machine or its load. On two cores: about ten minutes; --lives 100 --runs 40: one.
+No figure depends on the machine or its load.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from gate_population import (
 from segmill.metrics.intervals import student_t_quantile
 from segmill.promotion import swap_test as swaps
 from segmill.promotion.budget import Judgement, budget, group_id, groups_needed
-from segmill.promotion.guards import Condition, class_conditions, latency_condition
+from segmill.promotion.guards import Condition, class_conditions, latency_condition, loses_less
 from segmill.promotion.paired import PairedOverlaps
 
 NIGHTS, GROUPS, IMAGES = 50, 20, 233
@@ -49,24 +49,32 @@ ALPHA, JUDGEMENTS = 0.05, 20
 PLAIN = 0.025  # one-sided, of a night
 RESAMPLES = 1000  # of the bootstrap of the gate of before
 FOUND_BY_T = 0.84  # standard errors above the critical value give a power of 80 %
+STUDIED, STUDIED_GROUPS = ((1, 233), (1, 1000), (2, 233), (2, 1000)), (10, 20, 50)  # points and images; groups
+LINES = ("#b3452c", "#d9a13b", "#2f6f9f", "#4d8c57")
 LOSSES = (0.02, 0.03, 0.05, 0.08)
 # All swaps of 20 groups would take hours here. Random ones are as valid, and the gate draws them above 20 groups.
 swaps.EXACT_GROUPS = 15
 
+PARTS = ("lives", "power", "guards", "table")
 Life = Callable[[int], tuple[int | None, ...]]
 
 
 def main() -> None:
     options = _options()
     with ProcessPoolExecutor(options.processes) as pool:
-        first_pass = {name: list(pool.map(life, range(options.lives), chunksize=5)) for name, life in LIVES.items()}
-        _print_lives(first_pass, options.lives)
-        curves = _print_power(pool, options.runs)
-        _print_guards(pool, options.runs)
-        _print_rare(pool, options.runs)
-        _print_table(pool)
-    if options.pictures:
-        _draw(options.pictures, first_pass, curves, options.lives)
+        if "lives" in options.only:
+            first_pass = _print_lives(pool, options.lives)
+            if options.pictures:
+                _draw_lives(options.pictures, first_pass, options.lives)
+        if "power" in options.only:
+            power = _print_power(pool, options.runs)
+            if options.pictures:
+                _draw_power(options.pictures, power)
+        if "guards" in options.only:
+            _print_guards(pool, options.runs)
+            _print_rare(pool, options.runs)
+        if "table" in options.only:
+            _print_table(pool)
 
 
 # Lives of challengers as good as the champion
@@ -177,14 +185,18 @@ def _class_mean(values: Array) -> Array:
     return np.asarray(values.mean(axis=-1))
 
 
-def _print_lives(first_pass: dict[str, list[tuple[int | None, ...]]], lives: int) -> None:
+def _print_lives(pool: ProcessPoolExecutor, lives: int) -> dict[str, list[tuple[int | None, ...]]]:
+    """Print and return the nights of the first PASS by each gate in each life."""
     print(
-        f"Lives of {NIGHTS} equal challengers with a false promotion, of {lives:,} ({GROUPS} groups, {IMAGES} images):"
+        f"Lives of {NIGHTS} equal challengers with a false promotion, of {lives:,} ({GROUPS} groups, {IMAGES} images)"
     )
     print(f"  {'':18}" + "".join(f"{gate:>20}" for gate in GATES))
-    for name, nights in first_pass.items():
-        counts = [sum(one[gate] is not None for one in nights) for gate in range(len(GATES))]
+    first_pass = {}
+    for name, life in LIVES.items():
+        first_pass[name] = list(pool.map(life, range(lives), chunksize=5))
+        counts = [sum(one[gate] is not None for one in first_pass[name]) for gate in range(len(GATES))]
         print(f"  {name:18}" + "".join(f"{count:>20}" for count in counts), flush=True)
+    return first_pass
 
 
 # Power
@@ -192,17 +204,22 @@ def _print_lives(first_pass: dict[str, list[tuple[int | None, ...]]], lives: int
 
 @dataclass(frozen=True)
 class Study:
-    """Challengers better by ``gain`` in mIoU on ``groups`` and ``images``; ``rare_loss`` of that one class instead."""
+    """Challengers whose logit of wrong is lower by ``better`` in each class, on so many groups and images.
+
+    ``uneven``: standard deviation of a factor on that, drawn for each challenger and class.
+    """
 
     groups: int
     images: int
     better: tuple[float, ...]
+    uneven: float = 0.0
 
     def pair(self, seed: int) -> PairedOverlaps:
         random = np.random.default_rng([2, seed, self.groups, self.images])
         test = draw_test_set(random, self.groups, self.images)
         own = draw_models(random, test, 2)
-        new_both, new_either = overlaps(test, own[:1], np.array(self.better))
+        better = np.array(self.better) * (1 + self.uneven * random.normal(size=CLASSES))
+        new_both, new_either = overlaps(test, own[:1], better)
         old_both, old_either = overlaps(test, own[1:])
         return pair_of(test, (new_both[0], new_either[0]), (old_both[0], old_either[0]))
 
@@ -228,19 +245,17 @@ def promotions_passed(study: Study, seed: int) -> list[bool]:
 
 def _print_power(pool: ProcessPoolExecutor, runs: int) -> dict[tuple[int, int, int], list[float]]:
     print(f"\nPower, % of {runs} challengers that PASS in mIoU alone (first promotion / second):")
-    print("  points  images " + "".join(f"{f'{groups} groups':>14}" for groups in (10, 20, 50)))
-    curves = {}
-    for points in (1, 2):
-        better = tuple(better_by(points / 100))
-        for images in (233, 1000):
-            row = f"  {points:+6}  {images:6} "
-            for groups in (10, 20, 50):
-                study = Study(groups, images, better)
-                passed = np.mean(list(pool.map(partial(promotions_passed, study), range(runs), chunksize=5)), axis=0)
-                curves[points, images, groups] = passed.tolist()
-                row += f"{f'{100 * passed[0]:.0f} / {100 * passed[1]:.0f}':>14}"
-            print(row, flush=True)
-    return curves
+    print("  points  images " + "".join(f"{f'{groups} groups':>14}" for groups in STUDIED_GROUPS))
+    power = {}
+    for points, images in STUDIED:
+        row = f"  {points:+6}  {images:6} "
+        for groups in STUDIED_GROUPS:
+            study = Study(groups, images, tuple(better_by(points / 100)))
+            passed = np.mean(list(pool.map(partial(promotions_passed, study), range(runs), chunksize=5)), axis=0)
+            power[points, images, groups] = passed.tolist()
+            row += f"{f'{100 * passed[0]:.0f} / {100 * passed[1]:.0f}':>14}"
+        print(row, flush=True)
+    return power
 
 
 # Guards
@@ -267,13 +282,7 @@ def _slices(pair: PairedOverlaps, loss: float, random: np.random.Generator) -> I
     weather = random.permutation(np.arange(len(pair.truth)) % 3)
     for value in range(3):
         inside = PairedOverlaps(*(part[weather == value] for part in vars(pair).values()))
-        yield slice_of(f"weather={value}", inside, loss)
-
-
-def slice_of(name: str, pair: PairedOverlaps, loss: float) -> Condition:
-    from segmill.promotion.guards import loses_less
-
-    return loses_less(f"slice {name}", "mIoU", pair.gain_in_miou(), loss, PLAIN)
+        yield loses_less(f"slice weather={value}", "mIoU", inside.gain_in_miou(), loss, PLAIN)
 
 
 def _met(conditions: Sequence[Condition]) -> bool:
@@ -281,15 +290,16 @@ def _met(conditions: Sequence[Condition]) -> bool:
 
 
 def _print_guards(pool: ProcessPoolExecutor, runs: int) -> None:
+    """Print what guards cost where all classes gain alike, and where about one in six of them loses."""
     print(f"\nAll guards (11 classes, 3 slices, latency) at +2 points, first promotion, % of {runs} that PASS:")
     better = tuple(better_by(0.02))
-    print("  images groups  mIoU alone" + "".join(f"{f'class_loss {loss}':>17}" for loss in LOSSES))
-    for images, groups in ((233, 20), (1000, 20), (1000, 50)):
-        found = list(pool.map(partial(outcomes, Study(groups, images, better)), range(runs), chunksize=5))
+    print("  images groups   gains  mIoU alone" + "".join(f"{f'class_loss {loss}':>17}" for loss in LOSSES))
+    for images, groups, uneven in ((233, 20, 0), (1000, 20, 0), (1000, 50, 0), (1000, 50, 1)):
+        found = list(pool.map(partial(outcomes, Study(groups, images, better, uneven)), range(runs), chunksize=5))
         share = {key: 100 * np.mean([one[key] for one in found]) for key in found[0]}
         cells = [(share[str(loss)], 100 * share[str(loss)] / max(share["alone"], 1e-9)) for loss in LOSSES]
         kept = "".join(f"{f'{passed:.0f} ({of_alone:.0f} %)':>17}" for passed, of_alone in cells)
-        print(f"  {images:6} {groups:6} {share['alone']:11.0f}{kept}", flush=True)
+        print(f"  {images:6} {groups:6} {'uneven' if uneven else 'even':>7} {share['alone']:11.0f}{kept}", flush=True)
 
 
 def _print_rare(pool: ProcessPoolExecutor, runs: int) -> None:
@@ -342,48 +352,52 @@ def needed(gain: float, error: float, level: float) -> int:
     )
 
 
-def _draw(
-    folder: Path, first_pass: dict[str, Any], curves: dict[tuple[int, int, int], list[float]], lives: int
-) -> None:
-    """Draw the share of lives with a false promotion over the nights, and power over the groups."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    colors = ("#b3452c", "#d9a13b", "#2f6f9f")
-    figure, axes = pyplot.subplots(1, len(first_pass), figsize=(9, 3), sharey=True, layout="constrained")
+def _draw_lives(folder: Path, first_pass: dict[str, list[tuple[int | None, ...]]], lives: int) -> None:
+    """Draw the share of lives with a false promotion up to each night."""
+    figure, axes = _axes(len(first_pass))
     for one, (name, nights) in zip(axes, first_pass.items(), strict=True):
-        for gate, color in zip(range(len(GATES)), colors, strict=True):
-            at = [night[gate] for night in nights if night[gate] is not None]
+        for gate in range(len(GATES)):
+            at = [first for night in nights if (first := night[gate]) is not None]
             share = [100 * sum(first <= night for first in at) / lives for night in range(NIGHTS)]
-            one.plot(range(1, NIGHTS + 1), share, color=color, label=GATES[gate], lw=2)
-        one.axhline(100 * ALPHA / 2, color="#888888", ls=":", lw=1)
+            one.plot(range(1, NIGHTS + 1), share, color=LINES[gate], label=GATES[gate], lw=2)
         one.set(title=name, xlabel="night", ylim=(0, 100))
-        one.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("lives with a false promotion, %")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(folder / "promotion-lives.png", dpi=90)
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
-    for one, title, promotion in zip(axes, ("first promotion", "second promotion"), (0, 1), strict=True):
-        for (points, images), color in zip(
-            ((1, 233), (1, 1000), (2, 233), (2, 1000)), (*colors, "#4d8c57"), strict=True
-        ):
-            groups = [10, 20, 50]
-            power = [100 * curves[points, images, count][promotion] for count in groups]
-            one.plot(groups, power, "o-", color=color, label=f"{points:+} points, {images} images", lw=2)
+    _save(figure, folder / "promotion-lives.png")
+
+
+def _draw_power(folder: Path, power: dict[tuple[int, int, int], list[float]]) -> None:
+    """Draw power over the test groups."""
+    figure, axes = _axes(2)
+    for promotion, (one, title) in enumerate(zip(axes, ("first promotion", "second promotion"), strict=True)):
+        for (points, images), color in zip(STUDIED, LINES, strict=True):
+            passed = [100 * power[points, images, groups][promotion] for groups in STUDIED_GROUPS]
+            one.plot(STUDIED_GROUPS, passed, "o-", color=color, label=f"{points:+} points, {images} images", lw=2)
         one.set(title=title, xlabel="test groups", ylim=(0, 102))
-        one.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("challengers that PASS, %")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(folder / "promotion-power.png", dpi=90)
+    _save(figure, folder / "promotion-power.png")
+
+
+def _axes(count: int) -> Any:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, count, figsize=(9, 3), sharey=True, layout="constrained")
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lives", type=int, default=1000, help="of 50 challengers, for each maker (default 1000)")
     parser.add_argument("--runs", type=int, default=400, help="challengers for each figure of power (default 400)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of it (default: all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one per core")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw promotion-lives.png, promotion-power.png")
     return parser.parse_args()
