@@ -161,7 +161,7 @@ def _why_undecidable(evidence: GateEvidence, policy: GatePolicy, budget: GateBud
         used = f"All {budget.judgements} judgements of test set {budget.set_number} are used, so nothing was compared."
         return [used, budget.renewal()]
     if evidence.champion_counts_NKK is None:
-        if have >= LEAST_GROUPS or policy.floor_miou == 0:
+        if have >= LEAST_GROUPS or (have and policy.floor_miou == 0):
             return []
         return [
             f"{_count(have, 'test group')} can't show that a version reaches the floor {policy.floor_miou:.4f}: assign "

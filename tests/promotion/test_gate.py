@@ -127,6 +127,13 @@ def test_the_first_model_spends_no_alpha_and_two_groups_cannot_show_a_floor() ->
     assert judge(OLD, None, ["a", "b"] * 6, floor_miou=0.0).decision == "PASS", "a floor of zero asks for nothing"
 
 
+def test_a_set_of_which_no_group_is_left_in_test_decides_nothing() -> None:
+    history = [*earlier(20), *earlier(1, groups=[f"h{index}" for index in range(13)])]
+    for champion in (None, OLD):
+        verdict = judge(BETTER, champion, history=history, floor_miou=0.0)
+        assert verdict.decision == "UNDECIDABLE" and verdict.facts["groups"] == 0
+
+
 def test_a_model_without_a_counted_pixel_fails() -> None:
     nothing = np.zeros((12, 2, 2), np.int64)
     assert judge(nothing, None, floor_miou=0.0).decision == "FAIL"
