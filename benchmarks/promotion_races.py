@@ -17,6 +17,7 @@ where any of these does not hold.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -42,7 +43,7 @@ from segmill.promotion.ledger import Conflict, Ledger, open_ledger
 from segmill.promotion.reconcile import reconcile
 from segmill.promotion.rows import Entry, LedgerRow, champion
 
-ROUNDS_PER_MODEL = 10  # each after the first begins with a champion
+ROUNDS_PER_MODEL = 5  # each after the first begins with a champion
 MOST_PROMOTERS = 8
 KILLED = 0.5  # of the promoters, if they come to the point
 BETTER = 0.05  # what each version is better than the one before, beside chance: most races move the champion
@@ -241,6 +242,7 @@ def run(rounds: int, url: Callable[[Path], str], seed: int, folder: Path) -> dic
     warm = make_race(-1, uri, url(folder), key, folder)
     for version in make_versions(warm, 2, rng):
         promote(warm, version)
+    gc.freeze()  # else the first collection in each child would copy all of the parent's memory
     kills: Counter[str] = Counter()
     violations: list[str] = []
     promoters, began = 0, time.monotonic()

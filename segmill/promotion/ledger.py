@@ -68,16 +68,16 @@ class Position:
         rows: of the model, oldest first.
         doubts: sentences on what is wrong with them; none: they may decide.
         mirrored: number of the last row that MLflow was brought in line with.
-        moves: how often somebody set out to move the alias.
         moving: versions that somebody of this ledger may be setting as champion right now; "" is none.
+        at: changes with every row and with every move of the alias.
     """
 
     ledger: str
     rows: tuple[LedgerRow, ...]
     doubts: tuple[str, ...]
     mirrored: int
-    moves: int
     moving: frozenset[str]
+    at: tuple[object, ...]
 
 
 def open_ledger(
@@ -226,11 +226,14 @@ class Ledger:
             if connection and known.ledger:
                 query = stored.of(MOVES, model, select).where(MOVES.c.time >= _moves_since())
                 moving = connection.execute(query.with_only_columns(MOVES.c.version)).scalars().all()
-        line, rows = known.line, tuple(self._read(known))
+        rows = tuple(self._read(known))
         doubts = tuple(_findings(known, rows))
-        return Position(
-            known.ledger, rows, doubts, line.get("mirrored", 0), line.get("moves", 0), frozenset(moving)
-        )  # fmt: skip
+        return Position(known.ledger, rows, doubts, known.line.get("mirrored", 0), frozenset(moving), known.at)
+
+    def is_at(self, model: str, position: Position) -> bool:
+        """Tell whether nobody appended or set out to move the alias since ``position`` was read."""
+        with self._database.reading() as connection:
+            return (stored.at(connection, model) if connection else Known(model).at) == position.at
 
     def named(self) -> str:
         """Return the ledger's random name; its tables are made where they are not there."""

@@ -122,7 +122,7 @@ def _pass(
     mirror = heads.read_mirror(client, model)
     if mirror is None or not (position.rows or mirror.champion or mirror.ledger):
         return True
-    if ledger.position(model) != position:
+    if not ledger.is_at(model, position):
         return False
     _refuse_to_follow(position, mirror, ledger, model, witnesses)
     if entry := _to_record(position, mirror, model):
@@ -141,13 +141,13 @@ def _pass(
         points.at("before alias")
         _set_champion(client, model, serves, position.rows[-1])
         points.at("after alias")
-    elif moves or position.mirrored < len(position.rows) or not _tagged(position, mirror):
+    elif not heads.is_current(mirror, position.rows[-1], position.ledger):
         heads.write_tags(client, position.rows[-1], position.ledger)
-        points.at("before mirrored")
-        ledger.mirrored(model, len(position.rows), moves)
-        points.at("after mirrored")
-        moves.clear()
     else:
+        if moves or position.mirrored < len(position.rows):
+            points.at("before mirrored")
+            ledger.mirrored(model, len(position.rows), moves)
+            points.at("after mirrored")
         return True
     return False
 
@@ -226,10 +226,6 @@ def _moving(position: Position) -> set[str | None]:
 
 def _signed(rows: Sequence[LedgerRow]) -> bool:
     return bool(rows) and not rows[-1].taken_over
-
-
-def _tagged(position: Position, mirror: Mirror) -> bool:
-    return heads.is_current(mirror, position.rows[-1], position.ledger)
 
 
 def _set_champion(client: MlflowClient, model: str, version: str | None, row: LedgerRow) -> None:

@@ -13,6 +13,8 @@ from segmill.promotion import chain, database
 from segmill.promotion.chain import StoredRow
 from segmill.promotion.database import EARLIER, MODELS, ROWS
 
+_AT = ("head", "head_hash", "mirrored", "moves")
+
 
 @dataclass(frozen=True)
 class Known:
@@ -39,6 +41,11 @@ class Known:
             return self.rows[-1].number, self.rows[-1].hash
         return 0, chain.genesis(self.ledger, self.model)
 
+    @property
+    def at(self) -> tuple[object, ...]:
+        """What changes with every row and with every move of MLflow's alias that is begun or seen to be done."""
+        return tuple(self.line.get(name) for name in _AT)
+
 
 def known(connection: Connection, model: str) -> Known:
     """Return what there is of the model."""
@@ -51,6 +58,14 @@ def known(connection: Connection, model: str) -> Known:
         if rows or (line and line["head"]):
             return Known(model, ledger, rows, False, dict(line or {}))
     return Known(model, ledger, _earlier(connection, ledger, model), True, dict(line or {}))
+
+
+def at(connection: Connection, model: str) -> tuple[object, ...]:
+    """Return ``Known.at`` without reading the rows."""
+    if not database.has_table(connection, MODELS):
+        return Known(model).at
+    line = connection.execute(of(MODELS, model, select)).mappings().one_or_none()
+    return Known(model, line=dict(line or {})).at
 
 
 def models(connection: Connection) -> list[str]:

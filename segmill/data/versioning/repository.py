@@ -103,15 +103,14 @@ def who_works(root: Path) -> str:
 
 def git_user(root: Path | None) -> str:
     """Return git's user.name and user.email at ``root`` (None: of the user); "" where neither is known, or no git."""
-    known = []
-    for key in ("user.name", "user.email"):
-        where = ["-C", str(root)] if root else []
-        try:
-            done = subprocess.run(["git", *where, "config", key], capture_output=True, text=True)
-        except FileNotFoundError:
-            return ""
-        known.append(done.stdout.strip())
-    name, email = known
+    where = ["-C", str(root)] if root else []
+    try:
+        asked = ["git", *where, "config", "--get-regexp", r"^user\.(name|email)$"]
+        done = subprocess.run(asked, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    known = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())  # of several the last one counts
+    name, email = known.get("user.name", ""), known.get("user.email", "")
     return f"{name} <{email}>" if name and email else name or email
 
 
