@@ -67,9 +67,10 @@ def register(
 ) -> str:
     """Register an ensemble folder, signed, and return its version; the same folder content is registered once.
 
-    The model holds the ensemble folder, the package's code, MLflow's signature of inputs and outputs, and the signed
-    manifest of all its files; no file of it is a pickle, and no path of this machine is written into it. A version
-    whose registration was cut short before it was tagged as signed is tagged by the next call.
+    The model holds the ensemble folder, the package's code, MLflow's signature of inputs and outputs, a bill of
+    materials, golden predictions, and the signed manifest of all its files; no file of it is a pickle, and no path of
+    this machine is written into it. A version whose registration was cut short before it was tagged as signed is tagged
+    by the next call.
 
     Args:
         uri: tracking and registry URI.
@@ -85,6 +86,8 @@ def register(
         SignatureError: the ensemble is registered already, as a version that is not signed.
         InfrastructureError: the registry does not answer.
     """
+    from segmill.promotion import sbom  # 0.4 s, which who only asks the registry need not wait
+
     ensemble_dir = Path(ensemble_dir).resolve()
     facts = read_ensemble(ensemble_dir)
     digest = ensemble_digest(ensemble_dir)
@@ -97,6 +100,7 @@ def register(
         model_dir = Path(folder) / "model"
         save_model(model_dir, ensemble_dir)
         write_golden(model_dir, golden)
+        (model_dir / sbom.FILE).write_text(sbom.bill_of_materials(model_name, digest, REQUIREMENTS))
         manifest_sha256 = signing.sign_folder(model_dir, key, model=model_name)
         logged = _logged_model(client, run_id, model_name, digest)
         client.log_model_artifacts(logged.model_id, str(model_dir))
