@@ -37,6 +37,7 @@ from segmill.promotion.champion import refuse_unsigned_champion
 from segmill.promotion.signers import ensure_signer
 from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
+from tasks.comparable import refuse_what_cannot_be_judged
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, note_speed, shortfall
 from tasks.passport import issue_passport
 from tasks.promote import Judged, bring_in_line, opened_ledger, promote
@@ -159,6 +160,7 @@ def retrain(folder: str) -> dict[str, Any]:
         artifacts = artifacts_of_new(workspace, uri)
         with tracking.open_run(uri, inputs.model, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
             outcomes = [graph.run(stage, stage_step, workspace, params, stage) for stage in READING_DATA]
+            refuse_what_cannot_be_judged(workspace, params, uri, inputs.model)
             reading_data.close()  # from here the packed splits are read: `segmill data add` is allowed
             outcomes.append(graph.run("augment", stage_step, workspace, params, "augment"))
             graph.run(CHECK, check_members_step, workspace, params, check)

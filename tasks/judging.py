@@ -16,7 +16,6 @@ from segmill.cluster.work import on_ray, wait
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.packing.sealed import open_part, sealed_part
 from segmill.data.schema.manifest import DatasetInfo, manifest_info, read_manifest
-from segmill.data.schema.slices import slice_values
 from segmill.data.versioning.dvc_adapter import repository
 from segmill.errors import InputError
 from segmill.evaluation.scoring import read_counts
@@ -25,7 +24,7 @@ from segmill.metrics.judging import iou, miou
 from segmill.params import Params, PromotionParams
 from segmill.promotion import gate, history, registry
 from segmill.promotion.budget import GateBudget, budget, group_id, groups_needed
-from segmill.promotion.class_map import CommonClasses, common_classes
+from segmill.promotion.class_map import CommonClasses
 from segmill.promotion.evidence import Kept, counts_of, refuse_another_model
 from segmill.promotion.keys import SignatureError, trusted_keys
 from segmill.promotion.latency import LatencyJob, latency_on_ray
@@ -33,6 +32,7 @@ from segmill.promotion.rows import Entry, LedgerRow
 from segmill.promotion.score_job import ScoreJob
 from segmill.promotion.versions import check_signed, model_bytes
 from segmill.workspace import Workspace
+from tasks.comparable import comparable_classes, slices_of
 from tasks.inputs import all_settings
 from tasks.stage import recorded_md5
 
@@ -68,9 +68,7 @@ class Case:
 
     def common(self) -> CommonClasses:
         """Return the classes that the data and the champion both have; InputError where that can't be known."""
-        info = self.info()
-        known = registry.known_classes(self.uri, self.model, self.champion) if self.champion else info.class_names
-        return common_classes(info.class_names, known, info.former_classes)
+        return comparable_classes(self.workspace, self.uri, self.model, self.champion)
 
     def job(self, split: str, part: Literal["open", "sealed"]) -> ScoreJob:
         return ScoreJob(
@@ -145,7 +143,7 @@ def _evidence(
         champion_counts_NKK=counts[1] if both else None,
         groups=part.groups,
         class_names=common.names,
-        slices=slice_values(case.workspace.manifest, part.ids, guards.slices) if both else {},
+        slices=slices_of(case.workspace, case.params, part.ids),
         latency_ms=_latency(case, manifests) if both and guards.latency_ratio is not None else None,
         bytes=_bytes(case, manifests) if both and guards.size_ratio is not None else None,
         sealed=bool(sealed),

@@ -82,7 +82,7 @@ def evaluate(
         "classes": known,
     }
     if sealed:
-        metrics["sealed_groups"] = len(sealed)
+        metrics["sealed_groups"] = len(set(sealed))
     out_dir.mkdir(parents=True, exist_ok=True)
     write_counts(out_dir / "counts.npz", scored)
     chosen = choose_examples(scored.ensemble, examples)
