@@ -27,7 +27,10 @@ def test_the_groups_are_those_of_the_levels_by_hand() -> None:
         "the gate can't promote a version over a champion on 6 test groups: the first takes 11, the second takes 15, "
         "the third takes 19 (promotion.rule lifetime, judgements 20, alpha 0.05)"
     )
-    assert found.says[1].startswith("add groups with `segmill data add`, or set promotion.rule: plain, which judges ")
+    assert found.says[1] == (
+        "add groups with `segmill data add`, or set promotion.rule: plain, which judges each night alone, from 6 "
+        "groups on, and promises nothing over many nights"
+    )
 
 
 @pytest.mark.parametrize(("groups", "promotions"), [(10, 0), (11, 1), (14, 1), (15, 2), (18, 2), (19, 3), (40, 6)])
@@ -60,8 +63,16 @@ def test_plain_promises_nothing_over_many_nights() -> None:
     assert "promises nothing over many nights" in few.says[1] and few.says[1] == enough.says[1]
 
 
-def test_one_judgement_is_used_by_the_first_version() -> None:
-    found = said(50, judgements=1)
-    assert found.promotions == 0 and found.says == (
-        "promotion.judgements 1 is used by the first version: no later one can be promoted; raise it",
-    )
+@pytest.mark.parametrize("rule", ["lifetime", "plain"])
+def test_the_first_version_takes_as_many_groups_as_an_interval(rule: str) -> None:
+    few, enough = said(2, rule=rule), said(3, rule=rule)
+    assert (few.first, enough.first, said(2, floor_miou=0, rule=rule).first) == (False, True, True)
+    assert few.says[0].startswith("promotion.floor_miou takes 3 groups, and 2 test groups can't show of the first ")
+    assert enough.says[0].startswith("the gate can't ")
+
+
+def test_settings_under_which_nothing_is_ever_promoted() -> None:
+    one, strict = said(50, judgements=1), said(50, alpha=1e-12)
+    assert one.promotions == strict.promotions == 0
+    assert "the first version uses the only one" in one.says[0] and one.says[0].endswith("raise judgements")
+    assert "no test can show so small a p-value" in strict.says[0]

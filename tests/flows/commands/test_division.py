@@ -30,7 +30,7 @@ def test_a_split_without_a_group_is_said_with_what_helps(workspace: Workspace) -
     (said,) = gate_lines(Division({"train": 3}, {"train": {"a"}}), params)
     assert said.startswith("no group is in val and test, ") and "add samples of other groups" in said
     few, todo = gate_lines(Division({"train": 3}, {split: {split} for split in ("train", "val", "test")}), params)
-    assert few.startswith("the gate can't promote a version over a champion on 1 test group: ") and "add groups" in todo
+    assert "the gate can't promote a version over a champion on 1 test group: " in few and "add groups" in todo
 
 
 def test_a_checked_set_is_divided_as_it_was_and_its_sealed_groups_count(workspace: Workspace) -> None:
