@@ -34,10 +34,13 @@ def verify_command(
     """Recompute what the passport of a registered version says."""
     from flows.environment import ray_address, tracking_uri
     from segmill.cluster.connection import connect
+    from segmill.tracking import warm_up_without_pandas
     from tasks.verify import fetch, look_at_hashes, look_at_ledger, recompute
 
     space, params = open_workspace(workspace)
     uri = tracking_uri(space, params)
+    if quick:
+        warm_up_without_pandas()
     model, number = resolve(uri, version)
     checks: list[Check] = []
     with tempfile.TemporaryDirectory(prefix="segmill-verify-") as folder:
@@ -86,8 +89,8 @@ def shown(checks: Iterator[Check], console: Console) -> list[Check]:
         first = group[0]
         what, says = (first.what, first.says) if len(group) == 1 else (together[1], f"of {len(group)} classes")
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column(width=9)
-        table.add_column(width=34)
+        table.add_column(width=7)
+        table.add_column(width=28)
         table.add_column(ratio=1)
         word, style = WORDS[first.state]
         table.add_row(Text(word, style), Text(visible(what)), Text(visible(says)))

@@ -185,10 +185,12 @@ def parse(content: bytes) -> Passport:
 
 def split_parts(manifest: pyarrow.Table) -> dict[str, SplitContents]:
     """Return what is in each split of a manifest."""
+    from segmill.data.schema.manifest import SPLITS
+
     columns = ("split", "group", "id", "image_sha256", "mask_sha256")
     rows = list(zip(*(manifest[name].to_pylist() for name in columns), strict=True))
     parts = {}
-    for split in dict.fromkeys(sorted(row[0] for row in rows)):
+    for split in sorted({row[0] for row in rows}, key=SPLITS.index):
         own = sorted(row[1:] for row in rows if row[0] == split)
         lines = sorted(f"{sample} {image} {mask}\n" for _, sample, image, mask in own)
         sha256 = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
