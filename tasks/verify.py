@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from segmill import tracking
 from segmill.cluster.resources import whole_node
@@ -15,7 +17,7 @@ from segmill.cluster.work import on_ray, wait
 from segmill.data.schema.issues import IssuesFound
 from segmill.data.versioning.repository import committed
 from segmill.errors import InfrastructureError, InputError, SegmillError
-from segmill.params import Params, read_params
+from segmill.params import Params, SplitParams, read_params
 from segmill.promotion import gate, passport, registry, signing, verify, versions
 from segmill.promotion.class_map import common_classes
 from segmill.promotion.heads import examine
@@ -29,6 +31,8 @@ from segmill.workspace import Workspace
 from tasks.inputs import COMPUTATIONS, all_settings, value_changes
 from tasks.judging import gate_policy
 from tasks.register import PIPELINE_FILES
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -248,9 +252,9 @@ def _data(workspace: Workspace, params: Params, said: Passport, folder: Path, pa
     with store(workspace.root, params.data.remote) as files:
         files.write(said.data.version, raw)
     yield Check("data", "data version", "agrees", f"{said.data.version[:8]}, from DVC's cache or remote")
-    split, accept = dict(said.data.split), said.data.accept
-    sealed = split.pop("sealed", ())
-    validate_dataset(raw, manifest, shares=SplitShares(**split), accept=accept, sealed=sealed)
+    split, accept = _settings(SplitParams, said.data.split), said.data.accept
+    shares = SplitShares(split.val, split.test, split.seed)
+    validate_dataset(raw, manifest, shares=shares, accept=accept, sealed=split.sealed)
     found = passport.read_data(manifest, version=said.data.version, split=said.data.split, accept=accept)
     yield from verify.compare_data(said.data, found)
     _keep_test(manifest)
@@ -278,7 +282,7 @@ def _measured(subject: Subject, packed: Path) -> Iterator[Check]:
     assert subject.files is not None
     said, scores = subject.passport, packed.with_name("scores")
     device = on_ray(passport.look_around, registry.REQUIREMENTS, whole_node())
-    sealed = said.data.split.get("sealed", ())
+    sealed = _settings(SplitParams, said.data.split).sealed
     job = EvaluateJob(
         ensemble_dir=subject.files / signing.ENSEMBLE, packed_dir=packed, out_dir=scores, overlays=0, sealed=sealed
     )
@@ -339,7 +343,7 @@ def _verdict(subject: Subject, packed: Path, own: NDArray[np.int64]) -> Iterator
     """Yield whether the gate gives the recorded verdict again, from counts of both versions on the same images."""
     from segmill.data.packing.packed import PackedSplit
     from segmill.data.packing.sealed import sealed_rows
-    from segmill.data.schema.manifest import read_manifest
+    from segmill.data.schema.slices import slice_values
 
     said, verdict = subject.passport, subject.passport.verdict
     rival = None
@@ -350,25 +354,35 @@ def _verdict(subject: Subject, packed: Path, own: NDArray[np.int64]) -> Iterator
             why = f"version {verdict.compared_with}, which it was compared with, can't be used: {_sentence(fault)}"
             yield unknown("verdict", "verdict", why)
             return
-    asked = PromotionParams.model_validate(verdict.policy)
-    split, sealed = PackedSplit(packed / "test"), said.data.split.get("sealed", ())
-    rows = {row["id"]: row for row in read_manifest(packed.with_name("manifest.parquet")).to_pylist()}
-    judged = sealed_rows(split.groups, sealed) | (not sealed)
+    try:
+        asked = _settings(PromotionParams, verdict.policy)
+    except InputError as fault:
+        yield unknown("verdict", "verdict", _sentence(fault))
+        return
+    split, settings = PackedSplit(packed / "test"), _settings(SplitParams, said.data.split)
+    judged = sealed_rows(split.groups, settings.sealed) | (not settings.sealed)
+    ids, groups = ([one for one, used in zip(all_, judged, strict=True) if used] for all_ in (split.ids, split.groups))
     info = _info(packed)
     known = registry.known_classes(subject.uri, subject.model, verdict.compared_with or said.version)
     common = common_classes(info.class_names, known, info.former_classes)
     evidence = gate.GateEvidence(
         challenger_counts_NKK=common.of_today(own[judged]),
         champion_counts_NKK=None if rival is None else rival[judged],
-        groups=[group for group, used in zip(split.groups, judged, strict=True) if used],
+        groups=groups,
         class_names=common.names,
-        slices={
-            column: [str(rows[one][column]) for one, used in zip(split.ids, judged, strict=True) if used]
-            for column in asked.guards.slices
-        },
-        sealed=bool(sealed),
+        slices=slice_values(packed.with_name("manifest.parquet"), ids, asked.guards.slices),
+        sealed=bool(settings.sealed),
     )
-    yield from verify.judge_again(verdict, gate_policy(asked), evidence, asked, seed=said.data.split["seed"])
+    yield from verify.judge_again(verdict, gate_policy(asked), evidence, asked, seed=settings.seed)
+
+
+def _settings(kind: type[Settings], recorded: dict[str, Any]) -> Settings:
+    """Return recorded values as settings; InputError where they are none of this release."""
+    try:
+        return kind.model_validate(recorded)
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError(f"this segmill can't read the recorded settings ({kind.__name__}: {key})") from None
 
 
 def _sentence(fault: SegmillError | None) -> str:

@@ -268,8 +268,9 @@ def code_hashes(texts: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 
 def read_origins(ensemble_dir: Path, members: Sequence[str]) -> dict[str, WeightsOrigin]:
-    """Return where the weights of each member of an ensemble's folder came from."""
-    found = {name: json.loads((ensemble_dir / "members" / name / "member.json").read_text()) for name in members}
+    """Return where the weights of each of these members came from that an ensemble's folder holds."""
+    files = {name: ensemble_dir / "members" / name / "member.json" for name in members}
+    found = {name: json.loads(path.read_text()) for name, path in files.items() if path.is_file()}
     known = {name: facts.get("encoder_weights") or {"source": "none", "sha256": None} for name, facts in found.items()}
     return {name: WeightsOrigin(source=one["source"], sha256=one["sha256"]) for name, one in known.items()}
 

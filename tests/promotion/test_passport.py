@@ -155,7 +155,7 @@ def test_an_unknown_version_is_named(registered: Registered) -> None:
 
 
 def test_origins_and_warm_starts_come_from_the_members(judging: Path) -> None:
-    found = passport.read_origins(judging / "ensemble", ["small", "other"])
+    found = passport.read_origins(judging / "ensemble", ["small", "other", "absent"])
     assert found == dict.fromkeys(("small", "other"), passport.WeightsOrigin(source="none", sha256=None))
     assert passport.champions_begun_with(found) == []
     assert passport.champions_begun_with(made().weights) == ["segmill-street/7"]

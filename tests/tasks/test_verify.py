@@ -14,14 +14,14 @@ import pytest
 from registering import NAME, Registered
 
 from segmill.errors import InputError
-from segmill.params import Params, read_params
+from segmill.params import Params, SplitParams, read_params
 from segmill.promotion import passport, registry, signing
 from segmill.promotion.ledger import workspace_ledger
 from segmill.promotion.passport import WeightsOrigin
 from segmill.promotion.rows import Entry
 from segmill.promotion.verify import Check
 from segmill.workspace import Workspace
-from tasks.verify import Subject, _sources, fetch, look_at_hashes, look_at_ledger
+from tasks.verify import Subject, _settings, _sources, fetch, look_at_hashes, look_at_ledger
 from tests.promotion.test_passport import made
 
 REASONS, FACTS = ["It is better."], {"gain": 0.1}
@@ -166,6 +166,12 @@ def test_a_version_without_a_passport_says_what_helps(
 ) -> None:
     with pytest.raises(InputError, match=r"has no passport: .*; `segmill retrain` issues one"):
         fetched(workspace, registered, tmp_path)
+
+
+def test_settings_of_another_release_are_said_to_be_unreadable() -> None:
+    assert _settings(SplitParams, {"val": 0.1, "test": 0.2, "seed": 3}).seed == 3
+    with pytest.raises(InputError, match=r"can't read the recorded settings \(SplitParams: rule\)"):
+        _settings(SplitParams, {"val": 0.1, "test": 0.2, "seed": 3, "rule": "by day"})
 
 
 def test_the_policy_of_a_passport_holds_no_address_of_the_ledger(params: Params) -> None:
