@@ -10,6 +10,7 @@ from segmill.data.versioning.repository import (
     commit_contents,
     commit_files,
     commits_runs,
+    committed,
     create_repository,
     git_commit,
     who_works,
@@ -62,6 +63,8 @@ def test_contents_are_committed_whatever_the_files_hold_now_and_nothing_else_is(
         " D work/dvc.lock", " M work/params.yaml", "M  work/other",
     ]  # fmt: skip
     assert (root / "params.yaml").read_text() == "edited meanwhile\n"
+    assert committed(root, "params.yaml") == b"two\n" and committed(root, "params.yaml", first) == b"one\n"
+    assert committed(root, "dvc.lock", first) is None and committed(root, "params.yaml", "0" * 40) is None
     assert commit_contents(root, {"params.yaml": b"two\n"}, "again", onto=made) == made, "nothing to commit"
     assert commit_contents(root, {"params.yaml": b"three\n"}, "late", onto=first) is None, "somebody committed since"
     assert git_commit(root).removesuffix("-dirty") == made

@@ -136,6 +136,22 @@ def test_an_older_version_comes_back_and_the_newer_one_after_it(root: Path) -> N
     assert not any(path.name.startswith(".raw") for path in raw(root).parent.iterdir())
 
 
+def test_an_older_version_is_written_elsewhere_from_the_remote_and_the_set_stays_as_it_is(
+    root: Path, tmp_path: Path
+) -> None:
+    first = bring_data(root, "data/raw", ".dvc-remote")
+    old = {path.relative_to(raw(root)): path.read_bytes() for path in raw(root).rglob("*") if path.is_file()}
+    add_one(root)
+    new = names(root)
+    shutil.rmtree(root / ".dvc" / "cache")
+    with store(root, ".dvc-remote") as files:
+        files.write(first.md5, tmp_path / "elsewhere")
+    written = [path for path in (tmp_path / "elsewhere").rglob("*") if not path.is_dir()]
+    assert {path.relative_to(tmp_path / "elsewhere"): path.read_bytes() for path in written} == old
+    assert not any(path.is_symlink() for path in written), "validation refuses links that lead out of the set"
+    assert names(root) == new
+
+
 def test_a_checkout_loses_nothing_that_is_in_no_version(root: Path) -> None:
     first = bring_data(root, "data/raw", None)
     add_one(root)
