@@ -42,7 +42,7 @@ from tasks.finetune import begin_check, curves_path, drop_former_members, end_ch
 from tasks.passport import issue_passport
 from tasks.promote import Judged, bring_in_line, opened_ledger, promote
 from tasks.register import Registered, RunInputs, register, run_inputs
-from tasks.report import RunEnd, report
+from tasks.report import RunEnd, report, shown_facts
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_edges, stage_names, survey
 from tasks.version import version
 
@@ -180,7 +180,11 @@ def retrain(folder: str) -> dict[str, Any]:
                 warnings=result["warnings"], next_steps=next_steps(result), seconds=time.monotonic() - began,
             )  # fmt: skip
             miou = graph.run("report", report_step, workspace, params, run, end)["miou"]
-            shown = {"interval": shown_interval(miou), "facts": judged.facts, "links": links(run, registered)}
+            shown = {
+                "interval": shown_interval(miou),
+                "facts": shown_facts(workspace, params, end),
+                "links": links(run, registered),
+            }
             described = markdown(result | shown)
             tracking.describe(run, described)
             tags = version_tags(judged, miou)

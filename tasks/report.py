@@ -18,8 +18,8 @@ from segmill.reports.run_facts import Changes, Link, RunFacts, VerdictFacts
 from segmill.workspace import Workspace
 from tasks.changes import changes_since
 from tasks.inputs import all_settings
-from tasks.judging import predictions_of
-from tasks.promote import Judged
+from tasks.judging import gate_state, predictions_of
+from tasks.promote import Judged, opened_ledger
 from tasks.register import PIPELINE_FILES, Registered
 from tasks.stage import Outcome
 
@@ -90,10 +90,17 @@ def _facts(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd)
             version=end.registered.version,
             rival=end.judged.rival,
             rival_serves=end.judged.rival_serves,
-            facts=end.judged.facts,
+            facts=shown_facts(workspace, params, end),
         ),
         changes=_changes(workspace, params, run.uri, end),
     )
+
+
+def shown_facts(workspace: Workspace, params: Params, end: RunEnd) -> dict[str, Any]:
+    """Return the verdict's facts with what renews the judgements of the test set, for pages."""
+    rows = opened_ledger(workspace, params).rows(end.registered.model)
+    state = gate_state(workspace, params, rows)
+    return {**end.judged.facts, "renewal": state["renewal"]} if state else end.judged.facts
 
 
 def _rows(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -34,21 +34,22 @@ def budget_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         said = f"alpha spent: {spent:.2g}" if spent else "no alpha spent"
         yield "level", f"{facts['level']:.2g}, one-sided; {said}"
         left = facts["judgements_left"]
-        groups = f"test set {facts['set_number']}: {facts['groups']} groups, {facts['passes']} PASSes before"
-        yield "judgements left", f"{left - 1 if spent or _judged(facts) else left} ({groups})"
+        groups = f"{facts['groups']} groups, " if "groups" in facts else ""
+        where = f"{groups}{facts['passes']} PASSes before"
+        yield "judgements left", f"{max(left - _judged(facts), 0)} (test set {facts['set_number']}: {where})"
         if facts.get("renewal"):
             yield "renewed by", facts["renewal"]
     if open_points := list(_not_covered(facts)):
         yield "not covered", "; ".join(open_points)
     if facts.get("expires"):
-        yield "waits for", f"approval, until {facts['expires']}"
+        yield "waits for", f"approval, until {facts['expires'][:16].replace('T', ' ')} UTC"
     if since := facts.get("since_promotion"):
         yield "true gain", _since(since)
 
 
 def _judged(facts: Mapping[str, Any]) -> bool:
-    """Tell whether test was read: a verdict that it can't decide has read nothing."""
-    return "conditions" in facts
+    """Tell whether test was read: UNDECIDABLE reads nothing, nor does a version that val does not recommend."""
+    return bool(facts.get("judged", "conditions" in facts))
 
 
 def _condition(name: str, figures: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[str, str]:

@@ -120,10 +120,14 @@ GATE = {
 
 def test_the_gate_s_conditions_budget_and_open_points_are_on_the_page(tmp_path: Path) -> None:
     later = {"gain": 0.012, "gain_low": 0.002, "gain_high": 0.022, "groups": 6}
-    known = {"renewal": "A new test set begins with 13 groups.", "expires": "2026-12-06", "since_promotion": later}
+    known = {
+        "renewal": "A new test set begins with 13 groups.",
+        "expires": "2026-12-06T08:30:00+00:00",
+        "since_promotion": later,
+    }
     text = said(evaluation_page(run=run_facts(facts={**FACTS, **GATE, **known})), tmp_path)
     assert "level 0.0005, one-sided; alpha spent: 0.0005 judgements left 19 (test set 1: 3 groups," in text
-    assert "renewed by A new test set begins with 13 groups." in text and "waits for approval, until 2026-12-06" in text
+    assert "renewed by A new test set begins with 13 groups." in text and "until 2026-12-06 08:30 UTC" in text
     assert (
         "not covered 2 changes made by people, who could see the figures of test; too rare to test: class net" in text
     )
@@ -141,6 +145,9 @@ def test_a_verdict_that_read_nothing_spends_nothing_and_one_of_an_earlier_releas
     text = said(evaluation_page(run=undecidable), tmp_path)
     assert "no alpha spent judgements left 3 (test set 1" in text and "not covered" not in text
     assert "condition of a PASS" not in text
+    screened = {"rule": "lifetime", "level": 0.001, "judgements_left": 3, "set_number": 1, "passes": 0, "judged": False}
+    text = said(evaluation_page(run=run_facts(decision="INCONCLUSIVE", facts=screened)), tmp_path)
+    assert "judgements left 3 (test set 1: 0 PASSes before)" in text
     earlier = said(evaluation_page(), tmp_path)
     assert "judgements left" not in earlier and "condition of a PASS" not in earlier
     plain = {**FACTS, "rule": "plain"}
