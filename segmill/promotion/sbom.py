@@ -70,7 +70,7 @@ def _needed(of: Distribution) -> Iterator[str]:
 
 
 def _component(name: str, found: Distribution) -> Component:
-    licence = found.metadata.get("License-Expression")
+    licence = found.metadata["License-Expression"] if "License-Expression" in found.metadata else None  # noqa: SIM401
     return Component(
         type=ComponentType.LIBRARY,
         name=name,
