@@ -169,12 +169,13 @@ def create_demo(folder: Path, *, sample: str, more: bool) -> Workspace:
         raw = folder / "data" / "raw"
         with _whole_or_nothing(folder):
             _lay_down(folder)
+            settings = ["promotion.rule=plain"]  # six test groups, and rule lifetime takes eleven
             if sample == "brain":
                 write_brain(raw)
             else:
                 write_street(raw, count=STREET_COUNT, size=STREET_PX)
-                street = [f"prepare.size_px={list(STREET_PX)}", "augment.recipe=driving"]
-                set_params(folder / "params.yaml", street)
+                settings += [f"prepare.size_px={list(STREET_PX)}", "augment.recipe=driving"]
+            set_params(folder / "params.yaml", settings)
             workspace = _finish(folder, f"the demo's sample {sample}", say_line)
     else:
         workspace = Workspace.open(folder)
