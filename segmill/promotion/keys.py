@@ -53,14 +53,15 @@ class PublicKey:
         return hashlib.sha256(base64.b64decode(self.line.split()[1])).hexdigest()[:16]
 
     def signed(self, message: bytes, signature: str) -> bool:
-        """Tell whether ``signature`` (base64) is this key's over ``message``."""
+        """Tell whether ``signature`` is this key's over ``message``, in the only base64 that ``sign`` writes."""
         from cryptography.exceptions import InvalidSignature
 
         try:
-            self._key().verify(base64.b64decode(signature, validate=True), message)
+            content = base64.b64decode(signature, validate=True)
+            self._key().verify(content, message)
         except (InvalidSignature, ValueError):
             return False
-        return True
+        return base64.b64encode(content).decode() == signature  # its last character has bits to spare
 
     def _key(self) -> Ed25519PublicKey:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

@@ -118,7 +118,10 @@ def read_manifest(folder: Path, trusted: TrustedKeys, *, model: str | None = Non
         if not stat.S_ISREG((folder / name).lstat().st_mode):
             raise SignatureError(f"{name} is no plain file")
     content = (folder / MANIFEST).read_bytes()
-    signer = _signer((folder / SIGNATURE).read_bytes(), _OF_FOLDER + content, trusted)
+    signature = (folder / SIGNATURE).read_bytes()
+    signer = _signer(signature, _OF_FOLDER + content, trusted)
+    if json.dumps(json.loads(signature)).encode() != signature:
+        raise SignatureError(f"{SIGNATURE} was changed after it was signed")
     facts = json.loads(content)
     if facts["format"] != FORMAT:
         raise SignatureError(f"its manifest has format {facts['format']}, which this segmill does not read; upgrade it")

@@ -107,6 +107,20 @@ def test_what_is_not_as_it_was_signed_is_refused(folder: Path, change: str) -> N
         verify_folder(folder, TRUSTED, model="m")
 
 
+def test_every_bit_of_the_signature_counts_and_so_does_a_space(folder: Path) -> None:
+    signature = (folder / SIGNATURE).read_bytes()
+    for bit in range(8 * len(signature)):
+        changed = bytearray(signature)
+        changed[bit // 8] ^= 1 << bit % 8
+        (folder / SIGNATURE).write_bytes(changed)
+        with pytest.raises(SignatureError):
+            verify_folder(folder, TRUSTED, model="m")
+    for changed in (signature + b"\n", signature.replace(b", ", b",  ")):
+        (folder / SIGNATURE).write_bytes(changed)
+        with pytest.raises(SignatureError, match=r"segmill_manifest\.sig was changed"):
+            verify_folder(folder, TRUSTED, model="m")
+
+
 def test_a_link_in_the_place_of_a_file_with_the_same_bytes_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / "served.py", tmp_path / "served.py")
     os.symlink(tmp_path / "served.py", folder / "served.py")
