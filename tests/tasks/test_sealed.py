@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from flows.audit import open_groups
-from segmill.data.schema.manifest import read_manifest
+from flows.commands.cli import app
+from segmill.data.ingest.builtin import write_street
+from segmill.data.schema.manifest import read_dataset_info, read_manifest, write_dataset_info
 from segmill.data.splitting.shares import SplitShares
+from segmill.data.splitting.splits import read_frozen
 from segmill.errors import InputError
 from segmill.params import read_params
 from segmill.params_change import set_params
@@ -64,6 +68,25 @@ def test_a_group_of_train_is_not_sealed(brought: Workspace) -> None:
     bring_up_to_date(brought, "fingerprint")
     with pytest.raises(InputError, match=rf"names group '{group}', which is in train already"):
         bring_up_to_date(brought, "validate")
+
+
+def test_a_group_that_is_named_before_it_is_added_goes_to_test(brought: Workspace, tmp_path: Path) -> None:
+    """Scenes of two new groups come: the sealed one goes to test, and validate takes it."""
+    more = tmp_path / "more"
+    write_street(more, count=20, size=(64, 64), seed=1)
+    for kind in ("images", "masks"):
+        for path in sorted((more / kind).iterdir()):
+            path.rename(path.with_name(path.name.replace("_s000", "_s009")))
+    write_dataset_info(more, replace(read_dataset_info(more), splits={}))
+    (more / "splits.csv").unlink(missing_ok=True)
+    names = [f"street_s009{number}" for number in (0, 1)]
+    set_params(brought.params, [f"split.sealed=[{names[1]}]"])
+    add = ["data", "add", str(more), "-m", "two more", "--workspace", str(brought.root)]
+    done = CliRunner().invoke(app, add)
+    assert done.exit_code == 0, done.exception
+    assert read_frozen(brought.root / "data" / "raw")[names[1]] == "test"
+    bring_light(brought)
+    assert names[1] in groups_of(brought, "test")
 
 
 def test_the_audit_leaves_sealed_groups_out(brought: Workspace) -> None:
