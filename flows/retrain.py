@@ -324,7 +324,10 @@ def summary(
 def links(run: tracking.Run, registered: Registered) -> dict[str, str]:
     """Return the pages of MLflow that lead on from a version's."""
     own = {"model": registered.model, "version": registered.version}
-    return {"passport": passport.page(run.uri, **own), "run": tracking.run_page(run.uri, run.id)}
+    return {
+        "passport, among the files of the model": passport.page(run.uri, **own),
+        "run": tracking.run_page(run.uri, run.id),
+    }
 
 
 def version_tags(judged: Judged, miou: Interval) -> dict[str, str]:

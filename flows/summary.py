@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LOST_IOU = 0.005  # a class that lost less is not named
 MOST_LOST = 5
-SPACE = "\u2003"  # MLflow's tables have no space between columns
+SPACE = "&emsp;"  # MLflow's tables have no space between columns
 
 
 def run_scores(metrics: dict[str, Any], facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,7 +192,7 @@ def markdown(result: dict[str, Any]) -> str:
 def _gate_markdown(facts: dict[str, Any]) -> list[str]:
     """Return the conditions of the verdict as a table, and what it spent and leaves open as a list."""
     conditions, budget = condition_rows(facts), list(budget_rows(facts))
-    lines = [f"- {title}: {for_markdown(text)}" for title, text in budget]
+    lines = [f"- {title}: {' '.join(map(for_markdown, text.split()))}" for title, text in budget]
     if conditions:
         lines += ["", f"| condition of a PASS |{SPACE}outcome |{SPACE}asked |{SPACE}found |", "|---|---|---|---|"]
     for row in conditions:

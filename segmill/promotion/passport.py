@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from segmill.errors import InputError
 from segmill.mlflow_pages import OF_TRAINING, pages
 from segmill.promotion.keys import PublicKey, SignatureError, SigningKey, TrustedKeys
+from segmill.promotion.registry import LOGGED_TAG
 
 if TYPE_CHECKING:
     import numpy as np
@@ -373,8 +374,8 @@ def page(uri: str, *, model: str, version: str) -> str:
         run = client.get_run(found.run_id).info
         source = client.get_model_version_download_uri(model, version)
     experiment = f"{pages(uri)}/#/experiments/{run.experiment_id}"
-    if getattr(found, "model_id", None):
-        return f"{experiment}/models/{found.model_id}/artifacts{OF_TRAINING}"
+    if logged := found.tags.get(LOGGED_TAG):
+        return f"{experiment}/models/{logged}/artifacts{OF_TRAINING}"
     inside = quote(f"{source.removeprefix(run.artifact_uri).strip('/')}/{FOLDER}/{HTML}")
     return f"{experiment}/runs/{run.run_id}/artifactPath/{inside}{OF_TRAINING}"
 

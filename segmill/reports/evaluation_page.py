@@ -153,9 +153,10 @@ class EvaluationPage:
 def write_evaluation_page(page: EvaluationPage, out_dir: Path) -> None:
     """Write index.html, which holds its pictures, and overview.png, three examples to show elsewhere."""
     drawn = [(one, _draw_example(page, one)) for one in page.examples]
-    metrics, facts = page.metrics, page.run.verdict.facts
+    metrics = page.metrics
+    facts = _complete(page.run.verdict.facts, metrics)
     scored = {"ensemble": metrics["ensemble"], **(metrics["members"] if page.gain else {})}
-    rivals = dict(zip(metrics["classes"], facts.get("champion_iou", ()), strict=False))
+    rivals = dict(zip(facts["class_names"], facts.get("champion_iou", ()), strict=False))
     tables = [_score_table(page.classes, scored, *one) for one in (("IoU", "iou", "miou"), ("Dice", "dice", "mdice"))]
     if rivals:
         _add_rival(tables[0], page.classes, rivals, facts["champion_miou"], page.run.verdict.rival_title)
@@ -168,6 +169,7 @@ def write_evaluation_page(page: EvaluationPage, out_dir: Path) -> None:
         run=page.run,
         verdict=page.run.verdict,
         metrics=metrics,
+        facts=facts,
         best=metrics["members"][page.gain.member] if page.gain else None,
         bar=_gain_bar(facts),
         conditions=condition_rows(facts),
@@ -180,6 +182,21 @@ def write_evaluation_page(page: EvaluationPage, out_dir: Path) -> None:
         seen=[_draw_seen(page, sample) for sample in page.training.samples] if page.training else [],
         extra=sum(page.training.made.values()) if page.training else 0,
     )
+
+
+def _complete(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts with what those of a verdict lack that read no test groups, or sealed ones.
+
+    Their gain is that on all test images that may be shown.
+    """
+    settings = facts.get("settings", {})
+    return {
+        "min_gain": settings.get("min_gain", 0.0),
+        "confidence": settings.get("confidence", 0.95),
+        "class_names": metrics["classes"],
+        **facts,
+        "groups": facts["groups"] if "conditions" in facts else metrics["groups"],
+    }
 
 
 def _score_table(

@@ -103,6 +103,7 @@ def test_the_version_s_page_has_what_it_takes_to_decide() -> None:
         {"name": "class a|b", "outcome": "not met", "figures": {"gain": -0.06, "low": -0.09, "most_loss": 0.05}},
     ]
     facts = {
+        "renewal": "A new test set begins with so many groups that this sentence is longer than any name shown.",
         "rule": "lifetime", "level": 0.001, "alpha_spent": 0.001, "judgements_left": 7, "set_number": 2, "groups": 9,
         "passes": 1, "changes_by_people": 1, "floor_miou": 0.5, "conditions": conditions,
     }  # fmt: skip
@@ -113,4 +114,5 @@ def test_the_version_s_page_has_what_it_takes_to_decide() -> None:
     assert "- judgements left: 6 (test set 2: 9 groups, 1 PASSes before)" in plain
     assert "- not covered: 1 change made by people, who could see the figures of test" in plain
     assert "[passport](http://127.0.0.1/#/p)" in plain
+    assert f"- renewed by: {facts['renewal']}" in plain
     assert "`segmill verify segmill-street/7` recomputes what the passport says." in plain

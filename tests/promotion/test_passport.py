@@ -149,6 +149,12 @@ def test_it_is_stored_in_the_version_and_found_by_the_registry_alone(
     (registered.folder / passport.FOLDER / "served.py").unlink()
 
 
+def test_its_page_in_mlflow_is_that_of_the_version_s_files(registered: Registered) -> None:
+    address = passport.page(registered.uri, model=NAME, version="1")
+    assert address.startswith("http://127.0.0.1:5000/#/experiments/1/")
+    assert f"/models/{registry.logged_model(registered.uri, NAME, '1')}/artifacts?" in address
+
+
 def test_an_unknown_version_is_named(registered: Registered) -> None:
     with pytest.raises(InputError, match=f"{NAME} has no version 9"):
         registry.read_version(registered.uri, NAME, "9")

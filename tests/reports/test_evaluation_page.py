@@ -146,8 +146,13 @@ def test_a_verdict_that_read_nothing_spends_nothing_and_one_of_an_earlier_releas
     assert "no alpha spent judgements left 3 (test set 1" in text and "not covered" not in text
     assert "condition of a PASS" not in text
     screened = {"rule": "lifetime", "level": 0.001, "judgements_left": 3, "set_number": 1, "passes": 0, "judged": False}
-    text = said(evaluation_page(run=run_facts(decision="INCONCLUSIVE", facts=screened)), tmp_path)
-    assert "judgements left 3 (test set 1: 0 PASSes before)" in text
+    of_all = {
+        key: FACTS[key] for key in ("challenger_miou", "champion_miou", "champion_iou", "gain", "gain_low", "gain_high")
+    }
+    own = {**screened, **of_all, "settings": {"min_gain": 0.02, "confidence": 0.9}}
+    text = said(evaluation_page(run=run_facts(decision="INCONCLUSIVE", facts=own)), tmp_path)
+    assert "judgements left 3 (test set 1: 3 groups, 0 PASSes before)" in text
+    assert "gain +5.0 points; 90 % interval +1.0 to +9.0, 3 groups" in text and "min_gain +2.0" in text
     earlier = said(evaluation_page(), tmp_path)
     assert "judgements left" not in earlier and "condition of a PASS" not in earlier
     plain = {**FACTS, "rule": "plain"}
