@@ -132,7 +132,7 @@ def _standing(workspace: Workspace, params: Params) -> Standing:
     from segmill.promotion.ledger import LedgerError
     from segmill.promotion.rows import waiting
     from segmill.promotion.signing import ensemble_digest
-    from tasks.judging import gate_state
+    from tasks.judging import gate_settings, gate_state
     from tasks.promote import bring_in_line, earlier_judgement, opened_ledger
     from tasks.register import model_name
 
@@ -150,7 +150,7 @@ def _standing(workspace: Workspace, params: Params) -> Standing:
     judged = False
     if (workspace.ensemble / "ensemble.json").is_file():
         version = registry.find_version(uri, name, ensemble_digest(workspace.ensemble))
-        judged = version is not None and earlier_judgement(rows, version, params.promotion) is not None
+        judged = version is not None and earlier_judgement(rows, version, gate_settings(params)) is not None
     wait = waiting(rows)
     return Standing(
         _facts(name, champion, decisions),

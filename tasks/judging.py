@@ -98,7 +98,7 @@ def judge(case: Case) -> gate.Verdict:
     evaluated = read_counts(workspace.reports / "counts.npz")
     about: dict[str, Any] = {
         "recipe": recipe(workspace, case.params),
-        "settings": gate_settings(settings),
+        "settings": gate_settings(case.params),
         "sealed": sealed,
         "manifest_sha256": manifests[case.challenger],
         "champion_manifest_sha256": manifests[case.champion] if case.champion else None,
@@ -281,9 +281,10 @@ def gate_policy(settings: PromotionParams) -> gate.GatePolicy:
     return gate.GatePolicy(**own, **settings.guards.model_dump())
 
 
-def gate_settings(settings: PromotionParams) -> dict[str, Any]:
+def gate_settings(params: Params) -> dict[str, Any]:
     """Return the settings that a verdict depends on, as JSON has them."""
-    return settings.model_dump(mode="json", exclude=OF_PERSONS)
+    settings = params.promotion.model_dump(mode="json", exclude=OF_PERSONS)
+    return settings | {"sealed": sorted(set(params.split.sealed))}
 
 
 def recipe(workspace: Workspace, params: Params) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from segmill.data.versioning.repository import commits_runs
-from segmill.params import Params, PromotionParams
+from segmill.params import Params
 from segmill.promotion import heads, history, registry
 from segmill.promotion.ledger import Conflict, Ledger, workspace_ledger
 from segmill.promotion.moves import expired, waits
@@ -103,7 +103,7 @@ def bring_in_line(workspace: Workspace, params: Params, uri: str, book: Ledger, 
 def _judge(workspace: Workspace, params: Params, uri: str, registered: Registered, book: Ledger) -> Judged:
     """Judge once, and append what was decided; Conflict where somebody else appended meanwhile."""
     writer = book.begin(registered.model)
-    if known := earlier_judgement(writer.rows, registered.version, params.promotion):
+    if known := earlier_judgement(writer.rows, registered.version, gate_settings(params)):
         return known
     case = Case(
         workspace=workspace, params=params, uri=uri, model=registered.model, challenger=registered.version,
@@ -125,11 +125,11 @@ def _judge(workspace: Workspace, params: Params, uri: str, registered: Registere
     return _judged(row, [*writer.rows, row])
 
 
-def earlier_judgement(rows: Sequence[LedgerRow], version: str, settings: PromotionParams) -> Judged | None:
+def earlier_judgement(rows: Sequence[LedgerRow], version: str, settings: Mapping[str, Any]) -> Judged | None:
     """Return the ledger's last verdict on this version where it is not to be judged again.
 
     That is so where it serves; where a person decided against it; where it waits for approval; and where the same
-    champion serves as when it was judged, under the same settings.
+    champion serves as when it was judged, under the same ``settings`` (``judging.gate_settings``).
     """
     row = history.last_verdict(rows, version)
     if row is None:
@@ -137,7 +137,7 @@ def earlier_judgement(rows: Sequence[LedgerRow], version: str, settings: Promoti
     champion = rows[-1].champion
     if champion == version or history.set_aside(rows, version):
         return _judged(row, rows)
-    if row.taken_over or row.facts.get("settings") != gate_settings(settings) or row.champion != champion:
+    if row.taken_over or row.facts.get("settings") != settings or row.champion != champion:
         return None
     wait = waiting(rows)
     if row.action == "await" and (wait is None or wait.version != version or expired(wait)):

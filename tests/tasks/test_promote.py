@@ -8,13 +8,22 @@ from typing import Any
 import pytest
 from ledgers import MODEL, ledger_at, record
 
-from segmill.params import PromotionParams
+from segmill.params import PromotionParams, read_params
 from segmill.promotion.ledger import Ledger
 from segmill.promotion.moves import waits
+from segmill.workspace import template
 from tasks.judging import gate_settings
 from tasks.promote import earlier_judgement, outcome_of
 
-SETTINGS = PromotionParams()
+PARAMS = read_params(template("params.yaml"))
+
+
+def settings(sealed: tuple[str, ...] = (), **changed: Any) -> dict[str, Any]:
+    split = PARAMS.split.model_copy(update={"sealed": sealed})
+    return gate_settings(PARAMS.model_copy(update={"promotion": PromotionParams(**changed), "split": split}))
+
+
+SETTINGS = settings()
 
 
 @pytest.fixture
@@ -22,7 +31,7 @@ def book(tmp_path: Path) -> Ledger:
     return ledger_at(tmp_path / "ledger.db")
 
 
-def judged(book: Ledger, action: str, version: str, settings: PromotionParams = SETTINGS, **facts: Any) -> None:
+def judged(book: Ledger, action: str, version: str, **facts: Any) -> None:
     decision = {"refuse": "FAIL"}.get(action, "PASS")
     record(
         book,
@@ -30,17 +39,18 @@ def judged(book: Ledger, action: str, version: str, settings: PromotionParams = 
         version,
         decision=decision,
         reasons=["a reason"],
-        facts={"settings": gate_settings(settings), **facts},
+        facts={"settings": SETTINGS, **facts},
     )
 
 
 def known(book: Ledger, version: str, **changed: Any) -> str | None:
-    found = earlier_judgement(book.rows(MODEL), version, PromotionParams(**changed))
+    found = earlier_judgement(book.rows(MODEL), version, settings(**changed))
     return found.outcome if found else None
 
 
 @pytest.mark.parametrize(
-    "changed", [{"floor_miou": 0.4}, {"min_gain": 0.01}, {"rule": "plain"}, {"guards": {"class_loss": 0.1}}]
+    "changed",
+    [{"floor_miou": 0.4}, {"min_gain": 0.01}, {"rule": "plain"}, {"guards": {"class_loss": 0.1}}, {"sealed": ("a",)}],
 )
 def test_a_changed_setting_asks_for_a_new_verdict(book: Ledger, changed: dict[str, Any]) -> None:
     judged(book, "promote", "1")
