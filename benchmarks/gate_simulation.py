@@ -396,7 +396,7 @@ def _save(figure: Any, path: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lives", type=int, default=1000, help="of 50 challengers, for each maker (default 1000)")
-    parser.add_argument("--runs", type=int, default=400, help="challengers for each figure of power (default 400)")
+    parser.add_argument("--runs", type=int, default=200, help="challengers for each figure of power (default 200)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of it (default: all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one per core")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw promotion-lives.png, promotion-power.png")
