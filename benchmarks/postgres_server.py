@@ -6,6 +6,7 @@ Needs `initdb` and `pg_ctl`. The server refuses to run as root; then it runs as 
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -33,7 +34,10 @@ def postgres() -> Iterator[str]:
 
 
 def _owner() -> dict[str, Any]:
-    return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
 def _run(command: list[str | Path], owner: dict[str, Any]) -> None:

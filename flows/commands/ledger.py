@@ -60,7 +60,7 @@ def adopt(
 def _adopt(space: Workspace, params: Params, because: str) -> None:
     from flows.environment import tracking_uri
     from segmill.data.versioning.repository import commits_runs
-    from segmill.promotion import heads, reconcile
+    from segmill.promotion import chain, heads, reconcile
     from segmill.promotion.ledger import workspace_ledger
     from segmill.promotion.signers import ensure_signer
     from tasks.register import model_name
@@ -73,6 +73,10 @@ def _adopt(space: Workspace, params: Params, because: str) -> None:
     row = reconcile.adopt(tracking_uri(space, params), ledger, model, because)
     commit = commits_runs(space.root) if params.git.commit is None else params.git.commit
     heads.write_file(space.root, row, ledger.named(), commit=commit)
+    if any(
+        chain.contradiction(one, ledger.named(), ledger.rows(model)) for one in heads.in_workspace(space.root, model)
+    ):
+        say(f"git still has the last row of before; commit {heads.FILE}, else nobody is promoted")
     tell(ledger=ledger.address, model=model, row=row.number, champion=row.champion, says=row.reasons)
     for reason in row.reasons:
         say(reason)

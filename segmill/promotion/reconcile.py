@@ -142,6 +142,8 @@ def _pass(
         _set_champion(client, model, serves, position.rows[-1])
         points.at("after alias")
     elif not heads.is_current(mirror, position.rows[-1], position.ledger):
+        if mirror.address != ledger.address:  # its database was moved
+            heads.claim(client, model, position.ledger, ledger.address)
         heads.write_tags(client, position.rows[-1], position.ledger)
     else:
         if moves or position.mirrored < len(position.rows):

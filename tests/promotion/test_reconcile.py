@@ -249,6 +249,16 @@ def test_yesterdays_database_moves_nothing(uri: str, ledger: Ledger, tmp_path: P
         reconcile(uri, ledger, MODEL)
 
 
+def test_a_ledger_that_was_moved_says_where_it_is_with_its_next_row(uri: str, ledger: Ledger, tmp_path: Path) -> None:
+    record(ledger, "promote", "1")
+    reconcile(uri, ledger, MODEL)
+    (tmp_path / "ledger.db").rename(tmp_path / "moved.db")
+    moved = ledger_at(tmp_path / "moved.db")
+    record(moved, "promote", "2")
+    assert reconcile(uri, moved, MODEL) == [] and serving(uri) == "2"
+    assert MlflowClient(uri).get_registered_model(MODEL).tags["ledger_address"] == moved.address
+
+
 def test_rows_that_are_not_to_be_believed_move_nothing(uri: str, ledger: Ledger, tmp_path: Path) -> None:
     record(ledger, "promote", "1")
     stranger = ledger_at(tmp_path / "ledger.db", key=key_of("mallory"))

@@ -16,6 +16,8 @@ from flows.commands.cli import app
 from flows.environment import tracking_uri
 from segmill.data.versioning.versions import bring_data
 from segmill.params import read_params
+from segmill.params_change import set_params
+from segmill.promotion.heads import write_file
 from segmill.promotion.keys import TRUSTED
 from segmill.promotion.ledger import workspace_ledger
 from segmill.promotion.rows import Entry
@@ -83,3 +85,14 @@ def test_a_ledger_is_adopted_for_a_reason_and_who_serves_stays(workspace: Worksp
     assert str(found.aliases["champion"]) == "2"
     assert found.tags["ledger"] == workspace_ledger(workspace.root).named()
     assert ask(workspace, "verify")["rows"] == 2
+
+
+def test_adopting_says_that_git_has_the_head_of_before(workspace: Workspace, model: str) -> None:
+    """Where runs are not committed by segmill, a person has committed the file."""
+    ledger = workspace_ledger(workspace.root)
+    write_file(workspace.root, ledger.rows(model)[-1], "another", commit=True)
+    set_params(workspace.params, ["git.commit=false"])
+    command = ["ledger", "adopt", "--because", "moved", "-w", str(workspace.root)]
+    assert "commit ledger_head.json, else nobody is promoted" in CliRunner().invoke(app, command).stdout
+    set_params(workspace.params, ["git.commit=true"])
+    assert "commit ledger_head.json" not in CliRunner().invoke(app, command).stdout
