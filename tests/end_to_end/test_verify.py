@@ -74,6 +74,7 @@ def test_both_versions_are_verified_from_another_checkout(published: Workspace, 
         for what in ("files of the version", "split test", "ensemble, mIoU", "member fpn, IoU of csf", "verdict",
                      "settings", "code", "weights of unet", "predictions with the version's own code"):  # fmt: skip
             assert state[what] == "agrees", (what, found["checks"])
+    assert set(found) == {"model", "version", "agrees", "counts", "checks", "passport"}, "as docs/json.md lists them"
     assert found["passport"]["verdict"]["compared_with"] == "1"
     assert {check["state"] for check in found["checks"] if check["part"] == "verdict"} <= {"agrees"}
     page = published.page.read_bytes()
