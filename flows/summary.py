@@ -165,8 +165,8 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         *(f"- {reason}" for reason in result["verdict"]["reasons"]),
         *(f"- Warning: {for_markdown(warning)}" for warning in result.get("warnings", ())),
-        *(["", "What next:", "", *(f"- {for_markdown(line)}" for line in what_next)] if what_next else []),
         *_gate_markdown(result.get("facts", {})),
+        *(["", "What next:", "", *(f"- {_sentence(line)}" for line in what_next)] if what_next else []),
         "",
         f"| on test |{SPACE}mIoU |{SPACE}mean Dice | "
         + " | ".join(f"{SPACE}IoU {for_markdown(name)}" for name in classes)
@@ -192,13 +192,18 @@ def markdown(result: dict[str, Any]) -> str:
 def _gate_markdown(facts: dict[str, Any]) -> list[str]:
     """Return the conditions of the verdict as a table, and what it spent and leaves open as a list."""
     conditions, budget = condition_rows(facts), list(budget_rows(facts))
-    lines = [f"- {title}: {' '.join(map(for_markdown, text.split()))}" for title, text in budget]
+    lines = [f"- {title}: {_sentence(text)}" for title, text in budget]
     if conditions:
         lines += ["", f"| condition of a PASS |{SPACE}outcome |{SPACE}asked |{SPACE}found |", "|---|---|---|---|"]
     for row in conditions:
         cells = (f"{SPACE}{for_markdown(one)}" for one in (row.outcome, row.asked, row.found))
         lines.append(f"| {for_markdown(row.name)} | {' | '.join(cells)} |")
     return ["", *lines] if lines else []
+
+
+def _sentence(text: str) -> str:
+    """Return a text of any length as Markdown: ``for_markdown`` shortens what is long, as names may be."""
+    return " ".join(map(for_markdown, text.split()))
 
 
 def _links_markdown(result: dict[str, Any]) -> list[str]:

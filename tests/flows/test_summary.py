@@ -115,4 +115,5 @@ def test_the_version_s_page_has_what_it_takes_to_decide() -> None:
     assert "- not covered: 1 change made by people, who could see the figures of test" in plain
     assert "[passport](http://127.0.0.1/#/p)" in plain
     assert f"- renewed by: {facts['renewal']}" in plain
+    assert any(line.startswith("- to improve it:") and line.endswith("(\\`segmill audit\\`)") for line in plain)
     assert "`segmill verify segmill-street/7` recomputes what the passport says." in plain
