@@ -32,14 +32,16 @@ class Issued:
 def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd) -> Issued:
     """Write the passport of the version that a run registered, sign it and put it into the registry.
 
-    The page of the run must be written: it is the passport's other half. A version that is judged again gets another
-    passport, which names the row of the later verdict.
+    The page of the run must be written: it is the passport's other half, and is at its place again when the passport is
+    stored, so that a run which dies in between is not taken for a complete one. A version that is judged again gets
+    another passport, which names the row of the later verdict.
 
     Raises:
         InputError: there is no signing key.
         InfrastructureError: MLflow or the ledger does not answer.
     """
     key = signing_key()
+    page = workspace.page.replace(workspace.page.with_name(".index.html.draft"))
     device = on_ray(passport.look_around, registry.REQUIREMENTS, whole_node())
     model, version = end.registered.model, end.registered.version
     known = registry.read_version(run.uri, model, version)
@@ -53,7 +55,7 @@ def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end:
         registered_by=known.run_id,
         manifest_sha256=passport.manifest_of(known.tags),
         ensemble_sha256=known.tags[registry.DIGEST_TAG],
-        report_sha256=hashlib.sha256(workspace.page.read_bytes()).hexdigest(),
+        report_sha256=hashlib.sha256(page.read_bytes()).hexdigest(),
         data=passport.read_data(
             workspace.manifest,
             version=packed_version(workspace, params),
@@ -76,8 +78,9 @@ def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end:
     )
     with tempfile.TemporaryDirectory(prefix="segmill-passport-") as name:
         folder = Path(name)
-        passport.issue(made, workspace.page, key, folder)
+        passport.issue(made, page, key, folder)
         passport.store(run.uri, folder, model=model, version=version)
+        page.replace(workspace.page)
         return Issued(made, hashlib.sha256((folder / passport.JSON).read_bytes()).hexdigest())
 
 

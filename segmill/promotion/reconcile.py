@@ -51,30 +51,6 @@ def reconcile(uri: str, ledger: Ledger, model: str, witnesses: Sequence[Witness]
     raise InfrastructureError(f"others keep moving the champion of {model}; try again when they are done")
 
 
-def differences(uri: str, ledger: Ledger, model: str, witnesses: Sequence[Witness] = ()) -> list[str]:
-    """Return how MLflow differs from the ledger, and why it cannot be brought in line; nothing is changed.
-
-    Raises InfrastructureError where MLflow or the database does not answer.
-    """
-    with reaching(uri) as client:
-        mirror = heads.read_mirror(client, model)
-    position = ledger.position(model)
-    if mirror is None:
-        return []
-    try:
-        _refuse_to_follow(position, mirror, ledger, model, witnesses)
-    except LedgerError as error:
-        return [str(error)]
-    if entry := _to_record(position, mirror, model):
-        return list(entry.reasons)
-    serves = champion(position.rows)
-    if _signed(position.rows) and mirror.champion != serves:
-        return [
-            f"{_whose(mirror.champion)} of {model} in MLflow, and {_whose(serves)} by the ledger: a move is unfinished"
-        ]
-    return []
-
-
 def adopt(uri: str, ledger: Ledger, model: str, because: str) -> LedgerRow:
     """Make this ledger the one that records the model from now on; return the row. Who serves stays as it is.
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from segmill.errors import InfrastructureError
 from segmill.promotion import points
 from segmill.promotion.ledger import Ledger, LedgerError
-from segmill.promotion.reconcile import adopt, differences, reconcile
+from segmill.promotion.reconcile import adopt, reconcile
 from segmill.promotion.registry import aliased, set_alias
 from segmill.promotion.rows import Entry
 
@@ -103,7 +103,7 @@ def test_what_a_kill_cut_short_the_next_run_finishes_without_a_word(
     stop_at(point)
     with pytest.raises(Stopped):
         reconcile(uri, ledger, MODEL)
-    assert reconcile(uri, ledger, MODEL) == [] == differences(uri, ledger, MODEL)
+    assert reconcile(uri, ledger, MODEL) == []
     assert serving(uri) == "2" and actions(ledger) == ["promote", "promote"] and ledger.position(MODEL).mirrored == 2
 
 
@@ -113,9 +113,8 @@ def test_a_late_writers_alias_is_set_back_and_named(uri: str, ledger: Ledger) ->
     record(ledger, "promote", "6")  # P2
     assert reconcile(uri, ledger, MODEL) == [] and serving(uri) == "6"
     set_alias(uri, MODEL, "champion", "5")  # P1 comes back
-    (difference,) = differences(uri, ledger, MODEL)
     (said,) = reconcile(uri, ledger, MODEL)
-    assert said == difference and serving(uri) == "6"
+    assert serving(uri) == "6"
     assert said.startswith(
         "somebody else moved the champion of segmill-brain in MLflow: version 5 serves there, and version 6 serves by "
         "the ledger (row 2 of "
@@ -163,9 +162,8 @@ def test_a_second_ledger_for_a_model_is_refused_until_it_is_adopted(uri: str, le
     reconcile(uri, ledger, MODEL)
     second = ledger_at(tmp_path / "second.db")
     record(second, "promote", "2")
-    with pytest.raises(LedgerError, match=r"in another ledger than .*second\.db: .* at .*/ledger\.db; name") as error:
+    with pytest.raises(LedgerError, match=r"in another ledger than .*second\.db: .* at .*/ledger\.db; name"):
         reconcile(uri, second, MODEL)
-    assert differences(uri, second, MODEL) == [str(error.value)]
     assert serving(uri) == "1"
 
     row = adopt(uri, second, MODEL, "the first machine is gone")
@@ -298,4 +296,4 @@ def test_a_champion_that_was_deleted_is_said(uri: str, ledger: Ledger) -> None:
 
 def test_a_model_that_mlflow_does_not_have_is_left_alone(uri: str, ledger: Ledger) -> None:
     ledger.append(ledger.begin("segmill-none"), Entry(action="promote", version="1"))
-    assert reconcile(uri, ledger, "segmill-none") == [] == differences(uri, ledger, "segmill-none")
+    assert reconcile(uri, ledger, "segmill-none") == []
