@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segmill.cluster.work import on_ray, wait
 from segmill.data.packing.packed import PackedSplit
-from segmill.data.packing.sealed import open_part, sealed_part
+from segmill.data.packing.sealed import SplitPart, open_part, sealed_part
 from segmill.data.schema.manifest import DatasetInfo, manifest_info, read_manifest
 from segmill.data.versioning.dvc_adapter import repository
 from segmill.errors import InputError
@@ -91,9 +91,10 @@ def judge(case: Case) -> gate.Verdict:
     manifests, sealed = case.manifests(), bool(case.params.split.sealed)
     kept = Kept(workspace.scratch / PREDICTIONS)
     kept.forget_others(list(manifests.values()))
+    compared = {case.challenger: manifests[case.challenger]} if sealed else manifests
     counts = counts_of(
-        manifests, case.job("test", "open"), images_digest(workspace, "test", case.params.split.sealed), kept,
-        predictions=case.champion is not None,
+        compared, case.job("test", "open"), images_digest(workspace, "test", case.params.split.sealed), kept,
+        predictions=len(compared) > 1,
     )  # fmt: skip
     evaluated = read_counts(workspace.reports / "counts.npz")
     about: dict[str, Any] = {
@@ -109,34 +110,37 @@ def judge(case: Case) -> gate.Verdict:
         about["since_promotion"] = {"version": case.champion, **measured.facts}
     common = case.common()
     counts = [common.of_today(counts[0]), *counts[1:]]
-    evidence = _evidence(case, counts, manifests, common)
     left = budget(
-        history.judgements(case.rows), evidence.groups, alpha=settings.alpha, judgements=settings.judgements,
-        recipe=about["recipe"],
+        history.judgements(case.rows), _judged_part(case).groups, alpha=settings.alpha,
+        judgements=settings.judgements, recipe=about["recipe"],
     )  # fmt: skip
-    if not sealed and case.champion:
-        about |= _compared(counts, evidence, settings.confidence, case.params.split.seed)
     about |= _of_budget(left)
+    if len(compared) > 1:
+        about |= _compared(counts, evaluated.groups, common, settings.confidence, case.params.split.seed)
     policy = gate_policy(settings)
     if (unpromising := _screened(case, manifests, kept, policy)) is not None:
         facts = {"rule": settings.rule, "alpha_spent": 0.0, **about, "judged": False}
         return gate.Verdict("INCONCLUSIVE", [unpromising], facts)
+    evidence = _evidence(case, counts, manifests, common)
     verdict = gate.decide(evidence, policy, left, seed=case.params.split.seed)
     judged = verdict.decision != "UNDECIDABLE"
     return replace(verdict, facts={**about, **verdict.facts, "judged": judged})
 
 
+def _judged_part(case: Case) -> SplitPart:
+    """Return the test samples that the gate judges on: the sealed ones where any are, else all."""
+    split, sealed = PackedSplit(case.workspace.packed / "test"), case.params.split.sealed
+    return sealed_part(split, sealed) if sealed else open_part(split, ())
+
+
 def _evidence(
     case: Case, counts: Sequence[Counts], manifests: Mapping[str, str], common: CommonClasses
 ) -> gate.GateEvidence:
-    """Return what was measured on the images that the gate judges on: the sealed ones where any are, else all."""
-    split, sealed = PackedSplit(case.workspace.packed / "test"), case.params.split.sealed
+    """Return what was measured on these samples; ``counts`` are those of the open ones."""
+    part, sealed = _judged_part(case), bool(case.params.split.sealed)
     if sealed:
-        part = sealed_part(split, sealed)
         own, *others = counts_of(manifests, case.job("test", "sealed"), "", None, predictions=False)
         counts = [common.of_today(own), *others]
-    else:
-        part = open_part(split, ())
     guards, both = case.params.promotion.guards, case.champion is not None
     return gate.GateEvidence(
         challenger_counts_NKK=counts[0],
@@ -146,7 +150,7 @@ def _evidence(
         slices=slices_of(case.workspace, case.params, part.ids),
         latency_ms=_latency(case, manifests) if both and guards.latency_ratio is not None else None,
         bytes=_bytes(case, manifests) if both and guards.size_ratio is not None else None,
-        sealed=bool(sealed),
+        sealed=sealed,
     )
 
 
@@ -171,12 +175,14 @@ def _screened(case: Case, manifests: Mapping[str, str], kept: Kept, policy: gate
     return None if worth else said
 
 
-def _compared(counts: Sequence[Counts], evidence: gate.GateEvidence, confidence: float, seed: int) -> dict[str, Any]:
+def _compared(
+    counts: Sequence[Counts], groups: Sequence[str], common: CommonClasses, confidence: float, seed: int
+) -> dict[str, Any]:
     """Return the figures of both models on the open test images, for people: whatever the gate decides and reads."""
     new, old = counts
-    gain = gain_interval(new, old, evidence.groups, confidence=confidence, seed=seed)
+    gain = gain_interval(new, old, groups, confidence=confidence, seed=seed)
     return {
-        "class_names": list(evidence.class_names),
+        "class_names": list(common.names),
         "challenger_miou": _number(miou(new)),
         "champion_miou": _number(miou(old)),
         "champion_iou": [_number(float(value)) for value in iou(old)],
