@@ -70,10 +70,10 @@ class Case:
         """Return the classes that the data and the champion both have; InputError where that can't be known."""
         return comparable_classes(self.workspace, self.uri, self.model, self.champion)
 
-    def job(self, split: str, part: Literal["open", "sealed"]) -> ScoreJob:
+    def job(self, part: Literal["open", "sealed"], *splits: str) -> ScoreJob:
         return ScoreJob(
             uri=self.uri, model_name=self.model, version=self.challenger, trusted=trusted_keys(self.workspace.root),
-            packed_dir=self.workspace.packed, split=split, sealed=self.params.split.sealed, part=part,
+            packed_dir=self.workspace.packed, splits=splits, sealed=self.params.split.sealed, part=part,
             former_classes=self.info().former_classes,
         )  # fmt: skip
 
@@ -91,11 +91,16 @@ def judge(case: Case) -> gate.Verdict:
     manifests, sealed = case.manifests(), bool(case.params.split.sealed)
     kept = Kept(workspace.scratch / PREDICTIONS)
     kept.forget_others(list(manifests.values()))
-    compared = {case.challenger: manifests[case.challenger]} if sealed else manifests
-    counts = counts_of(
-        compared, case.job("test", "open"), images_digest(workspace, "test", case.params.split.sealed), kept,
-        predictions=len(compared) > 1,
-    )  # fmt: skip
+    screened, shown = _screens(case), case.champion is not None and not sealed
+    splits = ["test", "val"] if screened else ["test"]
+    scored = counts_of(
+        manifests,
+        case.job("open", *splits),
+        [images_digest(workspace, case.params, one) for one in splits],
+        kept,
+        predictions=shown,
+    )
+    counts, on_val = ([one[number] for one in scored] for number in (0, -1))
     evaluated = read_counts(workspace.reports / "counts.npz")
     about: dict[str, Any] = {
         "recipe": recipe(workspace, case.params),
@@ -115,12 +120,15 @@ def judge(case: Case) -> gate.Verdict:
         judgements=settings.judgements, recipe=about["recipe"],
     )  # fmt: skip
     about |= _of_budget(left)
-    if len(compared) > 1:
+    if shown:
         about |= _compared(counts, evaluated.groups, common, settings.confidence, case.params.split.seed)
     policy = gate_policy(settings)
-    if (unpromising := _screened(case, manifests, kept, policy)) is not None:
-        facts = {"rule": settings.rule, "alpha_spent": 0.0, **about, "judged": False}
-        return gate.Verdict("INCONCLUSIVE", [unpromising], facts)
+    if screened:
+        groups = PackedSplit(workspace.packed / "val").groups
+        worth, said = gate.promising(common.of_today(on_val[0]), on_val[1], groups, policy)
+        if not worth:
+            facts = {"rule": settings.rule, "alpha_spent": 0.0, **about, "judged": False}
+            return gate.Verdict("INCONCLUSIVE", [said], facts)
     evidence = _evidence(case, counts, manifests, common)
     verdict = gate.decide(evidence, policy, left, seed=case.params.split.seed)
     judged = verdict.decision != "UNDECIDABLE"
@@ -139,8 +147,8 @@ def _evidence(
     """Return what was measured on these samples; ``counts`` are those of the open ones."""
     part, sealed = _judged_part(case), bool(case.params.split.sealed)
     if sealed:
-        own, *others = counts_of(manifests, case.job("test", "sealed"), "", None, predictions=False)
-        counts = [common.of_today(own), *others]
+        (own,), *others = counts_of(manifests, case.job("sealed", "test"), [""], None, predictions=False)
+        counts = [common.of_today(own), *(one for (one,) in others)]
     guards, both = case.params.promotion.guards, case.champion is not None
     return gate.GateEvidence(
         challenger_counts_NKK=counts[0],
@@ -155,7 +163,7 @@ def _evidence(
 
 
 def _latency(case: Case, manifests: Mapping[str, str]) -> tuple[list[float], list[float]]:
-    return wait(on_ray(latency_on_ray, LatencyJob(job=case.job("test", "open"), versions=tuple(manifests))))
+    return wait(on_ray(latency_on_ray, LatencyJob(job=case.job("open", "test"), versions=tuple(manifests))))
 
 
 def _bytes(case: Case, manifests: Mapping[str, str]) -> tuple[int, int]:
@@ -164,15 +172,11 @@ def _bytes(case: Case, manifests: Mapping[str, str]) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def _screened(case: Case, manifests: Mapping[str, str], kept: Kept, policy: gate.GatePolicy) -> str | None:
-    """Return why the challenger is not worth a judgement on test; None where it is, or nobody asks."""
-    settings, val = case.params.promotion, PackedSplit(case.workspace.packed / "val")
-    if settings.rule != "lifetime" or not settings.screen or case.champion is None or not len(val):
-        return None
-    job = replace(case.job("val", "open"), sealed=())
-    new, old = counts_of(manifests, job, images_digest(case.workspace, "val"), kept, predictions=False)
-    worth, said = gate.promising(case.common().of_today(new), old, val.groups, policy)
-    return None if worth else said
+def _screens(case: Case) -> bool:
+    """Tell whether val says first if the challenger is worth a judgement on test."""
+    settings = case.params.promotion
+    asked = settings.rule == "lifetime" and settings.screen and case.champion is not None
+    return asked and len(PackedSplit(case.workspace.packed / "val")) > 0
 
 
 def _compared(
@@ -228,8 +232,8 @@ def measured_since(case: Case) -> Entry | None:
         versions = {one: check_signed(case.uri, case.model, one, trusted) for one in (move.version, move.previous)}
         if any(registry.known_classes(case.uri, case.model, one) != classes for one in versions):
             return None
-        job = replace(case.job("test", "open"), groups=tuple(arrived))
-        new, old = counts_of(versions, job, "", None, predictions=False)
+        job = replace(case.job("open", "test"), groups=tuple(arrived))
+        (new,), (old,) = counts_of(versions, job, [""], None, predictions=False)
     except (InputError, SignatureError):
         return None
     groups = [group for group in split.groups if group in arrived]
@@ -303,20 +307,20 @@ def recipe(workspace: Workspace, params: Params) -> str:
     return hashlib.sha256(json.dumps([all_settings(params), code], sort_keys=True).encode()).hexdigest()
 
 
-def images_digest(workspace: Workspace, split: str, sealed: Sequence[str] = ()) -> str:
-    """Return a sha256 that changes with a packed split's images, masks, groups or classes, or with what is sealed."""
+def images_digest(workspace: Workspace, params: Params, split: str) -> str:
+    """Return a sha256 that changes with a split's images, masks, groups or classes, or with what is sealed."""
     md5 = recorded_md5(workspace, "prepare")
     with repository(workspace.root) as repo:
         listing = repo.cache_path(f"{md5}.dir")  # DVC's list of the folder's files
         content = json.loads(listing.read_text()) if listing.is_file() else md5
     if isinstance(content, list):
         content = sorted((one["relpath"], one["md5"]) for one in content if one["relpath"].startswith(f"{split}/"))
-    info = manifest_info(read_manifest(workspace.manifest))
-    what = [content, info.class_names, info.former_classes, info.ignore_id, sorted(sealed)]
+    info, sealed = manifest_info(read_manifest(workspace.manifest)), sorted(params.split.sealed)
+    what = [split, content, info.class_names, info.former_classes, info.ignore_id, sealed]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def predictions_of(workspace: Workspace, params: Params, manifest_sha256: str) -> Path:
     """Return where the predictions of a version on today's open test images are, if it met another one last."""
-    images = images_digest(workspace, "test", params.split.sealed)
+    images = images_digest(workspace, params, "test")
     return Kept(workspace.scratch / PREDICTIONS).predictions(manifest_sha256, images)

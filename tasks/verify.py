@@ -315,7 +315,8 @@ def _counts(subject: Subject, version: str, packed: Path) -> NDArray[np.int64]:
         packed_dir=packed,
         former_classes=_info(packed).former_classes,
     )
-    return wait(on_ray(score_on_ray, job))
+    (counts,) = wait(on_ray(score_on_ray, job))
+    return counts
 
 
 def _info(packed: Path) -> DatasetInfo:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,33 +42,43 @@ class Kept:
 
 
 def counts_of(
-    versions: Mapping[str, str], job: ScoreJob, images: str, kept: Kept | None, *, predictions: bool
-) -> list[Counts]:
-    """Return the N x K x K counts of each version on the job's images; what is not kept runs side by side on Ray.
+    versions: Mapping[str, str], job: ScoreJob, images: Sequence[str], kept: Kept | None, *, predictions: bool
+) -> list[list[Counts]]:
+    """Return per version the N x K x K counts of each of the job's splits; what is not kept runs side by side on Ray.
 
     Args:
         versions: version -> sha256 of its manifest; each is asked in a process of its own.
         job: of any version.
-        images: a digest of the images and masks, so that a changed set is predicted anew.
+        images: per split a digest of its images and masks, so that a changed split is predicted anew.
         kept: None keeps nothing.
-        predictions: whether predictions are kept too.
+        predictions: whether predictions on the first split are kept too.
 
     Raises errors as ``registered.score_registered``.
     """
-    running: dict[str, Running[Counts]] = {}
-    found: dict[str, Counts] = {}
+    asked = dict(zip(job.splits, images, strict=True))
+    found: dict[str, dict[str, Counts]] = {version: {} for version in versions}
+    running: dict[str, tuple[tuple[str, ...], Running[list[Counts]]]] = {}
     for version, manifest in versions.items():
-        place = kept.predictions(manifest, images) if kept and predictions else None
-        if kept and kept.counts(manifest, images).is_file() and (place is None or place.is_file()):
-            found[version] = np.load(kept.counts(manifest, images), allow_pickle=False)
-        else:
-            running[version] = on_ray(score_on_ray, replace(job, version=version, predictions_path=place))
-    for version, work in running.items():
-        found[version] = wait(work)
-        if kept:
-            with replacing(kept.counts(versions[version], images), durable=False) as draft, draft.open("wb") as file:
-                np.save(file, found[version])
-    return [found[version] for version in versions]
+        place = kept.predictions(manifest, images[0]) if kept and predictions else None
+        for split, digest in asked.items():
+            path = kept.counts(manifest, digest) if kept else None
+            if path and path.is_file() and (place is None or split != job.splits[0] or place.is_file()):
+                found[version][split] = np.load(path, allow_pickle=False)
+        if missing := tuple(split for split in asked if split not in found[version]):
+            own = replace(job, version=version, splits=missing, predictions_path=None)
+            if missing[0] == job.splits[0]:
+                own = replace(own, predictions_path=place)
+            running[version] = missing, on_ray(score_on_ray, own)
+    for version, (missing, work) in running.items():
+        counts = wait(work)
+        found[version] |= dict(zip(missing, counts, strict=True))
+        for split in missing:
+            if kept is None:
+                continue
+            path = kept.counts(versions[version], asked[split])
+            with replacing(path, durable=False) as draft, draft.open("wb") as file:
+                np.save(file, found[version][split])
+    return [[found[version][split] for split in asked] for version in versions]
 
 
 def refuse_another_model(registered_NKK: Counts, evaluated_NKK: Counts, version: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def latency_on_ray(job: LatencyJob) -> tuple[list[float], list[float]]:
     """Be what Ray runs; return the milliseconds per image of the first version and of the second."""
     from segmill.promotion.registered import loaded, scored_part
 
-    samples = scored_part(job.job)
+    samples = scored_part(job.job, job.job.splits[0])
     with ExitStack() as models:
         first, second = (
             models.enter_context(loaded(job.job.uri, job.job.model_name, version, job.job.trusted))

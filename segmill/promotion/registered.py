@@ -80,33 +80,36 @@ def running(folder: Path, model_name: str, version: str) -> Iterator[Predict]:
             process.communicate()
 
 
-def score_registered(job: ScoreJob) -> NDArray[np.int64]:
-    """Return the N x K x K counts of the job's version on its part of the split, images in the split's order.
+def score_registered(job: ScoreJob) -> list[NDArray[np.int64]]:
+    """Return the N x K x K counts of the job's version on its part of each split, images in the split's order.
 
     Where the version knows other classes than the data, they are N x C x C on the classes that both have, as
     ``class_map.common_classes`` has them, and no prediction is kept: its ids are of another class map.
 
     Raises:
-        InputError: the split or that part of it is empty, or the version knows other classes than the data and
+        InputError: a split or that part of it is empty, or the version knows other classes than the data and
             ``job.former_classes`` does not say what became of them.
         SignatureError, InfrastructureError, SegmillError: as for ``loaded``.
     """
-    info, samples = read_pack(job.packed_dir), scored_part(job)
+    info, parts = read_pack(job.packed_dir), [scored_part(job, split) for split in job.splits]
     known = known_classes(job.uri, job.model_name, job.version)
     common = _common(job, info, known)
-    sealed_N = sealed_rows(samples.groups, job.sealed)
-    open_number_N = np.cumsum(~sealed_N) - 1
-    counts: list[NDArray[np.int64]] = []
-    model = loaded(job.uri, job.model_name, job.version, job.trusted)
     kept = job.predictions_path if known == info.class_names else None
-    with _keeping(kept) as keep, model as predict:
-        for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
-            for ids_HW in predict(image_BHWC):
-                truth_HW = samples.mask(len(counts))
-                if not sealed_N[len(counts)]:
-                    keep(str(open_number_N[len(counts)]), ids_HW)
-                counts.append(_counts(truth_HW, ids_HW, info, len(known)))
-    return common.of_known(np.stack(counts))
+    found = []
+    with loaded(job.uri, job.model_name, job.version, job.trusted) as predict:
+        for number, samples in enumerate(parts):
+            sealed_N = sealed_rows(samples.groups, job.sealed)
+            open_number_N = np.cumsum(~sealed_N) - 1
+            counts: list[NDArray[np.int64]] = []
+            with _keeping(kept if number == 0 else None) as keep:
+                for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
+                    for ids_HW in predict(image_BHWC):
+                        truth_HW = samples.mask(len(counts))
+                        if not sealed_N[len(counts)]:
+                            keep(str(open_number_N[len(counts)]), ids_HW)
+                        counts.append(_counts(truth_HW, ids_HW, info, len(known)))
+            found.append(common.of_known(np.stack(counts)))
+    return found
 
 
 def _common(job: ScoreJob, info: PackInfo, known: tuple[str, ...]) -> CommonClasses:
@@ -123,11 +126,11 @@ def _counts(truth_HW: Images, ids_HW: Images, info: PackInfo, known: int) -> NDA
     return confusion_counts(marked_HW, ids_HW, most, IGNORE_ID)[: info.num_classes, :known]
 
 
-def scored_part(job: ScoreJob) -> PackedSplit | SplitPart:
-    """Return the samples that are scored; InputError where there are none."""
-    split = PackedSplit(job.packed_dir / job.split)
+def scored_part(job: ScoreJob, name: str) -> PackedSplit | SplitPart:
+    """Return the samples of the split ``name`` that are scored; InputError where there are none."""
+    split = PackedSplit(job.packed_dir / name)
     if not len(split):
-        raise InputError(f"The {job.split} split is empty; raise split.{job.split}, or add data.")
+        raise InputError(f"The {name} split is empty; raise split.{name}, or add data.")
     if job.part == "sealed":
         return sealed_part(split, job.sealed)
     part = open_part(split, job.sealed) if job.part == "open" else split

@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreJob:
-    """Ask a version of the registered model about the images of a packed split.
+    """Ask a version of the registered model about the images of packed splits, in one process that loads it once.
 
     Args:
         uri: of MLflow.
+        splits: train, val or test; the other arguments are about each of them.
         trusted: whose signatures of versions are believed.
         sealed: groups whose predictions are never written, whatever ``part`` is.
         part: which images are scored: all, the open ones (of groups that are not sealed) or the sealed ones.
         groups: where any are named, only images of these are scored.
         former_classes: what became of classes of earlier versions, as dataset.yaml has it.
         predictions_path: where the ids_HW uint8 of each open image are kept, as an npz file; the key is the image's
-            index among the open ones, in the split's order. None keeps none.
+            index among the open ones, in the split's order. None keeps none; of the first split alone.
     """
 
     uri: str
@@ -34,7 +35,7 @@ class ScoreJob:
     version: str
     trusted: TrustedKeys
     packed_dir: Path
-    split: str = "test"
+    splits: tuple[str, ...] = ("test",)
     sealed: tuple[str, ...] = ()
     part: Literal["all", "open", "sealed"] = "all"
     groups: tuple[str, ...] = ()
@@ -42,7 +43,7 @@ class ScoreJob:
     predictions_path: Path | None = None
 
 
-def score_on_ray(job: ScoreJob) -> NDArray[np.int64]:
+def score_on_ray(job: ScoreJob) -> list[NDArray[np.int64]]:
     """Be what Ray runs."""
     from segmill.promotion.registered import score_registered
 

@@ -212,7 +212,7 @@ def scoring(registered: Registered, version: str, packed_dir: Path) -> ScoreJob:
 
 @pytest.mark.slow
 def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered, judging: Path) -> None:
-    counts = score_registered(scoring(registered, registered.version, judging / "packed"))
+    (counts,) = score_registered(scoring(registered, registered.version, judging / "packed"))
     test = PackedSplit(judging / "packed" / "test")
     maps = Ensemble.load(judging / "ensemble").predict([test.image(i) for i in range(len(test))])
     expected = np.stack([confusion_counts(test.mask(i), ids, 5, 255) for i, ids in enumerate(maps)])
@@ -224,7 +224,7 @@ def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered
 def test_what_a_version_predicts_is_kept_image_by_image(registered: Registered, judging: Path, tmp_path: Path) -> None:
     path, test = tmp_path / "new" / "predictions.npz", PackedSplit(judging / "packed" / "test")
     job = replace(scoring(registered, registered.version, judging / "packed"), predictions_path=path)
-    counts = score_registered(job)
+    (counts,) = score_registered(job)
     with np.load(path, allow_pickle=False) as kept:
         assert kept.files == [str(index) for index in range(len(test))]
         again = [confusion_counts(test.mask(index), kept[str(index)], 5, 255) for index in range(len(test))]
@@ -241,18 +241,18 @@ def test_predictions_of_sealed_groups_are_never_written(registered: Registered, 
         sealed=sealed,
         predictions_path=tmp_path / "all.npz",
     )
-    everything, hidden_N = score_registered(job), sealed_rows(test.groups, sealed)
+    (everything,), hidden_N = score_registered(job), sealed_rows(test.groups, sealed)
     shown = np.flatnonzero(~hidden_N)
     with np.load(tmp_path / "all.npz", allow_pickle=False) as kept:
         assert kept.files == [str(number) for number in range(len(shown))]
         again = [confusion_counts(test.mask(index), kept[str(n)], 5, 255) for n, index in enumerate(shown)]
     np.testing.assert_array_equal(np.stack(again), everything[shown])
-    hidden = score_registered(replace(job, part="sealed", predictions_path=tmp_path / "sealed.npz"))
+    (hidden,) = score_registered(replace(job, part="sealed", predictions_path=tmp_path / "sealed.npz"))
     assert hidden.shape == (hidden_N.sum(), 5, 5)
     assert np.abs(hidden - everything[hidden_N]).sum() <= 8 * len(hidden)
     with np.load(tmp_path / "sealed.npz", allow_pickle=False) as kept:
         assert kept.files == []
-    shown_alone = score_registered(replace(job, part="open", predictions_path=None))
+    (shown_alone,) = score_registered(replace(job, part="open", predictions_path=None))
     assert len(shown_alone) == len(shown) and np.abs(shown_alone - everything[shown]).sum() <= 8 * len(shown)
 
 
@@ -271,7 +271,7 @@ def test_a_version_of_other_classes_is_compared_as_dataset_yaml_says(
     registered: Registered, judging: Path, tmp_path: Path
 ) -> None:
     """Sky and road change places, and a class comes whose pixels were not labelled; masks and images stay."""
-    before = score_registered(scoring(registered, registered.version, judging / "packed"))
+    (before,) = score_registered(scoring(registered, registered.version, judging / "packed"))
     shutil.copytree(judging / "packed", tmp_path / "packed")
     facts = json.loads((tmp_path / "packed" / "pack.json").read_text())
     road, sky, *rest = facts["class_names"]
@@ -282,7 +282,7 @@ def test_a_version_of_other_classes_is_compared_as_dataset_yaml_says(
         former_classes={"": ("kerb",)},
         predictions_path=tmp_path / "predictions.npz",
     )
-    counts = score_registered(job)
+    (counts,) = score_registered(job)
     assert counts.shape == (len(before), 6, 6) and not counts[:, 5].any() and not counts[:, :, 5].any()
     np.testing.assert_array_equal(counts[:, :5, :5], before[:, :, [1, 0, 2, 3, 4]])
     assert not (tmp_path / "predictions.npz").exists(), "its ids are of another class map"
