@@ -5,6 +5,7 @@ CycloneDX 1.6 in JSON, written by its own Python library: https://cyclonedx.org/
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -34,7 +35,7 @@ def bill_of_materials(model: str, ensemble_sha256: str, names: Sequence[str]) ->
     Raises:
         PackageNotFoundError: one of ``names`` is not installed.
     """
-    installed = _closure(names)
+    installed = _closure(tuple(names))
     components = {name: _component(name, found) for name, found in installed.items()}
     python = Component(type=ComponentType.PLATFORM, name="python", version=platform.python_version(), bom_ref="python")
     of = Component(type=ComponentType.MACHINE_LEARNING_MODEL, name=model, version=ensemble_sha256, bom_ref="model")
@@ -46,7 +47,8 @@ def bill_of_materials(model: str, ensemble_sha256: str, names: Sequence[str]) ->
     return str(JsonV1Dot6(bom).output_as_string(indent=1))
 
 
-def _closure(names: Sequence[str]) -> dict[str, Distribution]:
+@functools.cache
+def _closure(names: tuple[str, ...]) -> dict[str, Distribution]:
     """Return what is installed of ``names`` and of what they need, by normalised name, in order of name."""
     found: dict[str, Distribution] = {str(canonicalize_name(name)): distribution(name) for name in names}
     waiting = list(found)

@@ -46,23 +46,37 @@ def packed(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def case(workspace: Workspace, packed: Path, judging: Path, tmp_path: Path) -> Case:
-    """Version 2 is to be judged against version 1, which serves and predicts the same."""
+@pytest.fixture(scope="module")
+def template(
+    _street_workspace: Workspace, packed: Path, judging: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A workspace whose registry holds versions 1 and 2, which predict the same; 1 serves. Copy it."""
+    root = tmp_path_factory.mktemp("registered") / "workspace"
+    shutil.copytree(_street_workspace.root, root, symlinks=True)
+    workspace = Workspace.open(root)
     params = read_params(workspace.params)
-    set_up(workspace.root)
+    set_up(root)
     shutil.copytree(packed / "packed", workspace.packed)
     shutil.copytree(packed / "reports", workspace.reports)
     shutil.copy(packed / "manifest.parquet", workspace.manifest)
     uri, name, key = tracking_uri(workspace, params), model_name(workspace, params), make_signing_key()
-    run_id = tracking.start_run(uri, name, "retrain", artifacts=(workspace.root / "mlartifacts").as_uri())
+    run_id = tracking.start_run(uri, name, "retrain", artifacts=(root / "mlartifacts").as_uri())
     for number in (1, 2):
-        folder = tmp_path / f"ensemble{number}"
+        folder = root.with_name(f"ensemble{number}")
         shutil.copytree(judging / "ensemble", folder)
         (folder / "note.txt").write_text(str(number))
         registry.register(uri, run_id, folder, name, key=key)
     record(workspace, name, "promote", "1", known_groups=[])
-    return at_present(workspace, params, uri, name)
+    return root
+
+
+@pytest.fixture
+def case(template: Path, tmp_path: Path) -> Case:
+    """Version 2 is to be judged against version 1, in a workspace of the test's own."""
+    shutil.copytree(template, tmp_path / "workspace", symlinks=True)
+    workspace = Workspace.open(tmp_path / "workspace")
+    params = read_params(workspace.params)
+    return at_present(workspace, params, tracking_uri(workspace, params), model_name(workspace, params))
 
 
 def record(workspace: Workspace, name: str, action: str, version: str, **facts: Any) -> None:
@@ -105,12 +119,11 @@ def test_a_challenger_that_is_not_ahead_on_val_costs_no_judgement(case: Case) ->
     assert verdict.facts["judged"] is False and verdict.facts["alpha_spent"] == 0.0
 
 
-def test_nothing_of_sealed_groups_leaves_the_gate(case: Case) -> None:
+def test_nothing_of_sealed_groups_leaves_the_gate(case: Case, judging: Path) -> None:
     groups = sorted(set(PackedSplit(case.workspace.packed / "test").groups))
     sealed = changed(case, f"split.sealed={json.dumps(groups[1:])}", "promotion.floor_miou=0", "promotion.rule=plain")
     reports = case.workspace.reports
-    ensemble = next(Path(case.workspace.root / "mlartifacts").rglob("ensemble.json")).parent
-    evaluate(ensemble, case.workspace.packed, reports, sealed=tuple(groups[1:]))
+    evaluate(judging / "ensemble", case.workspace.packed, reports, sealed=tuple(groups[1:]))
     shown = judge(sealed)
     assert shown.facts["sealed"] is True and shown.facts["groups"] == len(groups) - 1
     figures = ("gain", "p_value", "conditions", "champion_miou", "challenger_miou", "champion_iou", "classes_lost")

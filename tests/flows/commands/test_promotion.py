@@ -30,24 +30,38 @@ from tasks.register import model_name
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def params(workspace: Workspace, judging: Path, tmp_path: Path) -> Params:
-    """The settings of a workspace with the signed versions 1 and 2, of which 2 was promoted over 1 and serves."""
+@pytest.fixture(scope="module")
+def template(_street_workspace: Workspace, judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the signed versions 1 and 2, of which 2 was promoted over 1 and serves. Copy it."""
+    root = tmp_path_factory.mktemp("registered") / "workspace"
+    shutil.copytree(_street_workspace.root, root, symlinks=True)
+    workspace = Workspace.open(root)
     params = read_params(workspace.params)
-    set_up(workspace.root)
+    set_up(root)
     uri, name, key = tracking_uri(workspace, params), model_name(workspace, params), make_signing_key()
-    run_id = tracking.start_run(uri, name, "retrain", artifacts=(workspace.root / "mlartifacts").as_uri())
+    run_id = tracking.start_run(uri, name, "retrain", artifacts=(root / "mlartifacts").as_uri())
     image_HWC = PackedSplit(judging / "packed" / "test").image(0)
     for number in (1, 2):
-        folder = tmp_path / f"ensemble{number}"
+        folder = root.with_name(f"ensemble{number}")
         shutil.copytree(judging / "ensemble", folder)
         (folder / "note.txt").write_text(str(number))
         golden = [(image_HWC, Ensemble.load(folder).predict(image_HWC[None])[0])]
         tags = {"test_miou": f"0.{number}", "data_version": "0123"}
         version = registry.register(uri, run_id, folder, name, key=key, tags=tags, golden=golden)
-        book = workspace_ledger(workspace.root)
+        book = workspace_ledger(root)
         book.append(book.begin(name), Entry(action="promote", version=version, decision="PASS"))
-    return params
+    return root
+
+
+@pytest.fixture
+def workspace(template: Path, tmp_path: Path) -> Workspace:
+    shutil.copytree(template, tmp_path / "workspace", symlinks=True)
+    return Workspace.open(tmp_path / "workspace")
+
+
+@pytest.fixture
+def params(workspace: Workspace) -> Params:
+    return read_params(workspace.params)
 
 
 def ledger(workspace: Workspace) -> Ledger:
@@ -84,10 +98,11 @@ def test_back_and_forth_with_reasons(workspace: Workspace, params: Params) -> No
     assert alias(workspace, params) == "2"
 
 
-def test_a_version_that_was_tampered_with_does_not_come_to_serve(workspace: Workspace, params: Params) -> None:
-    one = next(path for path in (workspace.root / "mlartifacts").rglob("note.txt") if path.read_text() == "1")
+def test_a_version_that_was_tampered_with_does_not_come_to_serve(workspace: Workspace, template: Path) -> None:
+    one = next(path for path in (template / "mlartifacts").rglob("note.txt") if path.read_text() == "1")
     one.write_text("7")
     said = ask(workspace, "rollback", "--because", "so", code=1)
+    one.write_text("1")
     assert "note.txt was changed after it was signed" in said["error"]
     assert len(ledger(workspace).rows()) == 2
 
