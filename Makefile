@@ -31,13 +31,13 @@ demo: $(VENV)/.installed-demo ## retrain on the built-in brain atlas, from the d
 	@segmill demo --workspace .demo
 
 test: $(VENV)/.installed-dev ## the test suite, with real servers
-	@$(PYTEST) -m 'not fault'
+	@$(PYTEST) -m 'not fault and not long'
 
 test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: two minutes
-	@$(PYTEST) -m 'not slow and not fault'
+	@$(PYTEST) -m 'not slow and not fault and not long'
 
-test-faults: $(VENV)/.installed-dev ## long runs that are killed or starved in their middle
-	@$(PYTEST) -m fault
+test-faults: $(VENV)/.installed-dev ## long runs, many of them killed or starved in their middle
+	@$(PYTEST) -m 'fault or long'
 
 check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports
 	@ruff check . && ruff format --check . && mypy && lint-imports

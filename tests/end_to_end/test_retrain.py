@@ -185,7 +185,7 @@ def test_a_terminal_shows_the_live_table_and_nothing_of_dvc(first: tuple[Workspa
     command = [str(BIN / "segmill"), "retrain", "-w", str(workspace.root), "--set", "evaluate.overlays=8"]
     said, code = shown(*command, columns=80, rows=24)
     assert code == 0, said
-    assert re.search(r"promote +\d+s", said) and "\x1b[2K" in said  # the table, drawn again and again
+    assert re.search(r"evaluate +\d+s", said) and "\x1b[2K" in said  # the table, drawn again and again
     for foreign in ("\x1b[A", "Collecting", "Committing", "Pushing", "Querying", "file/s", "!\r"):
         assert foreign not in said
 

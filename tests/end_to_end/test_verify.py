@@ -16,7 +16,7 @@ from terminal import BIN, run, terminal
 
 from segmill.workspace import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @dataclass(frozen=True)

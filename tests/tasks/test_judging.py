@@ -37,10 +37,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("joined")]
 
 @pytest.fixture(scope="module")
 def packed(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with manifest and packed splits of 12 sequences, several in val and test; and what evaluate counted."""
+    """A folder with manifest and packed splits of 20 sequences, four each in val and test; and evaluate's counts."""
     root = tmp_path_factory.mktemp("packed")
-    write_street(root / "raw", count=120, size=(64, 64), seed=1)
-    validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.3, 0.5, 0))
+    write_street(root / "raw", count=200, size=(64, 64), seed=1)
+    validate_dataset(root / "raw", root / "manifest.parquet", shares=SplitShares(0.2, 0.2, 0))
     pack(root / "raw", root / "manifest.parquet", root / "packed")
     evaluate(judging / "ensemble", root / "packed", root / "reports")
     return root
@@ -62,7 +62,7 @@ def template(
     uri, name, key = tracking_uri(workspace, params), model_name(workspace, params), make_signing_key()
     run_id = tracking.start_run(uri, name, "retrain", artifacts=(root / "mlartifacts").as_uri())
     for number in (1, 2):
-        folder = root.with_name(f"ensemble{number}")
+        folder = root.with_name(str(number)) / "ensemble"
         shutil.copytree(judging / "ensemble", folder)
         (folder / "note.txt").write_text(str(number))
         registry.register(uri, run_id, folder, name, key=key)

@@ -42,7 +42,7 @@ def template(_street_workspace: Workspace, judging: Path, tmp_path_factory: pyte
     run_id = tracking.start_run(uri, name, "retrain", artifacts=(root / "mlartifacts").as_uri())
     image_HWC = PackedSplit(judging / "packed" / "test").image(0)
     for number in (1, 2):
-        folder = root.with_name(f"ensemble{number}")
+        folder = root.with_name(str(number)) / "ensemble"
         shutil.copytree(judging / "ensemble", folder)
         (folder / "note.txt").write_text(str(number))
         golden = [(image_HWC, Ensemble.load(folder).predict(image_HWC[None])[0])]
