@@ -27,6 +27,7 @@ def send(url: str, address: str, ready: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_no_notice_is_lost_where_senders_are_killed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK_SECRET", SECRET)
     url, rng = f"sqlite:///{tmp_path}/ledger.db", random.Random(0)

@@ -14,6 +14,7 @@ from segmill.promotion.registry import CHAMPION, set_alias
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_mlflows_webhook_hears_of_an_alias_that_segmill_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
