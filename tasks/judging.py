@@ -93,13 +93,9 @@ def judge(case: Case) -> gate.Verdict:
     kept.forget_others(list(manifests.values()))
     screened, shown = _screens(case), case.champion is not None and not sealed
     splits = ["test", "val"] if screened else ["test"]
-    scored = counts_of(
-        manifests,
-        case.job("open", *splits),
-        [images_digest(workspace, case.params, one) for one in splits],
-        kept,
-        predictions=shown,
-    )
+    digests = [images_digest(workspace, case.params, split) for split in splits]
+    asked = manifests if shown or screened else {case.challenger: manifests[case.challenger]}
+    scored = counts_of(asked, case.job("open", *splits), digests, kept, predictions=shown)
     counts, on_val = ([one[number] for one in scored] for number in (0, -1))
     evaluated = read_counts(workspace.reports / "counts.npz")
     about: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Any
 from segmill import tracking
 from segmill.cluster.resources import whole_node
 from segmill.cluster.work import on_ray, wait
+from segmill.files import replacing
 from segmill.params import Params
 from segmill.promotion import passport, registry
 from segmill.promotion.keys import signing_key
@@ -40,8 +42,14 @@ def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end:
         InputError: there is no signing key.
         InfrastructureError: MLflow or the ledger does not answer.
     """
+    with replacing(workspace.page) as page:
+        shutil.copyfile(workspace.page, page)
+        workspace.page.unlink()
+        return _issued(workspace, params, run, end, page)
+
+
+def _issued(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd, page: Path) -> Issued:
     key = signing_key()
-    page = workspace.page.replace(workspace.page.with_name(".index.html.draft"))
     device = on_ray(passport.look_around, registry.REQUIREMENTS, whole_node())
     model, version = end.registered.model, end.registered.version
     known = registry.read_version(run.uri, model, version)
@@ -80,7 +88,6 @@ def issue_passport(workspace: Workspace, params: Params, run: tracking.Run, end:
         folder = Path(name)
         passport.issue(made, page, key, folder)
         passport.store(run.uri, folder, model=model, version=version)
-        page.replace(workspace.page)
         return Issued(made, hashlib.sha256((folder / passport.JSON).read_bytes()).hexdigest())
 
 
