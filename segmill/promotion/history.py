@@ -41,11 +41,6 @@ def moves(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
     return [row for row in rows if row.champion != row.previous]
 
 
-def replaced(rows: Sequence[LedgerRow], version: str) -> str | None:
-    """Return the champion whose place ``version`` took last; None where there was none, or it never served."""
-    return next((row.previous for row in reversed(moves(rows)) if row.champion == version), None)
-
-
 def before(rows: Sequence[LedgerRow]) -> str | None:
     """Return the version that a rollback goes back to; None where the champion is the first.
 

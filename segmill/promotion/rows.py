@@ -15,8 +15,6 @@ ACTIONS: dict[str, bool | None] = {
     "await": False,  # a PASS that waits for approval
     "approve": None,  # by a person; the last that was needed makes the version the champion
     "reject": False,  # by a person
-    "expire": False,  # nobody approved in time
-    "supersede": False,  # a newer PASS took its place in the queue
     "overrule": True,  # `segmill promote`
     "rollback": True,
     "alias": False,  # somebody else moved MLflow's alias; it is brought back
@@ -148,7 +146,7 @@ def waiting(rows: Sequence[LedgerRow]) -> Waiting | None:
         if row.action == "await":
             found = Waiting(row)
         elif found and row.version == found.version:
-            if row.champion == row.version or row.action in ("reject", "expire", "supersede"):
+            if row.champion == row.version or row.action == "reject":
                 found = None
             elif row.action == "approve":
                 found = Waiting(found.row, (*found.approvals, row))

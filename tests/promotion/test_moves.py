@@ -13,7 +13,7 @@ from segmill.errors import InputError, SegmillError
 from segmill.promotion import history
 from segmill.promotion.keys import SigningKey
 from segmill.promotion.ledger import Ledger, open_ledger
-from segmill.promotion.moves import Decision, approve, overrule, reject, roll_back, waits
+from segmill.promotion.moves import Approval, Decision, approve, overrule, reject, roll_back, waits
 from segmill.promotion.rows import waiting
 
 BEN, CLARA, EVE = key_of("ben"), key_of("clara"), key_of("eve")
@@ -91,8 +91,8 @@ def test_overruling_is_recorded_as_such_and_waits_where_approval_is_asked_for(bo
     assert approve(book, MODEL, None, because("yes"), key_id=ANNA.public.id).champion == "2"
 
 
-def wait_for(book: Ledger, version: str = "5", needed: str = "two", days: float = 7) -> None:
-    facts = waits(needed, days)  # type: ignore[arg-type]
+def wait_for(book: Ledger, version: str = "5", needed: Approval = "two", days: float = 7) -> None:
+    facts = waits(needed, days)
     record(book, "await", version, decision="PASS", facts=facts)
 
 

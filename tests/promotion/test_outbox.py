@@ -32,7 +32,7 @@ from segmill.promotion.rows import LedgerRow
         (a_row("rollback"), "rolled_back"),
         (a_row("await", champion="1"), "approval_wanted"),
         (a_row("alias", champion="1"), "alias_moved"),
-        *[(a_row(action, champion="1"), None) for action in ("reject", "expire", "supersede", "adopt", "measure")],
+        *[(a_row(action, champion="1"), None) for action in ("reject", "adopt", "measure")],
     ],
 )
 def test_an_action_makes_one_kind_of_notice(row: LedgerRow, kind: str | None) -> None:
