@@ -169,7 +169,12 @@ def outcome_of(row: LedgerRow, rows: Sequence[LedgerRow]) -> str:
         how = {"overrule": "now, over the gate's verdict", "rollback": "again, by a rollback"}
         return f"{which} is the champion {how.get(history.moves(rows)[-1].action, 'now')}"
     if against := history.set_aside(rows, version):
-        what = {"rollback": "was rolled back", "reject": "was rejected", "overrule": "was replaced"}[against.action]
+        what = {
+            "rollback": "was rolled back",
+            "reject": "was rejected",
+            "overrule": "was replaced",
+            "approve": "was replaced",
+        }[against.action]
         return (
             f"{which} {what} by {against.actor.get('git') or against.actor.get('user') or 'somebody'} on "
             f"{against.time[:10]} ({against.because}), so it is not judged again; {stays}; `segmill promote {version} "

@@ -65,6 +65,7 @@ def set_aside(rows: Sequence[LedgerRow], version: str) -> LedgerRow | None:
             return None
         if row.action == "reject" and row.version == version:
             return row
-        if row.action in BY_PEOPLE and row.previous == version and row.champion != version:
+        over_the_gate = row.action in BY_PEOPLE or row.facts.get("overrule")
+        if over_the_gate and row.previous == version and row.champion != version:
             return row
     return None

@@ -101,6 +101,8 @@ def approve(ledger: Ledger, model: str, version: str | None, decision: Decision,
     if key_id in keys:
         raise InputError(f"this key has approved version {wait.version} already", "another person's is needed")
     facts = decision.check(wait.version) | {"approvals": len(keys) + 1, "approvals_needed": needed}
+    if wait.row.facts.get("overrule"):
+        facts["overrule"] = True
     enough = len(keys) + 1 >= needed
     entry = Entry(action="approve", version=wait.version, because=decision.because, facts=facts, serves=enough)
     return ledger.append(writer, entry)

@@ -89,6 +89,8 @@ def test_overruling_is_recorded_as_such_and_waits_where_approval_is_asked_for(bo
     row = overrule(book, MODEL, "2", because(), approval="one", days=7)
     assert (row.action, row.champion, row.facts["overrule"]) == ("await", "3", True)
     assert approve(book, MODEL, None, because("yes"), key_id=ANNA.public.id).champion == "2"
+    assert history.set_aside(book.rows(MODEL), "3") is not None, "approved, it is a person's decision still"
+    assert history.set_aside(book.rows(MODEL), "2") is None
 
 
 def wait_for(book: Ledger, version: str = "5", needed: Approval = "two", days: float = 7) -> None:
