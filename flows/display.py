@@ -27,6 +27,8 @@ MARKS = {
     "failed": ("✗", "red"), "interrupted": ("✗", "yellow"), "waiting": ("·", "dim"),
 }  # fmt: skip
 
+_drawing = threading.Lock()  # held while a picture is drawn
+_pictures: list[Live] = []
 OnCount = Callable[[str, int, int | None], None]  # what is done, how many, of how many where that is known
 
 
@@ -49,16 +51,26 @@ def watching(
 
     def draw(over: threading.Event) -> None:
         with Live(console=console, auto_refresh=False, transient=not stays) as live:
+            _pictures.append(live)
             last = False
             while not last:
                 last = over.wait(LIVE_INTERVAL_S)
-                live.update(picture(), refresh=True)
+                with _drawing:
+                    live.update(picture(), refresh=True)
+            _pictures.remove(live)
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     with alongside(draw if console.is_terminal else _teller(news, say)):
         yield
+
+
+def end_pictures() -> None:
+    """Draw nothing more in this process: what is said next is the last that the terminal shows."""
+    if _drawing.acquire(timeout=1):
+        for live in _pictures:
+            live.stop()
 
 
 def _teller(news: Callable[[bool], Iterable[str]], say: Callable[[str], None]) -> Callable[[threading.Event], None]:

@@ -28,8 +28,8 @@ def obey_signals(say: Callable[[], None]) -> None:
         while os.read(heard, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
             pass
         time.sleep(PATIENCE_S)
-        if sys.stderr.isatty():
-            sys.stderr.write("\x1b[?25h")  # a live table hides the cursor
+        if display := sys.modules.get("flows.display"):  # to import it here could wait for the main thread
+            display.end_pictures()
         say()
         leave()
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from terminal import shown
 
 from flows.commands.stopping import INTERRUPTED
 
@@ -35,3 +36,29 @@ def test_what_does_not_hear_a_signal_is_cut_off(code: str, number: int) -> None:
     assert command.wait(timeout=60) == INTERRUPTED
     assert time.monotonic() - began < 5
     assert command.stdout.read() == "interrupted\n"
+
+
+DRAWN = """
+import os, signal, time
+from rich.console import Console
+from rich.text import Text
+from flows import display
+from flows.commands.stopping import obey_signals
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+obey_signals(lambda: (print('interrupted', flush=True), time.sleep(2)))
+with display.watching(Console(), lambda: Text('a picture'), lambda over: ()):
+    time.sleep(1)
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        time.sleep(60)
+"""
+
+
+def test_no_picture_is_drawn_after_what_is_said_last() -> None:
+    """On a busy machine the table came once more, over the sentence, before the process had ended."""
+    said, code = shown(sys.executable, "-c", DRAWN)
+    assert code == INTERRUPTED
+    assert "a picture" in said
+    assert said.rstrip().endswith("interrupted")
