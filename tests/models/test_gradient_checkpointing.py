@@ -45,9 +45,9 @@ def saved_bytes(net: Network) -> int:
         ("efficientnet-b0", "fpn"),  # both
         pytest.param("vgg11_bn", "fpn", marks=pytest.mark.slow),  # no blocks
         pytest.param("vit_tiny_patch16_224", "dpt", marks=pytest.mark.slow),
-        pytest.param("swin_tiny_patch4_window7_224", "fpn", marks=pytest.mark.slow),
-        pytest.param("hrnet_w18_small", "fpn", marks=pytest.mark.slow),  # blocks change the lists they are given
-        pytest.param("densenet121", "fpn", marks=pytest.mark.slow),
+        pytest.param("swin_tiny_patch4_window7_224", "fpn", marks=pytest.mark.long),
+        pytest.param("hrnet_w18_small", "fpn", marks=pytest.mark.long),  # blocks change the lists they are given
+        pytest.param("densenet121", "fpn", marks=pytest.mark.long),
     ],
 )
 def test_gradients_and_statistics_are_those_without_it_for_less_memory(backbone: str, decoder: str) -> None:

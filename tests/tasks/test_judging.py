@@ -50,7 +50,10 @@ def packed(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def template(
     _street_workspace: Workspace, packed: Path, judging: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A workspace whose registry holds versions 1 and 2, which predict the same; 1 serves. Copy it."""
+    """A workspace whose registry holds versions 1 and 2, which predict the same; 1 serves. Copy it.
+
+    What both predict on val and test is kept in it, as by a run before.
+    """
     root = tmp_path_factory.mktemp("registered") / "workspace"
     shutil.copytree(_street_workspace.root, root, symlinks=True)
     workspace = Workspace.open(root)
@@ -67,6 +70,8 @@ def template(
         (folder / "note.txt").write_text(str(number))
         registry.register(uri, run_id, folder, name, key=key)
     record(workspace, name, "promote", "1", known_groups=[])
+    judge(changed(at_present(workspace, params, uri, name), "promotion.floor_miou=0"))
+    assert len(list((workspace.scratch / "predictions").glob("*.np?"))) == 6, "counts of two splits, masks of one"
     return root
 
 
@@ -99,7 +104,10 @@ def changed(case: Case, *assignments: str) -> Case:
 
 
 def test_few_groups_decide_nothing_but_the_figures_are_there(case: Case) -> None:
+    counts = sorted((case.workspace.scratch / "predictions").glob("*.npy"))
+    times = [path.stat().st_mtime_ns for path in counts]
     verdict = judge(changed(case, "promotion.floor_miou=0", "promotion.screen=false"))
+    assert len(counts) == 4 and [path.stat().st_mtime_ns for path in counts] == times, "predicted once"
     assert verdict.decision == "UNDECIDABLE" and "test groups can't decide" in verdict.reasons[0]
     facts = verdict.facts
     assert (facts["judged"], facts["alpha_spent"], facts["pixels_apart"]) == (False, 0.0, 0.0)
@@ -107,10 +115,6 @@ def test_few_groups_decide_nothing_but_the_figures_are_there(case: Case) -> None
     assert facts["known_groups"] == sorted(map(group_id, set(PackedSplit(case.workspace.packed / "test").groups)))
     kept = predictions_of(case.workspace, case.params, facts["manifest_sha256"])
     assert kept.is_file() and predictions_of(case.workspace, case.params, facts["champion_manifest_sha256"]).is_file()
-    counts = sorted(kept.parent.glob("*.npy"))
-    times = [path.stat().st_mtime_ns for path in counts]
-    judge(case)
-    assert len(counts) == 2 and [path.stat().st_mtime_ns for path in counts] == times, "predicted once"
 
 
 def test_a_challenger_that_is_not_ahead_on_val_costs_no_judgement(case: Case) -> None:
@@ -122,7 +126,7 @@ def test_a_challenger_that_is_not_ahead_on_val_costs_no_judgement(case: Case) ->
 def test_nothing_of_sealed_groups_leaves_the_gate(case: Case, judging: Path) -> None:
     groups = sorted(set(PackedSplit(case.workspace.packed / "test").groups))
     sealed = changed(case, f"split.sealed={json.dumps(groups[1:])}", "promotion.floor_miou=0", "promotion.rule=plain")
-    reports = case.workspace.reports
+    reports, before = case.workspace.reports, set((case.workspace.scratch / "predictions").glob("*.npy"))
     evaluate(judging / "ensemble", case.workspace.packed, reports, sealed=tuple(groups[1:]))
     shown = judge(sealed)
     assert shown.facts["sealed"] is True and shown.facts["groups"] == len(groups) - 1
@@ -131,7 +135,9 @@ def test_nothing_of_sealed_groups_leaves_the_gate(case: Case, judging: Path) -> 
     state = gate_state(case.workspace, sealed.params, case.rows)
     assert state is not None and (state["groups"], state["groups_needed"]) == (len(groups) - 1, 6)
     counts = len(read_counts(reports / "counts.npz").ids)
-    for path in (case.workspace.scratch / "predictions").glob("*.npy"):
+    made = set((case.workspace.scratch / "predictions").glob("*.npy")) - before
+    assert made
+    for path in made:
         assert len(np.load(path)) == counts, "of open images alone"
 
 

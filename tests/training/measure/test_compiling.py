@@ -70,7 +70,7 @@ def test_memory_that_runs_out_while_compiling_is_no_missing_compiler() -> None:
         measure(uncompilable("CUDA error: out of memory"), 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_steps_learn_the_same() -> None:
     made: dict[bool, Rehearsal] = {}
 
