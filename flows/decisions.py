@@ -51,6 +51,7 @@ def make(workspace: Workspace, params: Params, because: str, decide: Decide) -> 
         InputError, SignatureError, SegmillError: the version may not serve, or the decision is none.
         InfrastructureError: MLflow or the ledger does not answer, or somebody else wrote to the ledger meanwhile.
     """
+    from flows.leftovers import send_unsent
     from flows.notices import deliver_pending
     from flows.standing import remember
     from segmill.promotion.keys import trusted_keys
@@ -79,5 +80,6 @@ def make(workspace: Workspace, params: Params, because: str, decide: Decide) -> 
         row = decide(book, model, Decision(because=because, check=check))
     outcome = outcome_of(row, book.rows(model))
     remember(workspace, params)
+    send_unsent(workspace, params)
     deliver_pending(workspace, params)
     return Made(row, outcome, noticed, time.monotonic() - began, load_s)

@@ -24,6 +24,7 @@ QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -44,6 +45,7 @@ def prepare_environment(workspace: Workspace, params: Params) -> None:
     """
     os.environ.setdefault("PREFECT_HOME", str(workspace.prefect_home))
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")  # 14 s of a silent server; five are 62 s, twice at the end
     if params.prefect.api_url:
         os.environ.setdefault("PREFECT_API_URL", params.prefect.api_url)
     os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(workspace, params))

@@ -10,6 +10,7 @@ from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -20,9 +21,10 @@ from rich.console import Console
 from flows import interrupted
 from flows.display import clock, showing, telling
 from flows.environment import ray_address, tracking_uri
+from flows.leftovers import send_unsent, settle
 from flows.notices import deliver_pending
 from flows.pipeline_graph import PipelineGraph, name_run
-from flows.prefect_server import start_server
+from flows.prefect_server import claim_run, run_flow, start_server
 from flows.summary import markdown, next_steps, publish, run_scores, shown_interval
 from segmill import progress, tracking
 from segmill.cluster.connection import connect, connecting
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 # What a caller has read, by folder. No parameters of the flow: Prefect's server keeps those, and shows them, and an
 # address in params.yaml may hold a password.
 _read: dict[str, tuple[Params, str]] = {}
+_ended: dict[str, dict[str, Any]] = {}  # what came of a run, by folder, until Prefect is told that it is over
 CHECK = "check members"
 READING_DATA = ("fingerprint", "validate", "prepare")
 AFTER_TRAINING = ("ensemble", "evaluate")
@@ -119,7 +122,7 @@ def run_retrain(
                 end_check(workspace, params, building)
                 settle()
                 _read[str(workspace.root)] = params, params_yaml
-                result: dict[str, Any] = retrain(str(workspace.root))
+                result = run_flow(lambda: retrain(str(workspace.root)), _ended, str(workspace.root))
     except (SegmillError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(workspace.root)
@@ -148,6 +151,8 @@ def retrain(folder: str) -> dict[str, Any]:
     params, params_yaml = _read.pop(folder) if folder in _read else read_params_and_text(workspace.params)
     ensure_signer(workspace.root)
     uri, began = tracking_uri(workspace, params), time.monotonic()
+    with suppress(httpx.HTTPError):  # Prefect's server fell silent, which `run_flow` says at the end
+        claim_run()
     with ExitStack() as reading_data, connect(ray_address(params)):
         check = begin_check(workspace, params)
         reading_data.enter_context(writing(workspace, Part.DATA, "segmill retrain", wait=True))
@@ -156,9 +161,12 @@ def retrain(folder: str) -> dict[str, Any]:
         inputs, members = run_inputs(workspace, params, params_yaml), list(params.members)
         noticed = bring_in_line(workspace, params, uri, opened_ledger(workspace, params), inputs.model)
         refuse_unsigned_champion(workspace, params, inputs.model)
-        name_run(f"{inputs.model} data {data.md5[:8]}: {reason(workspace, params, data)}")
+        settle(workspace, params, inputs.model)
+        with suppress(httpx.HTTPError):
+            name_run(f"{inputs.model} data {data.md5[:8]}: {reason(workspace, params, data)}")
         artifacts = artifacts_of_new(workspace, uri)
-        with tracking.open_run(uri, inputs.model, f"data {data.md5[:8]}", members, artifacts=artifacts) as run:
+        named = f"data {data.md5[:8]}"
+        with tracking.open_run(uri, inputs.model, named, members, workspace.unsent, artifacts=artifacts) as run:
             outcomes = [graph.run(stage, stage_step, workspace, params, stage) for stage in READING_DATA]
             refuse_what_cannot_be_judged(workspace, params, uri, inputs.model)
             reading_data.close()  # from here the packed splits are read: `segmill data add` is allowed
@@ -190,8 +198,11 @@ def retrain(folder: str) -> dict[str, Any]:
             tags = version_tags(judged, miou)
             tracking.set_tags(uri, run.id, tags)
             registry.describe_version(uri, registered.model, registered.version, described, tags)
+    send_unsent(workspace, params)
     deliver_pending(workspace, params)
-    publish(result, workspace.overview)
+    with suppress(httpx.HTTPError):
+        publish(result, workspace.overview)
+    _ended[folder] = result
     return result
 
 
@@ -247,7 +258,7 @@ def check_members_step(workspace: Workspace, params: Params, begun: Running[None
 def finetune_step(workspace: Workspace, params: Params, member: str, run: tracking.Run) -> Outcome:
     growing, final = curves_path(workspace, member), workspace.member(member) / "curves.csv"
     growing.unlink(missing_ok=True)
-    with logged(workspace, f"finetune@{member}"), tracking.following(run.uri, run.members[member], growing, final):
+    with logged(workspace, f"finetune@{member}"), tracking.following(run, member, growing, final):
         outcome = bring_up_to_date(workspace, f"finetune@{member}", params)
     if outcome.state == "ran":
         with suppress(OSError):  # a cache of the user that can't be written stops no run

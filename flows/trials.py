@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -46,8 +47,10 @@ def watched(study: Study, keys: Sequence[str], minutes: float | None, console: C
 
 
 @contextmanager
-def logged(study: Study, uri: str, experiment: str, name: str, artifacts: str | None) -> Iterator[None]:
+def logged(study: Study, uri: str, experiment: str, name: str, artifacts: str | None, unsent: Path) -> Iterator[None]:
     """Log a run and, nested under it, one per trial, while the block runs; a tuning that resumes logs to the same run.
+
+    ``unsent``: the folder that keeps that the run is over, where MLflow does not answer then.
 
     Raises InfrastructureError where MLflow does not answer at the start; one that falls silent later stops no search.
     """
@@ -61,8 +64,7 @@ def logged(study: Study, uri: str, experiment: str, name: str, artifacts: str | 
             yield
         status = "FINISHED"
     finally:
-        with suppress(InfrastructureError, OSError):  # must not hide what went wrong
-            tracking.finish(uri, runs["parent"], status)
+        tracking.finish(uri, runs["parent"], status, unsent)
 
 
 def line(number: int, trial: Trial, keys: Sequence[str]) -> str:

@@ -134,7 +134,7 @@ def tune(
         study, keys = Study(work.folder), [dimension.key for dimension in space]
         with (
             watched(study, keys, minutes, console),
-            logged(study, tracking_uri(workspace, params), *mlflow_names(workspace, params, member)),
+            logged(study, tracking_uri(workspace, params), *mlflow_names(workspace, params, member), workspace.unsent),
         ):
             search_step(work, space, trials, minutes, present, repeats)
             repeat_step(work, present, repeats)

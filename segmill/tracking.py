@@ -14,17 +14,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote, urlsplit
 
+from segmill import owner
 from segmill.alongside import alongside
 from segmill.errors import InfrastructureError
 from segmill.mlflow_pages import OF_TRAINING, pages
 from segmill.names import mlflow_names
 from segmill.passwords import without_password, without_passwords
+from segmill.unsent import Update, Value, keep, kept
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,18 +63,24 @@ def start_run(
     """
     with reaching(uri) as client:
         experiment_id = _experiment(client, experiment, artifacts)
-        links = {"mlflow.parentRunId": parent} if parent else {}
-        run = client.create_run(experiment_id, run_name=name, tags={**(tags or {}), **links})
+        own = {owner.TAG: owner.this_process(), **({"mlflow.parentRunId": parent} if parent else {})}
+        run = client.create_run(experiment_id, run_name=name, tags={**(tags or {}), **own})
         return str(run.info.run_id)
 
 
 @dataclass(frozen=True)
 class Run:
-    """An open run of a retrain and, nested under it, one per member (name to run id)."""
+    """An open run of a retrain and, nested under it, one per member (name to run id).
+
+    ``unsent``: the folder that keeps what can't be sent, for ``send_kept``. ``rows``: how many rows of each member's
+    curve are sent or kept.
+    """
 
     uri: str
     id: str
     members: dict[str, str]
+    unsent: Path
+    rows: dict[str, int] = field(default_factory=dict)
 
 
 def address(root: Path, named: str) -> str:
@@ -100,34 +108,37 @@ def warm_up_without_pandas() -> None:
 
 @contextlib.contextmanager
 def open_run(
-    uri: str, experiment: str, name: str, members: Sequence[str], *, artifacts: str | None = None
+    uri: str, experiment: str, name: str, members: Sequence[str], unsent: Path, *, artifacts: str | None = None
 ) -> Iterator[Run]:
     """Start a run with a nested one per member; close all of them with the block, FAILED where it raised.
 
-    Args and errors as for ``start_run``.
+    ``unsent``: the folder that keeps what MLflow could not be sent, for ``send_kept``: the rest of a curve, and that
+    the run is over. Other args and errors as for ``start_run``.
     """
     parent = start_run(uri, experiment, name, artifacts=artifacts)
-    run = Run(uri, parent, {member: start_run(uri, experiment, member, parent=parent) for member in members})
+    run = Run(uri, parent, {member: start_run(uri, experiment, member, parent=parent) for member in members}, unsent)
+    status: Literal["FINISHED", "FAILED"] = "FAILED"
     try:
         yield run
-    except BaseException:
-        with contextlib.suppress(InfrastructureError, OSError):  # must not hide what went wrong
-            _close(run, "FAILED")
-        raise
-    _close(run, "FINISHED")
+        status = "FINISHED"
+    finally:
+        for run_id in (*run.members.values(), run.id):
+            finish(uri, run_id, status, unsent)
 
 
 @contextlib.contextmanager
-def following(uri: str, run_id: str, growing: Path, final: Path) -> Iterator[None]:
-    """Log the rows of a curve while the block runs, each once, as they come.
+def following(run: Run, member: str, growing: Path, final: Path) -> Iterator[None]:
+    """Log the rows of a member's curve while the block runs, each once, as they come.
+
+    What MLflow does not take at once is sent again, and kept in ``run.unsent`` where it is still silent at the end.
 
     Args:
-        uri: tracking URI.
-        run_id: of the run.
+        run: the open run.
+        member: its name.
         growing: the curve of a training, row by row; it may not be there yet.
         final: ``curves.csv`` of the finished member, for one that was not trained this time.
     """
-    with alongside(lambda over: _follow(uri, run_id, growing, final, over)):
+    with alongside(lambda over: _follow(run, member, growing, final, over)):
         yield
 
 
@@ -165,19 +176,39 @@ def log_curves(
     Raises:
         InfrastructureError: the tracking server or its database does not answer.
     """
+    send(uri, Update(run_id, _values(rows, step, model)))
+
+
+def send(uri: str, update: Update) -> None:
+    """Say to MLflow what an update holds; InfrastructureError where it does not answer."""
     from mlflow.entities import Metric
 
-    now_ms = int(time.time() * 1000)
-    names = mlflow_names(dict.fromkeys(key for row in rows for key in row))
-    metrics = [
-        Metric(names[key], number, now_ms, int(float(row[step])), model_id=model)
-        for row in rows
-        for key, value in row.items()
-        if key != step and not math.isnan(number := _number(value))
-    ]
+    metrics = [Metric(*value[:4], model_id=value[4]) for value in update.metrics]
     with reaching(uri) as client:
         for start in range(0, len(metrics), METRICS_PER_REQUEST):
-            client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
+            client.log_batch(update.run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
+        if update.status:
+            client.set_terminated(update.run_id, status=update.status, end_time=update.ended_ms)
+
+
+def send_kept(uri: str, folder: Path) -> int:
+    """Send what could not be sent before; return how many updates still wait, as MLflow does not answer.
+
+    What is said of a run that was deleted meanwhile is dropped.
+    """
+    from mlflow.exceptions import MlflowException
+
+    waiting = kept(folder, uri)
+    for number, (path, update) in enumerate(waiting):
+        try:
+            send(uri, update)
+        except InfrastructureError:
+            return len(waiting) - number
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+        path.unlink(missing_ok=True)
+    return 0
 
 
 def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
@@ -237,15 +268,21 @@ def describe(run: Run, markdown: str) -> None:
     set_tags(run.uri, run.id, {"mlflow.note.content": markdown})
 
 
-def finish(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-    """Close the run."""
-    with reaching(uri) as client:
-        client.set_terminated(run_id, status=status)
+def finish(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], unsent: Path | None = None) -> None:
+    """Close the run; where MLflow does not answer, that is kept in ``unsent``, or InfrastructureError without it."""
+    update = Update(run_id, status=status, ended_ms=int(time.time() * 1000))
+    if unsent:
+        _send_or_keep(uri, update, unsent)
+    else:
+        send(uri, update)
 
 
-def _close(run: Run, status: Literal["FINISHED", "FAILED"]) -> None:
-    for run_id in (*run.members.values(), run.id):
-        finish(run.uri, run_id, status)
+def _send_or_keep(uri: str, update: Update, unsent: Path) -> None:
+    try:
+        send(uri, update)
+    except (InfrastructureError, OSError):
+        with contextlib.suppress(OSError):  # a disk too full for it must not hide what went wrong
+            keep(unsent, uri, update)
 
 
 @contextlib.contextmanager
@@ -294,16 +331,32 @@ def _unreachable(uri: str, error: Exception) -> InfrastructureError:
     )
 
 
-def _follow(uri: str, run_id: str, growing: Path, final: Path, over: threading.Event) -> None:
-    logged = 0
+def _follow(run: Run, member: str, growing: Path, final: Path, over: threading.Event) -> None:
+    pending: list[Value] = []
     while True:
         last = over.wait(FOLLOW_INTERVAL_S)
         rows = read_curves(growing) or (read_curves(final) if last else [])
-        if len(rows) > logged:
-            log_curves(uri, run_id, rows[logged:])
-            logged = len(rows)
+        pending += _values(rows[run.rows.get(member, 0) :], "epoch", None)
+        run.rows[member] = max(run.rows.get(member, 0), len(rows))
+        update = Update(run.members[member], pending)
         if last:
+            _send_or_keep(run.uri, update, run.unsent)
             return
+        with contextlib.suppress(InfrastructureError, OSError):  # the next round sends it too
+            if pending:
+                send(run.uri, update)
+            pending = []
+
+
+def _values(rows: Sequence[Mapping[str, Any]], step: str, model: str | None) -> list[Value]:
+    now_ms = int(time.time() * 1000)
+    names = mlflow_names(dict.fromkeys(key for row in rows for key in row))
+    return [
+        (names[key], number, now_ms, int(float(row[step])), model)
+        for row in rows
+        for key, value in row.items()
+        if key != step and not math.isnan(number := _number(value))
+    ]
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:

@@ -150,6 +150,11 @@ class Workspace:
         return self.scratch / "begun_run.json"
 
     @property
+    def unsent(self) -> Path:
+        """What MLflow could not be sent yet."""
+        return self.scratch / "unsent"
+
+    @property
     def last_run(self) -> Path:
         return self.scratch / "last_run.json"
 

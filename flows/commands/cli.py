@@ -121,6 +121,9 @@ def main() -> NoReturn:
     if code == INTERRUPTED:
         _say_interrupted(debug)
         leave()
+    prefect = sys.modules.get("flows.prefect_server")
+    if prefect and prefect.is_silent():
+        leave(code)
     sys.exit(code)
 
 

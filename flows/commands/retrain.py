@@ -61,6 +61,7 @@ def stage_command(
 def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (), *, wait: bool) -> None:
     """Run the flow unless nothing has changed, and print what came of it; GateRefused where the verdict is no PASS."""
     from flows.environment import prepare_environment
+    from flows.leftovers import send_unsent
     from flows.summary import show_result
     from segmill.former_pipeline import refuse_incomplete_pipeline
     from segmill.params_change import change_params
@@ -72,10 +73,11 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
             change = change_params(workspace.params, list(assignments))
             params = change.params
             prepare_environment(workspace, params)
+            send_unsent(workspace, params)
             if not change.lines or members_passed(workspace, params):
                 _settle(change)
                 if _nothing_to_do(workspace, params):
-                    interrupted.end(workspace)  # where that was after its last step
+                    _settle_interrupted(workspace, params)  # where that was after its last step
                     return
         from flows.retrain import run_retrain
         from flows.standing import remember
@@ -93,6 +95,19 @@ def _settle(change: ParamsChange) -> None:
     if change.write():
         for line in change.lines:
             say(f"params.yaml: {line}")
+
+
+def _settle_interrupted(workspace: Workspace, params: Params) -> None:
+    """End in MLflow and Prefect what a run left there that was interrupted, and forget it."""
+    from flows.leftovers import settle
+    from tasks.register import model_name
+
+    if interrupted.interrupted(workspace):
+        from flows.prefect_server import start_server
+
+        start_server()
+        settle(workspace, params, model_name(workspace, params))
+    interrupted.end(workspace)
 
 
 def _nothing_to_do(workspace: Workspace, params: Params) -> bool:

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 def status_command(workspace: WorkspaceOption = HERE) -> None:
     """Show what is stale and why, and which models stand."""
+    from flows.leftovers import send_unsent
     from flows.notices import notices_state
     from segmill.stores import store_sizes
     from tasks.stage import survey
 
     space, params = open_workspace(workspace)
+    send_unsent(space, params)
     with registry_asked(space, params) as registry:
         found = look(space, params, survey(space, params), registry())
     notices = notices_state(space, params)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 INTERRUPTED = 130  # the exit code, as shells and click say it
 PATIENCE_S = 3.0
@@ -36,11 +37,11 @@ def obey_signals(say: Callable[[], None]) -> None:
     threading.Thread(target=cut_off, daemon=True).start()
 
 
-def leave() -> None:
-    """End this process now: libraries would wait at the exit, for seconds, for servers that end by themselves.
+def leave(code: int = INTERRUPTED) -> NoReturn:
+    """End this process now: libraries would wait at the exit, for servers that end by themselves or are gone.
 
     See ``segmill.orphans``.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(INTERRUPTED)
+    os._exit(code)

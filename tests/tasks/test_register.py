@@ -57,7 +57,9 @@ def test_data_added_and_settings_edited_meanwhile_are_not_what_a_version_was_mad
     commit_files(workspace.root, "another commit")
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    with tracking.open_run(uri, inputs.model, "run", members, artifacts=str(tmp_path / "artifacts")) as run:
+    with tracking.open_run(
+        uri, inputs.model, "run", members, tmp_path / "unsent", artifacts=str(tmp_path / "artifacts")
+    ) as run:
         registered = register(workspace, params, run, [], inputs)
     recorded = recorded_version(workspace.root, "data/raw")
     assert recorded is not None and recorded.md5 == second.md5 != first.md5

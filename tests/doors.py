@@ -1,0 +1,89 @@
+"""A door before a server on loopback: shut, it is as if the server were killed; it also answers 500, or only slowly."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Literal
+from urllib.parse import urlsplit
+
+State = Literal["open", "shut", "500", "slow"]
+SLOW_S = 3.0
+FAILS = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\nfail"
+
+
+class Door:
+    """Passes bytes on to a server. ``url`` is its own address, with the path of the server's."""
+
+    def __init__(self, server: str) -> None:
+        self._server = urlsplit(server)
+        self._state: State = "shut"
+        self._listener: socket.socket | None = None
+        self._open: set[socket.socket] = set()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = self._server._replace(netloc=f"127.0.0.1:{self._port}").geturl()
+
+    def set(self, state: State) -> None:
+        """Change how it answers from here on; shut, it also breaks what is under way."""
+        self._state = state
+        if state == "shut":
+            if self._listener:
+                self._listener.shutdown(socket.SHUT_RDWR)
+                self._listener.close()
+            self._listener = None
+            for connection in list(self._open):
+                _break(connection)
+        elif self._listener is None:
+            self._listener = socket.create_server(("127.0.0.1", self._port), backlog=64)
+            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it was shut
+            while True:
+                connection = listener.accept()[0]
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        if self._state == "500":
+            with contextlib.suppress(OSError), connection:
+                connection.recv(2**16)
+                connection.sendall(FAILS)
+            return
+        if self._state == "slow":
+            time.sleep(SLOW_S)
+        server = socket.create_connection((self._server.hostname or "", self._server.port or 80))
+        self._open |= {connection, server}
+        threading.Thread(target=self._pump, args=(server, connection), daemon=True).start()
+        self._pump(connection, server)
+        self._open -= {connection, server}
+
+    def _pump(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while block := one.recv(2**16):
+                if self._state == "500":
+                    break
+                other.sendall(block)
+        _break(one)
+        _break(other)
+
+
+def _break(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
+@contextlib.contextmanager
+def door_before(server: str) -> Iterator[Door]:
+    """Give an open door; shut after the block."""
+    door = Door(server)
+    door.set("open")
+    try:
+        yield door
+    finally:
+        door.set("shut")
