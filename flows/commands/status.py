@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -204,9 +205,10 @@ def gate_line(gate: dict[str, Any]) -> str:
 
 def _waiting_line(waiting: dict[str, Any]) -> str:
     missing = waiting["approvals_missing"]
+    until = datetime.fromisoformat(str(waiting["expires"])).astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return (
-        f"version {waiting['version']} waits for {missing} approval{'' if missing == 1 else 's'} until "
-        f"{waiting['expires']}: `segmill approve`, `segmill reject`"
+        f"version {waiting['version']} waits for {missing} approval{'' if missing == 1 else 's'} until {until}: "
+        "`segmill approve`, `segmill reject`"
     )
 
 
