@@ -49,6 +49,8 @@ def prepare_environment(workspace: Workspace, params: Params) -> None:
     if params.prefect.api_url:
         os.environ.setdefault("PREFECT_API_URL", params.prefect.api_url)
     os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(workspace, params))
+    # 4 s of a server that answers 500; seven are 4 minutes, and the steps try again themselves.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
 
 def tracking_uri(workspace: Workspace, params: Params) -> str:

@@ -33,6 +33,7 @@ from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.former_pipeline import refuse_incomplete_pipeline
 from segmill.mlflow_pages import is_server
+from segmill.orphans import end_with_this_process
 from segmill.params import Params, read_params_and_text
 from segmill.promotion import passport, registry
 from segmill.promotion.champion import refuse_unsigned_champion
@@ -42,7 +43,7 @@ from segmill.workspace_lock import Part, writing
 from tasks.comparable import refuse_what_cannot_be_judged
 from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, note_speed, shortfall
 from tasks.passport import issue_passport
-from tasks.promote import Judged, bring_in_line, opened_ledger, promote
+from tasks.promote import Judged, bring_in_line, opened_ledger, promote, with_outcome
 from tasks.register import Registered, RunInputs, register, run_inputs
 from tasks.report import RunEnd, report, shown_facts
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_edges, stage_names, survey
@@ -109,6 +110,7 @@ def run_retrain(
     seconds, mostly of waiting.
     """
     began = time.monotonic()
+    end_with_this_process(temporary_folder=True)
     refuse_full_disk(workspace, params)
     if signer := ensure_signer(workspace.root):
         console.print(signer, highlight=False, soft_wrap=True)
@@ -153,7 +155,7 @@ def retrain(folder: str) -> dict[str, Any]:
     uri, began = tracking_uri(workspace, params), time.monotonic()
     with suppress(httpx.HTTPError):  # Prefect's server fell silent, which `run_flow` says at the end
         claim_run()
-    with ExitStack() as reading_data, connect(ray_address(params)):
+    with ExitStack() as reading_data, ExitStack() as told, connect(ray_address(params)):
         check = begin_check(workspace, params)
         reading_data.enter_context(writing(workspace, Part.DATA, "segmill retrain", wait=True))
         graph = PipelineGraph(dependencies(workspace))
@@ -178,6 +180,7 @@ def retrain(folder: str) -> dict[str, Any]:
             outcomes += [graph.run(stage, stage_step, workspace, params, stage) for stage in AFTER_TRAINING]
             registered = graph.run("register", register_step, workspace, params, run, outcomes, inputs)
             judged = graph.run("promote", promote_step, workspace, params, uri, registered)
+            told.enter_context(with_outcome(judged.outcome))
             short = {name: said for name in members if (said := shortfall(workspace, params, name))}
             for name, said in short.items():
                 tracking.set_tags(uri, run.members[name], {"warning": said})
@@ -234,7 +237,7 @@ def _is_retryable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
 
 # Only what talks to a server is tried again, and only where that did not answer.
 _step: Any = partial(task, persist_result=False, cache_policy=NO_CACHE)
-_talking_step: Any = partial(_step, retries=2, retry_delay_seconds=5, retry_condition_fn=_is_retryable)
+_talking_step: Any = partial(_step, retries=3, retry_delay_seconds=[3, 9, 27], retry_condition_fn=_is_retryable)
 
 
 @_step(name="stage", task_run_name="{stage}")
@@ -254,7 +257,7 @@ def check_members_step(workspace: Workspace, params: Params, begun: Running[None
     end_check(workspace, params, begun)
 
 
-@_talking_step(name="finetune", task_run_name="finetune@{member}")
+@partial(_talking_step, retries=2, retry_delay_seconds=5)(name="finetune", task_run_name="finetune@{member}")
 def finetune_step(workspace: Workspace, params: Params, member: str, run: tracking.Run) -> Outcome:
     growing, final = curves_path(workspace, member), workspace.member(member) / "curves.csv"
     growing.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Ends what a command started and left running, once the command itself is gone, however it ended. Light to import.
 
-``python -P orphans.py TOKEN`` watches the process that started it, until its standard input ends: that is gone then.
+``python -P orphans.py TOKEN [FOLDER]`` watches the process that started it, until its standard input ends: that is gone
+then, and so is its temporary folder.
 """
 
 from __future__ import annotations
@@ -9,28 +10,34 @@ import contextlib
 import os
 import secrets
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 
 import psutil
 
 STARTED_BY = "SEGMILL_STARTED_BY"  # a variable that all processes inherit from the one that started them
 LOOK_EVERY_S = (1.0, 10.0)  # at first and at last: what stays starts soon, and a look costs some ms of a core
+LONGEST_FOLDER = 39  # characters: Ray puts 68 more behind them for a socket, whose path may have 107
 END_ALONE_S, TERMINATE_S, KILL_S = 1.0, 3.0, 2.0  # together within 10 s, and the last look
 
 _watchers: list[subprocess.Popen[bytes]] = []  # it holds the pipe that ends with this process
 
 
-def end_with_this_process() -> None:
+def end_with_this_process(*, temporary_folder: bool = False) -> None:
     """Let what this process starts from here on end within 10 s of it, also where it is killed (SIGKILL).
 
     Ray's agents and Prefect's server would run on. A process of a session of its own sees a pipe end, which works on
     Linux and macOS; then it ends those that it knows by their process ids. Calling it again does nothing.
+
+    ``temporary_folder``: give this process and its children a folder of their own for temporary files, Ray's session
+    among them, which ends with them.
     """
     if not _watchers:
         token = secrets.token_hex(8)
-        command = [sys.executable, "-P", __file__, token]
+        command = [sys.executable, "-P", __file__, token, *(_own_folder() if temporary_folder else [])]
         _watchers.append(
             subprocess.Popen(
                 command,
@@ -41,6 +48,16 @@ def end_with_this_process() -> None:
             )
         )
         os.environ[STARTED_BY] = token
+
+
+def _own_folder() -> list[str]:
+    """Make the folder and let temporary files go there; [] where its path would be too long for Ray's sockets."""
+    folder = tempfile.mkdtemp(prefix="sm-")
+    if len(folder) > LONGEST_FOLDER:
+        os.rmdir(folder)
+        return []
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    return [folder]
 
 
 def _watch(token: str) -> None:
@@ -90,3 +107,5 @@ def _end(left: set[psutil.Process]) -> None:
 
 if __name__ == "__main__":
     _watch(sys.argv[1])
+    for folder in sys.argv[2:]:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -122,8 +122,7 @@ def open_run(
         yield run
         status = "FINISHED"
     finally:
-        for run_id in (*run.members.values(), run.id):
-            finish(uri, run_id, status, unsent)
+        _send_or_keep(uri, [_end(run_id, status) for run_id in (*run.members.values(), run.id)], unsent)
 
 
 @contextlib.contextmanager
@@ -270,18 +269,24 @@ def describe(run: Run, markdown: str) -> None:
 
 def finish(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], unsent: Path | None = None) -> None:
     """Close the run; where MLflow does not answer, that is kept in ``unsent``, or InfrastructureError without it."""
-    update = Update(run_id, status=status, ended_ms=int(time.time() * 1000))
     if unsent:
-        _send_or_keep(uri, update, unsent)
+        _send_or_keep(uri, [_end(run_id, status)], unsent)
     else:
-        send(uri, update)
+        send(uri, _end(run_id, status))
 
 
-def _send_or_keep(uri: str, update: Update, unsent: Path) -> None:
-    try:
-        send(uri, update)
-    except (InfrastructureError, OSError):
-        with contextlib.suppress(OSError):  # a disk too full for it must not hide what went wrong
+def _end(run_id: str, status: str) -> Update:
+    return Update(run_id, status=status, ended_ms=int(time.time() * 1000))
+
+
+def _send_or_keep(uri: str, updates: list[Update], unsent: Path) -> None:
+    """Send updates up to the first that is not taken; keep the rest, each try with a silent server taking seconds."""
+    with contextlib.suppress(InfrastructureError, OSError):
+        while updates:
+            send(uri, updates[0])
+            del updates[0]
+    with contextlib.suppress(OSError):  # a disk too full for it must not hide what went wrong
+        for update in updates:
             keep(unsent, uri, update)
 
 
@@ -340,7 +345,7 @@ def _follow(run: Run, member: str, growing: Path, final: Path, over: threading.E
         run.rows[member] = max(run.rows.get(member, 0), len(rows))
         update = Update(run.members[member], pending)
         if last:
-            _send_or_keep(run.uri, update, run.unsent)
+            _send_or_keep(run.uri, [update] if pending else [], run.unsent)
             return
         with contextlib.suppress(InfrastructureError, OSError):  # the next round sends it too
             if pending:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from segmill.data.versioning.repository import commits_runs
+from segmill.errors import InfrastructureError
 from segmill.params import Params
 from segmill.promotion import heads, history, registry
 from segmill.promotion.ledger import Conflict, Ledger, workspace_ledger
@@ -58,17 +59,28 @@ def promote(workspace: Workspace, params: Params, uri: str, registered: Register
     """
     workspace.page.unlink(missing_ok=True)
     book = opened_ledger(workspace, params)
-    with mirrored(workspace, params, uri, book, registered.model) as noticed:
-        for tries_left in reversed(range(MOST_TRIES)):
-            try:
-                judged = _judge(workspace, params, uri, registered, book)
-                break
-            except Conflict:
-                if not tries_left:
-                    raise
-    if book.position(registered.model).rows[-1].champion == registered.version:
-        registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
+    with ExitStack() as after:
+        with mirrored(workspace, params, uri, book, registered.model) as noticed:
+            for tries_left in reversed(range(MOST_TRIES)):
+                try:
+                    judged = _judge(workspace, params, uri, registered, book)
+                    break
+                except Conflict:
+                    if not tries_left:
+                        raise
+            after.enter_context(with_outcome(judged.outcome))
+        if book.position(registered.model).rows[-1].champion == registered.version:
+            registry.drop_alias(uri, registered.model, registry.CHALLENGER, registered.version)
     return replace(judged, noticed=tuple(noticed))
+
+
+@contextmanager
+def with_outcome(outcome: str) -> Iterator[None]:
+    """Let an error of a server that comes after the verdict say the verdict too, which is in the ledger."""
+    try:
+        yield
+    except InfrastructureError as error:
+        raise InfrastructureError(f"{outcome}, but the run was not completed: {error}") from error
 
 
 def opened_ledger(workspace: Workspace, params: Params) -> Ledger:

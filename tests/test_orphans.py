@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
 COMMAND = """
-import subprocess, sys, time
+import os, subprocess, sys, tempfile, time
 from segmill.orphans import end_with_this_process
+end_with_this_process(temporary_folder=True)
 end_with_this_process()
-end_with_this_process()
+assert tempfile.gettempdir() == os.environ["TMPDIR"]
+tempfile.mkdtemp()
 deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 with_child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {deaf!r}], env={{}})"
 children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
@@ -23,7 +27,7 @@ children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIP
 for child in children:
     child.stdout.readline()
 time.sleep(5)  # longer than between two looks
-print("up", flush=True)
+print(tempfile.gettempdir(), flush=True)
 time.sleep(600 if sys.argv[1] == "stays" else 0)
 """
 
@@ -40,12 +44,14 @@ def test_what_a_command_started_ends_within_seconds_of_it(end: str) -> None:
             assert command.poll() is None
             started = command.children(recursive=True)
             time.sleep(0.05)
-        assert command.stdout.readline() == b"up\n"
+        folder = Path(command.stdout.readline().decode().strip())
+        assert list(folder.iterdir()) and folder != Path(tempfile.gettempdir())
         if end == "killed":
             command.kill()
         command.wait(10)
         left = psutil.wait_procs(started, timeout=10)[1]
         assert left == []
+        assert not folder.exists(), "nor its temporary files"
         assert bystander.poll() is None
     finally:
         for process in [*started, bystander]:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from ledgers import MODEL, ledger_at, record
 
+from segmill.errors import InfrastructureError
 from segmill.params import PromotionParams, read_params
 from segmill.promotion.ledger import Ledger
 from segmill.promotion.moves import waits
 from segmill.workspace import template
 from tasks.judging import gate_settings
-from tasks.promote import earlier_judgement, outcome_of
+from tasks.promote import earlier_judgement, outcome_of, with_outcome
 
 PARAMS = read_params(template("params.yaml"))
 
@@ -123,3 +124,9 @@ def test_what_became_of_a_decision_is_a_sentence(book: Ledger) -> None:
     judged(book, "promote", "2")
     row = record(book, "rollback", "1", because="it misses trams")
     assert outcome_of(row, book.rows(MODEL)) == f"version 1 of {MODEL} is the champion again, by a rollback"
+
+
+def test_a_server_that_dies_after_the_verdict_does_not_hide_it() -> None:
+    said = r"^version 2 of street is the champion now, but the run was not completed: MLflow at x does not answer$"
+    with pytest.raises(InfrastructureError, match=said), with_outcome("version 2 of street is the champion now"):
+        raise InfrastructureError("MLflow at x does not answer")
