@@ -114,13 +114,15 @@ def test_flow_runs_of_processes_that_are_gone_are_ended_and_no_others(
 
     from flows.prefect_server import GONE, end_abandoned_flow_runs
 
-    killed, alive = (begin(api, tmp_path / name, "ends") for name in ("killed", "alive"))
-    killed.kill()
-    killed.communicate()
     with temporary_settings({PREFECT_API_URL: api.url}), get_client(sync_client=True) as client:
+        end_abandoned_flow_runs(tmp_path)  # those of the tests before
+        before = {run.id for run in client.read_flow_runs()}
+        killed, alive = (begin(api, tmp_path / name, "ends") for name in ("killed", "alive"))
+        killed.kill()
+        killed.communicate()
         assert end_abandoned_flow_runs(tmp_path) == 1
         assert end_abandoned_flow_runs(tmp_path) == 0
-        runs = {run.state.type.value: run for run in client.read_flow_runs() if run.state and run.name}
+        runs = {run.state.type.value: run for run in client.read_flow_runs() if run.state and run.id not in before}
         assert runs["CRASHED"].state.message == GONE
         assert "RUNNING" in runs
         tasks = [task for task in client.read_task_runs() if task.flow_run_id == runs["CRASHED"].id]
