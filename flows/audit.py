@@ -22,6 +22,7 @@ from segmill.evaluation.folds import assign_folds, train_groups, write_fold
 from segmill.files import replacing
 from segmill.params import Params
 from segmill.training.distributed import launch
+from segmill.training.distributed.run_folder import drop_if_recorded
 from segmill.training.job import TrainJob
 from segmill.workspace import Workspace
 from tasks.finetune import train_job
@@ -142,21 +143,21 @@ def _train_fold(
     job = fold_job(train_job(workspace, params, name, Path()), left_out, epochs, workspace.scratch / "audit")
     place = job.out_dir.parent
     with noted(workspace, step):
-        if (job.out_dir / "member.json").is_file():
-            return job.out_dir
-        write_fold(workspace.packed, job.data.packed_dir, left_out)
-        with replacing(job.out_dir) as draft:
-            workers = replace(job.workers, cpus=params.ray.cpus_per_worker or even_share(folds * params.ray.workers))
-            launch.train_member(
-                replace(
-                    job,
-                    out_dir=draft,
-                    workers=workers,
-                    progress_path=workspace.progress / f"{step}.member.json",
-                    curves_path=place / "curves.csv",
+        if not (job.out_dir / "member.json").is_file():
+            write_fold(workspace.packed, job.data.packed_dir, left_out)
+            with replacing(job.out_dir) as draft:
+                cpus = params.ray.cpus_per_worker or even_share(folds * params.ray.workers)
+                launch.train_member(
+                    replace(
+                        job,
+                        out_dir=draft,
+                        workers=replace(job.workers, cpus=cpus),
+                        progress_path=workspace.progress / f"{step}.member.json",
+                        curves_path=place / "curves.csv",
+                    )
                 )
-            )
-        return job.out_dir
+        drop_if_recorded(job.run_folder, job.out_dir)
+    return job.out_dir
 
 
 def fold_job(job: TrainJob, left_out: frozenset[str], epochs: int, folder: Path) -> TrainJob:

@@ -35,6 +35,11 @@ class PipelineGraph:
         self._done[step] = future
         return future
 
+    def leave_out(self, step: str) -> None:
+        """Let the run continue without a step that failed: no later one waits for it."""
+        del self._done[step]
+        self._upstream = {name: before - {step} for name, before in self._upstream.items()}
+
     def _before(self, step: str) -> list[State[Any] | PrefectFuture[Any]]:
         return [self._done[name] for name in sorted(self._upstream[step])]
 

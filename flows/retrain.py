@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from textwrap import shorten
@@ -14,7 +15,6 @@ import httpx
 from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from rich.console import Console
 
@@ -22,13 +22,15 @@ from flows import interrupted
 from flows.display import clock, showing, telling
 from flows.environment import ray_address, tracking_uri
 from flows.leftovers import send_unsent, settle
+from flows.members import log_incidents, train_members
 from flows.notices import deliver_pending
 from flows.pipeline_graph import PipelineGraph, name_run
 from flows.prefect_server import claim_run, run_flow, start_server
 from flows.summary import markdown, next_steps, publish, run_scores, shown_interval
 from segmill import progress, tracking
 from segmill.cluster.connection import connect, connecting
-from segmill.cluster.work import Running
+from segmill.cluster.queue import TRAININGS
+from segmill.cluster.work import ClusterLost, Running
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.former_pipeline import refuse_incomplete_pipeline
@@ -38,15 +40,26 @@ from segmill.params import Params, read_params_and_text
 from segmill.promotion import passport, registry
 from segmill.promotion.champion import refuse_unsigned_champion
 from segmill.promotion.signers import ensure_signer
+from segmill.training.distributed.launch import WorkersLost
 from segmill.workspace import Workspace, free_bytes
 from segmill.workspace_lock import Part, writing
 from tasks.comparable import refuse_what_cannot_be_judged
-from tasks.finetune import begin_check, curves_path, drop_former_members, end_check, note_speed, shortfall
+from tasks.finetune import (
+    begin_check,
+    curves_path,
+    drop_former_members,
+    drop_recorded_trainings,
+    end_check,
+    incidents_of,
+    note_speed,
+    shortfall,
+)
 from tasks.passport import issue_passport
 from tasks.promote import Judged, bring_in_line, opened_ledger, promote, with_outcome
-from tasks.register import Registered, RunInputs, register, run_inputs
+from tasks.register import Registered, RunInputs, missing_sentences, register, run_inputs
 from tasks.report import RunEnd, report, shown_facts
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_edges, stage_names, survey
+from tasks.training_costs import note_seconds
 from tasks.version import version
 
 if TYPE_CHECKING:
@@ -175,16 +188,19 @@ def retrain(folder: str) -> dict[str, Any]:
             outcomes.append(graph.run("augment", stage_step, workspace, params, "augment"))
             graph.run(CHECK, check_members_step, workspace, params, check)
             drop_former_members(workspace, params)
-            trained = {f"finetune@{name}": (finetune_step, workspace, params, name, run) for name in members}
-            outcomes += every_result([graph.submit(name, *what) for name, what in trained.items()])
+            trained = train_members(graph, finetune_step, workspace, params, run)
+            outcomes += trained.outcomes
+            params, members = trained.params, list(trained.params.members)
             outcomes += [graph.run(stage, stage_step, workspace, params, stage) for stage in AFTER_TRAINING]
             registered = graph.run("register", register_step, workspace, params, run, outcomes, inputs)
+            registered = replace(registered, missing=trained.missing)
             judged = graph.run("promote", promote_step, workspace, params, uri, registered)
             told.enter_context(with_outcome(judged.outcome))
+            mended = [said for name in members for said in progress.incidents(incidents_of(workspace, name))]
             short = {name: said for name in members if (said := shortfall(workspace, params, name))}
             for name, said in short.items():
                 tracking.set_tags(uri, run.members[name], {"warning": said})
-            warnings = [*noticed, *judged.noticed, *short.values()]
+            warnings = [*noticed, *judged.noticed, *missing_sentences(trained.missing), *short.values(), *mended]
             result = summary(workspace, data, outcomes, registered, judged) | {"warnings": warnings}
             end = RunEnd(
                 data_version=data.md5, outcomes=outcomes, registered=registered, judged=judged,
@@ -228,6 +244,8 @@ def refuse_full_disk(workspace: Workspace, params: Params) -> None:
 def _is_retryable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     try:
         state.result()
+    except (ClusterLost, WorkersLost):
+        return False
     except InfrastructureError:
         return True
     except Exception:
@@ -262,10 +280,16 @@ def finetune_step(workspace: Workspace, params: Params, member: str, run: tracki
     growing, final = curves_path(workspace, member), workspace.member(member) / "curves.csv"
     growing.unlink(missing_ok=True)
     with logged(workspace, f"finetune@{member}"), tracking.following(run, member, growing, final):
-        outcome = bring_up_to_date(workspace, f"finetune@{member}", params)
+        try:
+            outcome = bring_up_to_date(workspace, f"finetune@{member}", params)
+        finally:
+            TRAININGS.withdraw(member)
+            log_incidents(workspace, member, get_run_logger().warning)
+        drop_recorded_trainings(workspace, member)
     if outcome.state == "ran":
         with suppress(OSError):  # a cache of the user that can't be written stops no run
             note_speed(workspace, params, member)
+            note_seconds(workspace, params, member)
     return outcome
 
 
@@ -294,21 +318,6 @@ def report_step(workspace: Workspace, params: Params, run: tracking.Run, end: Ru
 def logged(workspace: Workspace, step: str) -> AbstractContextManager[None]:
     """Log to Prefect, while the block runs, what the terminal says of the step."""
     return telling(workspace, [step], get_run_logger().info)
-
-
-def every_result(futures: list[PrefectFuture[Outcome]]) -> list[Outcome]:
-    """Wait for all, then return all outcomes, or raise what went wrong in any: one member's fault stops no other."""
-    outcomes, faults = [], []
-    for future in futures:
-        try:
-            outcomes.append(future.result())
-        except SegmillError as fault:
-            faults.append(fault)
-    if len(faults) > 1:
-        raise InputError("\n".join(map(str, faults)))
-    if faults:
-        raise faults[0]
-    return outcomes
 
 
 def artifacts_of_new(workspace: Workspace, uri: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from segmill.params_text import text_and_values
 from segmill.passwords import without_passwords
 from segmill.promotion_params import GuardParams as GuardParams
 from segmill.promotion_params import PromotionParams as PromotionParams
+from segmill.ray_params import RayParams as RayParams
 from segmill.renamed_keys import name_now
 from segmill.svm_settings import SvmSettings
 from segmill.train_settings import NetworkSettings, TrainSettings
@@ -197,25 +198,19 @@ class EnsembleParams(Block):
         False,
         description=("Average each prediction with that of the horizontally flipped image (test-time augmentation)."),
     )
+    min_members: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Members that must be trained; where others fail after their retries, the ensemble is made without them. "
+            "null: all."
+        ),
+    )
 
 
 class EvaluateParams(Block):
     overlays: int = Field(
         9, ge=1, description="Test images shown in the report: the worst, the most typical and the best."
-    )
-
-
-class RayParams(Block):
-    address: str = Field(
-        "local", description=("local starts Ray on this machine; or the address of a cluster. RAY_ADDRESS wins.")
-    )
-    workers: int = Field(1, ge=1, description="Processes that train one member together (DDP).")
-    cpus_per_worker: Annotated[float, Field(gt=0)] | None = Field(
-        None, description=("CPU cores per process; null shares the cluster's cores evenly between all members.")
-    )
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs per process.")
-    loader_workers: int = Field(
-        0, ge=0, description=("Processes that load and augment samples for one training process; 0 uses a thread.")
     )
 
 
@@ -254,6 +249,11 @@ class Params(Block):
     prefect: PrefectParams = PrefectParams()
     notify: NotifyParams = NotifyParams()
     git: GitParams = GitParams()
+
+    def without_members(self, names: Collection[str]) -> Params:
+        """Return the parameters of a run in which these members failed."""
+        left = {name: member for name, member in self.members.items() if name not in names}
+        return self.model_copy(update={"members": left})
 
     def training_of(self, name: str) -> TrainSettings:
         """Return the training settings with what the network member ``name`` says instead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,20 @@ COUNT_EVERY_S = 0.5
 def report(path: Path, **facts: Any) -> None:
     """Replace the JSON object at ``path`` by ``facts``; a reader sees the old one or the new one, never half."""
     write_atomically(path, json.dumps(facts), durable=False)
+
+
+def add_incident(path: Path, sentence: str) -> None:
+    """Add to ``path`` what went wrong in a step and was mended by itself: a line, on the disk before this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(sentence.replace("\n", " ") + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def incidents(path: Path) -> list[str]:
+    """Return what was added to ``path``, in its order."""
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def report_failure(path: Path, **facts: Any) -> None:

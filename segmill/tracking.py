@@ -262,6 +262,11 @@ def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
             client.set_tag(run_id, name, tags[key])
 
 
+def drop_member(run: Run, member: str) -> None:
+    """End the run of a member that failed, and leave it out of all that follows."""
+    finish(run.uri, run.members.pop(member), "FAILED")
+
+
 def describe(run: Run, markdown: str) -> None:
     """Put text on the run's page."""
     set_tags(run.uri, run.id, {"mlflow.note.content": markdown})

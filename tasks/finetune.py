@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from statistics import median
 
-from segmill.cluster.resources import Resources, even_share, whole_node
+from segmill import progress
+from segmill.cluster.queue import TRAININGS
+from segmill.cluster.resources import Resources, check_resources, even_share, whole_node
 from segmill.cluster.work import Running, on_ray, wait
 from segmill.data.loading.policy import read_policy
 from segmill.data.packing.packed import PackedSplit
@@ -21,6 +24,14 @@ from segmill.promotion.champion import champion_start
 from segmill.tracking import read_curves
 from segmill.train_settings import NetworkSettings
 from segmill.training.distributed import launch
+from segmill.training.distributed.run_folder import (
+    FINISHED,
+    copy_finished,
+    drop_if_recorded,
+    has_finished,
+    incidents_path,
+)
+from segmill.training.distributed.stall import stacks_path
 from segmill.training.distributed.svm import fit_on_ray
 from segmill.training.job import Start, TrainData, TrainJob, Workers
 from segmill.training.svm.job import SvmJob
@@ -36,26 +47,42 @@ OVERLOADED = 2.0  # processes that want a core, per core
 
 
 def finetune(workspace: Workspace, params: Params, name: str) -> None:
-    """Write ``models/members/NAME``. An interrupted run resumes from its last checkpoint.
+    """Write ``models/members/NAME``. An interrupted run resumes from its last checkpoint, or takes what it finished.
 
     Raises:
         InputError: the weights can't be reached, or the member does not fit the memory.
         InfrastructureError: the cluster is too small for what `ray` in params.yaml asks.
         SegmillError: training went wrong (the loss was not finite).
     """
+    each, times = resources_of(params, name)
+    check_resources(f"member {name}", each, times)
     with replacing(workspace.member(name)) as draft:
-        if params.members[name].kind == "svm":
-            cpus = params.ray.cpus_per_worker or even_share(len(params.members))
-            resources = Resources(cpus, params.ray.gpus_per_worker)
-            wait(on_ray(fit_on_ray, svm_job(workspace, params, name, draft), resources))
-        else:
-            start = warm_start(workspace, params, name)
-            launch.train_member(train_job(workspace, params, name, draft, start))
+        start = warm_start(workspace, params, name)
+        finished = workspace.checkpoints / f"{name}-{_inputs_hash(workspace, params, name, start)}" / FINISHED
+        if not has_finished(finished):
+            progress.report(
+                _progress_path(workspace, name), member=name, state="waiting for its turn", time=time.time()
+            )
+            with TRAININGS.turn(name, each.times(times)):
+                if params.members[name].kind == "svm":
+                    wait(on_ray(fit_on_ray, svm_job(workspace, params, name, finished), each))
+                else:
+                    stall_s = params.ray.stall_minutes and 60 * params.ray.stall_minutes
+                    launch.train_until_finished(train_job(workspace, params, name, draft, start), stall_s=stall_s)
+        copy_finished(finished, draft)
+
+
+def resources_of(params: Params, name: str) -> tuple[Resources, int]:
+    """Return what each process of the member's training holds, and how many there are."""
+    gpus = params.ray.gpus_per_worker
+    if params.members[name].kind == "svm":
+        return Resources(params.ray.cpus_per_worker or even_share(len(params.members)), gpus), 1
+    return Resources(cpus_of(params), gpus), params.ray.workers
 
 
 def warm_start(workspace: Workspace, params: Params, name: str) -> Start | None:
     """Return the champion's member that a network's training begins with; None where ``weights`` says it."""
-    if not params.training_of(name).warm_start:
+    if params.members[name].kind == "svm" or not params.training_of(name).warm_start:
         return None
     return champion_start(workspace, params, name, model=model_name(workspace, params))
 
@@ -200,6 +227,25 @@ def drop_former_members(workspace: Workspace, params: Params) -> None:
     for record in workspace.members.glob("*/member.json"):
         if record.parent.name not in params.members:
             shutil.rmtree(record.parent)
+
+
+def drop_recorded_trainings(workspace: Workspace, name: str) -> None:
+    """Delete the run folders of ``name`` whose training ended in the member that is there; call it once recorded.
+
+    Until then a run that was killed at the end of its training takes the member from there.
+    """
+    for run in workspace.checkpoints.glob(f"{name}-*"):
+        drop_if_recorded(run, workspace.member(name))
+
+
+def incidents_of(workspace: Workspace, name: str) -> Path:
+    """Return where it is said what went wrong in the training of member ``name`` and was mended by itself."""
+    return incidents_path(_progress_path(workspace, name))
+
+
+def stacks_of(workspace: Workspace, name: str) -> Path:
+    """Return where the stacks of a training of member ``name`` that made no progress are written."""
+    return stacks_path(_progress_path(workspace, name))
 
 
 def curves_path(workspace: Workspace, name: str) -> Path:

@@ -77,7 +77,7 @@ def all_settings(params: Params) -> dict[str, dict[str, Any]]:
         "prepare": {"prepare": params.prepare.model_dump(mode="json")},
         "augment": {"augment": params.augment.model_dump(mode="json")},
         **{f"finetune@{name}": member_settings(params, name) for name in members},
-        "ensemble": {"ensemble": params.ensemble.model_dump(mode="json"), "members": members},
+        "ensemble": {"ensemble": params.ensemble.model_dump(mode="json", exclude={"min_members"}), "members": members},
         "evaluate": {"evaluate": params.evaluate.model_dump(mode="json"), **({"split": sealed} if sealed else {})},
     }
 

@@ -18,7 +18,7 @@ from segmill.promotion.reconcile import reconcile
 from segmill.promotion.rows import Entry, LedgerRow, waiting
 from segmill.workspace import Workspace
 from tasks.judging import Case, gate_settings, judge, measured_since
-from tasks.register import Registered
+from tasks.register import Registered, missing_sentences
 
 MOST_TRIES = 5  # against others who write to the ledger at the same time
 
@@ -126,13 +126,14 @@ def _judge(workspace: Workspace, params: Params, uri: str, registered: Registere
         case = replace(case, rows=writer.rows)
     verdict = judge(case)
     settings = params.promotion
-    action, facts = "refuse", verdict.facts
+    action, facts, reasons = "refuse", verdict.facts, verdict.reasons
+    if registered.missing:
+        facts = facts | {"missing_members": registered.missing}
+        reasons = [*reasons, *missing_sentences(registered.missing)]
     if verdict.decision == "PASS":
         action = "promote" if settings.approval == "none" else "await"
         facts = facts | (waits(settings.approval, settings.approval_days) if action == "await" else {})
-    entry = Entry(
-        action=action, version=registered.version, decision=verdict.decision, reasons=verdict.reasons, facts=facts
-    )
+    entry = Entry(action=action, version=registered.version, decision=verdict.decision, reasons=reasons, facts=facts)
     row = book.append(writer, entry)
     return _judged(row, [*writer.rows, row])
 

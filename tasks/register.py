@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,21 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Registered:
-    """A version of the registered model. ``git_commit``: what the run was made from, as ``git_commit`` names it."""
+    """A version of the registered model.
+
+    ``git_commit``: what the run was made from, as ``git_commit`` names it. ``missing``: the members of params.yaml
+    that failed in this run and are not in it, and why.
+    """
 
     model: str
     version: str
     git_commit: str = "none"
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def missing_sentences(missing: Mapping[str, str]) -> list[str]:
+    """Say of each member that failed that it is not in the ensemble, and why."""
+    return [f"Member {name} failed and is not in the ensemble: {why}." for name, why in missing.items()]
 
 
 def run_inputs(workspace: Workspace, params: Params, params_yaml: str) -> RunInputs:

@@ -187,7 +187,8 @@ def _recipe(workspace: Workspace, subject: Subject) -> Iterator[Check]:
         )
     else:
         try:
-            found = all_settings(_params_of(text))
+            missing = said.verdict.facts.get("missing_members", {})
+            found = all_settings(_params_of(text).without_members(missing))
             yield verify.compare_settings(recipe, found, value_changes(recipe.settings, found))
         except InputError as fault:
             yield unknown("recipe", "settings", f"this segmill can't read its params.yaml: {fault}")

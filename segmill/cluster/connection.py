@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from segmill.alongside import alongside
+from segmill.cluster.alive import watching
 from segmill.cluster.work import allow_waiting, first_line, stop_waiting
 from segmill.errors import InfrastructureError
 from segmill.orphans import end_with_this_process
@@ -41,7 +42,8 @@ def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
         mine = _init(address, num_cpus)
     over = False
     try:
-        yield
+        with watching(address) if mine else contextlib.nullcontext():
+            yield
     except BaseException as reason:
         over = not isinstance(reason, Exception)
         raise
@@ -91,6 +93,8 @@ def _no_cluster(address: str, reason: Exception) -> InfrastructureError:
 
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A thread that asks Ray when the connection has ended would start a new cluster.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A member of several ranks takes five small processes more; with few cores Ray warns of them on the terminal.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")

@@ -14,6 +14,18 @@ class Resources:
     num_cpus: float = 1
     num_gpus: float = 0
 
+    def times(self, number: int) -> Resources:
+        """Return what ``number`` such jobs hold together."""
+        return Resources(self.num_cpus * number, self.num_gpus * number)
+
+
+def total_resources() -> Resources:
+    """Return the CPUs and GPUs of the whole cluster."""
+    import ray
+
+    total = ray.cluster_resources()
+    return Resources(total.get("CPU", 0), total.get("GPU", 0))
+
 
 def even_share(workers: int) -> float:
     """Return the CPUs for each of ``workers`` processes that train at the same time: whole ones where it can be.
@@ -36,11 +48,8 @@ def whole_node() -> Resources:
 
 def check_resources(what: str, each: Resources, times: int = 1) -> None:
     """Raise InfrastructureError where the whole cluster, when idle, has less than ``times`` x ``each``."""
-    import ray
-
-    total = ray.cluster_resources()
-    for kind, amount in (("CPU", each.num_cpus), ("GPU", each.num_gpus)):
-        has = total.get(kind, 0)
+    total = total_resources()
+    for kind, amount, has in (("CPU", each.num_cpus, total.num_cpus), ("GPU", each.num_gpus, total.num_gpus)):
         if amount * times > has:
             raise InfrastructureError(
                 f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has {has:g}; lower "

@@ -24,7 +24,12 @@ ONE_CPU = Resources()
 LOOK_EVERY_S = 0.5
 
 _STOPPED = threading.Event()
+_lost: list[str] = []  # why the cluster is gone
 _WAITING: set[int] = set()  # threads
+
+
+class ClusterLost(InfrastructureError):
+    """The cluster that this run is connected to is gone; only another run can connect to a new one."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,9 @@ def fetch(reference: ObjectRef) -> Any:
 
 
 def raise_if_stopped() -> None:
-    """Raise Interrupted where the connection is ending: Ray would start a new cluster for whoever asks it then."""
+    """Raise ClusterLost where the cluster is gone, Interrupted where the connection ends: ask nothing of Ray then."""
+    if _lost:
+        raise ClusterLost(_lost[0])
     if _STOPPED.is_set():
         raise Interrupted
 
@@ -127,8 +134,36 @@ def stop_waiting() -> None:
 
 
 def allow_waiting() -> None:
-    """Take back ``stop_waiting``: there is a new connection."""
+    """Take back ``stop_waiting`` and ``say_lost``: there is a new connection."""
     _STOPPED.clear()
+    _lost.clear()
+
+
+def say_lost(why: str) -> None:
+    """Make every thread that waits for work, or asks for more, fail with ClusterLost, until ``allow_waiting``."""
+    _lost.append(why)
+
+
+def in_thread(function: Callable[[], Any]) -> None:
+    """Call ``function``, which waits inside Ray, and leave it there where the run is stopped or the cluster is gone.
+
+    Raises what it raises, Interrupted or ClusterLost.
+    """
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_EVERY_S)
+        raise_if_stopped()
+    if raised:
+        raise raised[0]
 
 
 def first_line(error: BaseException) -> str:

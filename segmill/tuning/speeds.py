@@ -1,4 +1,4 @@
-"""How fast trainings of this machine were: kept for all workspaces of the user, and found again for a plan."""
+"""How fast trainings of this machine were: kept for all workspaces of the user, found for a plan and for the order."""
 
 from __future__ import annotations
 
@@ -40,6 +40,24 @@ def trainings_of(backbone: str, decoder: str, settings: Mapping[str, Any]) -> tu
     return tuple(
         PastTraining(one["px"], one["share"], one["pixels_s"]) for one in kept if one and one["network"] == network
     )
+
+
+def note_cost(training: Mapping[str, Any], px: int, seconds: float) -> None:
+    """Keep the processor seconds of a training of ``px`` pixels; ``training``: what they depend on, in plain values."""
+    path = _cost_path(training)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    progress.report(path, seconds_per_px=seconds / px)
+
+
+def remembered_cost(training: Mapping[str, Any], px: int) -> float | None:
+    """Return the processor seconds of such a training of ``px`` pixels; None where none ran on this machine."""
+    kept = progress.read(_cost_path(training))
+    return px * float(kept["seconds_per_px"]) if kept else None
+
+
+def _cost_path(training: Mapping[str, Any]) -> Path:
+    key = hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()[:16]
+    return speed_folder() / "costs" / f"{key}.json"
 
 
 def _identity(member: Mapping[str, Any]) -> dict[str, Any]:

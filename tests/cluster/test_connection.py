@@ -18,7 +18,7 @@ def sleep(seconds: int) -> int:
     return seconds
 
 
-@pytest.mark.parametrize("module", ["connection", "memory", "resources", "work"])
+@pytest.mark.parametrize("module", ["alive", "connection", "memory", "queue", "resources", "work"])
 def test_importing_it_is_light(module: str) -> None:
     heavy = "('torch', 'ray', 'numpy')"
     code = f"import sys, segmill.cluster.{module}; print([m for m in {heavy} if m in sys.modules])"

@@ -18,7 +18,18 @@ from tasks.inputs import all_settings, settings_path
 from tasks.stage import STAGES
 
 SIDE_EFFECTS = ("version", "register", "promote", "report")
-NOT_STEPS = ("__init__", "stage", "inputs", "adoption", "changes", "comparable", "judging", "passport", "verify")
+NOT_STEPS = (
+    "__init__",
+    "stage",
+    "inputs",
+    "adoption",
+    "changes",
+    "comparable",
+    "judging",
+    "passport",
+    "training_costs",
+    "verify",
+)
 
 
 def pipeline() -> dict[str, Any]:

