@@ -264,7 +264,7 @@ def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
 
 def drop_member(run: Run, member: str) -> None:
     """End the run of a member that failed, and leave it out of all that follows."""
-    finish(run.uri, run.members.pop(member), "FAILED")
+    finish(run.uri, run.members.pop(member), "FAILED", run.unsent)
 
 
 def describe(run: Run, markdown: str) -> None:
