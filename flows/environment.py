@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segmill.workspace import Workspace
@@ -19,6 +20,7 @@ TELEMETRY_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }
+ARTIFACTS_VARIABLE = "MLFLOW_DEFAULT_ARTIFACT_ROOT"  # as `mlflow server` knows it
 QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -58,6 +60,21 @@ def tracking_uri(workspace: Workspace, params: Params) -> str:
     from segmill import tracking
 
     return tracking.address(workspace.root, params.mlflow.tracking_uri)
+
+
+def artifact_location(workspace: Workspace, uri: str) -> str | None:
+    """Return where a new experiment keeps its files, as a URI; None where an MLflow server decides.
+
+    That is beside a database in a file, else in the workspace, unless MLflow's own variable says where.
+    """
+    from segmill.mlflow_pages import is_server
+
+    if is_server(uri):
+        return None
+    if named := os.environ.get(ARTIFACTS_VARIABLE):
+        return named
+    path = uri.removeprefix("sqlite:///")
+    return ((Path(path).parent if path != uri else workspace.root) / "mlartifacts").as_uri()
 
 
 def ray_address(params: Params) -> str:

@@ -20,21 +20,22 @@ from rich.console import Console
 
 from flows import interrupted
 from flows.display import clock, showing, telling
-from flows.environment import ray_address, tracking_uri
+from flows.environment import artifact_location, ray_address, tracking_uri
 from flows.leftovers import send_unsent, settle
 from flows.members import log_incidents, train_members
 from flows.notices import deliver_pending
 from flows.pipeline_graph import PipelineGraph, name_run
 from flows.prefect_server import claim_run, run_flow, start_server
+from flows.source import publish_results
 from flows.summary import markdown, next_steps, publish, run_scores, shown_interval
 from segmill import progress, tracking
 from segmill.cluster.connection import connect, connecting
 from segmill.cluster.queue import TRAININGS
 from segmill.cluster.work import ClusterLost, Running
+from segmill.data.versioning.cloning import source_of
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
 from segmill.former_pipeline import refuse_incomplete_pipeline
-from segmill.mlflow_pages import is_server
 from segmill.orphans import end_with_this_process
 from segmill.params import Params, read_params_and_text
 from segmill.promotion import passport, registry
@@ -56,7 +57,7 @@ from tasks.finetune import (
 )
 from tasks.passport import issue_passport
 from tasks.promote import Judged, bring_in_line, opened_ledger, promote, with_outcome
-from tasks.register import Registered, RunInputs, missing_sentences, register, run_inputs
+from tasks.register import Registered, RunInputs, missing_sentences, model_name, register, run_inputs
 from tasks.report import RunEnd, report, shown_facts
 from tasks.stage import Outcome, bring_up_to_date, noted, stage_edges, stage_names, survey
 from tasks.training_costs import note_seconds
@@ -173,13 +174,14 @@ def retrain(folder: str) -> dict[str, Any]:
         reading_data.enter_context(writing(workspace, Part.DATA, "segmill retrain", wait=True))
         graph = PipelineGraph(dependencies(workspace))
         data = graph.run("version", version_step, workspace, params)
-        inputs, members = run_inputs(workspace, params, params_yaml), list(params.members)
-        noticed = bring_in_line(workspace, params, uri, opened_ledger(workspace, params), inputs.model)
+        members = list(params.members)
+        noticed = bring_in_line(workspace, params, uri, opened_ledger(workspace, params), model_name(workspace, params))
+        inputs = run_inputs(workspace, params, params_yaml)  # after that may have committed the ledger's head
         refuse_unsigned_champion(workspace, params, inputs.model)
         settle(workspace, params, inputs.model)
         with suppress(httpx.HTTPError):
             name_run(f"{inputs.model} data {data.md5[:8]}: {reason(workspace, params, data)}")
-        artifacts = artifacts_of_new(workspace, uri)
+        artifacts = artifact_location(workspace, uri)
         named = f"data {data.md5[:8]}"
         with tracking.open_run(uri, inputs.model, named, members, workspace.unsent, artifacts=artifacts) as run:
             outcomes = [graph.run(stage, stage_step, workspace, params, stage) for stage in READING_DATA]
@@ -219,6 +221,8 @@ def retrain(folder: str) -> dict[str, Any]:
             registry.describe_version(uri, registered.model, registered.version, described, tags)
     send_unsent(workspace, params)
     deliver_pending(workspace, params)
+    if source_of(workspace.root):
+        publish_results(workspace)  # the ledger's head is committed since
     with suppress(httpx.HTTPError):
         publish(result, workspace.overview)
     _ended[folder] = result
@@ -318,11 +322,6 @@ def report_step(workspace: Workspace, params: Params, run: tracking.Run, end: Ru
 def logged(workspace: Workspace, step: str) -> AbstractContextManager[None]:
     """Log to Prefect, while the block runs, what the terminal says of the step."""
     return telling(workspace, [step], get_run_logger().info)
-
-
-def artifacts_of_new(workspace: Workspace, uri: str) -> str | None:
-    """Return where a new experiment keeps files: in the workspace, unless a server decides."""
-    return None if is_server(uri) else (workspace.root / "mlartifacts").as_uri()
 
 
 def summary(

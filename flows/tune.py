@@ -13,10 +13,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from rich.console import Console
 
 from flows.display import showing
-from flows.environment import ray_address, tracking_uri
+from flows.environment import artifact_location, ray_address, tracking_uri
 from flows.pipeline_graph import PipelineGraph
 from flows.prefect_server import start_server
-from flows.retrain import READING_DATA, _step, artifacts_of_new, dependencies, stage_step, version_step
+from flows.retrain import READING_DATA, _step, dependencies, stage_step, version_step
 from flows.trials import logged, watched
 from segmill.cluster.connection import connect, connecting
 from segmill.cluster.resources import Resources
@@ -297,4 +297,4 @@ def refuse_other_than_network(params: Params, member: str) -> None:
 def mlflow_names(workspace: Workspace, params: Params, member: str) -> tuple[str, str, str | None]:
     """Return the experiment, the run's name, and where a new experiment keeps files."""
     uri = tracking_uri(workspace, params)
-    return model_name(workspace, params), f"tune {member}", artifacts_of_new(workspace, uri)
+    return model_name(workspace, params), f"tune {member}", artifact_location(workspace, uri)

@@ -15,7 +15,9 @@ from segmill import tracking
 from segmill.data.packing.packed import PackedSplit
 from segmill.data.packing.sealed import open_part
 from segmill.data.schema.manifest import read_dataset_info
+from segmill.data.versioning.cloning import source_of
 from segmill.data.versioning.history import log_path
+from segmill.data.versioning.publishing import publish
 from segmill.data.versioning.repository import commit_contents, commits_runs, git_commit
 from segmill.params import Params
 from segmill.params_text import yaml_without_passwords
@@ -86,8 +88,10 @@ def register(
     """Commit the run's inputs; log metrics and the pipeline's files; register the ensemble as challenger.
 
     What is recorded is what ran: the data version that the packed splits were made from, and the files as they were
-    when the run began. An ensemble with the same bytes keeps its version. Raises InfrastructureError where MLflow
-    does not answer.
+    when the run began. An ensemble with the same bytes keeps its version.
+
+    Raises InfrastructureError where MLflow does not answer; in a clone of a source, to which outs and commits are sent
+    first, as ``publish``.
     """
     metrics = json.loads(workspace.metrics.read_text())
     model = inputs.model
@@ -166,7 +170,8 @@ def _commit(workspace: Workspace, params: Params, inputs: RunInputs, lock: bytes
     ran = [f"{one.stage}: {one.state} ({one.why})" for one in outcomes if one.state != "fresh"]
     title = f"retrain {inputs.model} on data {packed_version(workspace, params)[:8]}"
     onto = inputs.git_commit.removesuffix("-dirty")
-    return commit_contents(workspace.root, contents, "\n".join([title, "", *ran]), onto=onto) or inputs.git_commit
+    commit = commit_contents(workspace.root, contents, "\n".join([title, "", *ran]), onto=onto) or inputs.git_commit
+    return publish(workspace.root) if source_of(workspace.root) else commit
 
 
 def _golden(workspace: Workspace, params: Params) -> Golden:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from segmill import progress
 from segmill.data.schema.special_files import refuse_special_files
-from segmill.data.versioning.dvc_adapter import DvcRepository, DvcStage, repository
+from segmill.data.versioning.cloning import source_of
+from segmill.data.versioning.dvc_adapter import DvcRepository, repository
+from segmill.data.versioning.dvc_stage import DvcStage
+from segmill.data.versioning.publishing import push_stages
 from segmill.data.versioning.versions import share_data
-from segmill.errors import InputError, Interrupted, near_miss
+from segmill.errors import InfrastructureError, InputError, Interrupted, near_miss
 from segmill.former_pipeline import refuse_former_pipeline
 from segmill.params import Params, read_params
 from segmill.workspace import Workspace
@@ -124,6 +127,9 @@ def bring_up_to_date(workspace: Workspace, name: str, params: Params | None = No
             progress.report_failure(note, stage=name, state="failed", why=why)
             raise InputError(f"{', '.join(moved)} changed while {name} ran, so its result was not recorded; run again")
         stage.record()
+    if source_of(workspace.root):
+        with suppress(InfrastructureError):  # it is sent again, with all others, before dvc.lock is pushed
+            push_stages(workspace.root, [name])
     return _done(note, Outcome(name, "ran", why, time.monotonic() - started))
 
 

@@ -28,10 +28,25 @@ def retrain_command(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable."),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="GIT_URL[@BRANCH]", help="Work in a clone of it, an empty folder at first; push results."),
+    ] = None,
     wait: WaitOption = False,
 ) -> None:
     """Bring data, members, ensemble and verdict up to date."""
-    retrain(Workspace.open(workspace), "segmill retrain", assignments or [], wait=wait)
+    if source is None:
+        retrain(Workspace.open(workspace), "segmill retrain", assignments or [], wait=wait)
+        return
+    from flows.source import run_source
+
+    run_source(
+        source,
+        workspace.resolve(),
+        lambda space: retrain(space, "segmill retrain", assignments or [], wait=wait),
+        say,
+        wait=wait,
+    )
 
 
 def stage_command(
@@ -62,7 +77,9 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
     """Run the flow unless nothing has changed, and print what came of it; GateRefused where the verdict is no PASS."""
     from flows.environment import prepare_environment
     from flows.leftovers import send_unsent
+    from flows.source import refuse_lost_stores
     from flows.summary import show_result
+    from segmill.data.versioning.cloning import source_of
     from segmill.former_pipeline import refuse_incomplete_pipeline
     from segmill.params_change import change_params
     from tasks.finetune import members_passed
@@ -72,6 +89,8 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
             refuse_incomplete_pipeline(workspace)
             change = change_params(workspace.params, list(assignments))
             params = change.params
+            if source_of(workspace.root):
+                refuse_lost_stores(workspace, params)
             prepare_environment(workspace, params)
             send_unsent(workspace, params)
             if not change.lines or members_passed(workspace, params):

@@ -14,7 +14,10 @@ OURS = ("segmill", "tasks", "flows")
 # Inner parts that have no public counterpart: the module that uses them, their names, and the library as pyproject.toml
 # writes it, where it is capped.
 INNER = {
-    ("segmill/data/versioning/dvc_adapter.py", "dvc.stage.cache._can_hash"): "dvc",
+    ("segmill/data/versioning/dvc_remote.py", "dvc.stage.cache._get_cache_hash"): "dvc",
+    ("segmill/data/versioning/dvc_stage.py", "dvc.stage.cache._can_hash"): "dvc",
+    ("segmill/data/versioning/dvc_stage.py", "dvc.stage.cache._get_cache_hash"): "dvc",
+    ("segmill/data/versioning/dvc_stage.py", "dvc.stage.cache._get_stage_hash"): "dvc",
     (
         "segmill/models/depthwise.py",
         "segmentation_models_pytorch.encoders._efficientnet",

@@ -6,24 +6,22 @@ public. They stay in this module, and pyproject.toml caps DVC at the release the
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import chdir, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from segmill.data.versioning.sharing import share, shareable
+from segmill.data.versioning.dvc_remote import DvcRemote
+from segmill.data.versioning.dvc_stage import PIPELINE_FILE, DvcStage, Pushable, hash_of
+from segmill.data.versioning.sharing import share
 from segmill.errors import InputError
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
-    from dvc.stage import PipelineStage
 
-PIPELINE_FILE = "dvc.yaml"
 LOCK_FILE = "dvc.lock"
 _TO_DO = (
     "where that is dvc.lock, bring it back with `git checkout dvc.lock` or delete it: "
@@ -32,30 +30,12 @@ _TO_DO = (
 TORN_READS = 5  # times 0.1 s: a file that another process rewrites is whole again by then
 
 
-@dataclass(frozen=True)
-class Change:
-    """One way in which a stage differs from its recorded run.
-
-    Attributes:
-        kind: a parameter, another dependency, an out, or the stage's command and lists in dvc.yaml.
-        path: of the dependency or out, relative to the workspace; a parameter's dotted key; "" for the stage.
-        how: ``modified``, ``deleted``, ``new`` or ``not in cache``.
-        old: recorded value of a parameter; recorded md5 of a dependency.
-        new: value of a parameter now.
-    """
-
-    kind: Literal["parameter", "dependency", "out", "stage"]
-    path: str
-    how: str
-    old: Any = None
-    new: Any = None
-
-
 @contextmanager
-def repository(root: Path) -> Iterator[DvcRepository]:
+def repository(root: Path, *, locked: bool = True) -> Iterator[DvcRepository]:
     """Open the DVC repository at ``root``, locked. One per call and thread: it is never shared.
 
-    DVC's run-cache takes "dvc.yaml" from the current folder, so that is ``root`` while the lock is held.
+    DVC's run-cache takes "dvc.yaml" from the current folder, so that is ``root`` while the lock is held. Without the
+    lock, which others may wait for, only ``push_objects`` may be called.
 
     Raises:
         InputError: ``root`` is no DVC repository, or in none of git.
@@ -73,6 +53,10 @@ def repository(root: Path) -> Iterator[DvcRepository]:
         raise InputError(f"{root} is not a DVC repository; run `dvc init` there") from None
     except SCMError:
         raise InputError(f"{root} is in no git repository, where DVC keeps its records; run `git init` there") from None
+    if not locked:
+        with repo:
+            yield DvcRepository(repo)
+        return
     with repo, lock_repo(repo), chdir(root):
         _drop_torn_files(Path(repo.tmp_dir), root)
         try:
@@ -87,14 +71,6 @@ def init(root: Path) -> None:
     from dvc.repo import Repo
 
     Repo.init(str(root)).close()
-
-
-def remote_faults() -> tuple[type[Exception], ...]:
-    """Return what DVC and its S3 layer raise where a remote can't be reached or used."""
-    from botocore.exceptions import BotoCoreError, ClientError
-    from dvc.exceptions import DvcException
-
-    return DvcException, OSError, BotoCoreError, ClientError
 
 
 class DvcRepository:
@@ -150,7 +126,7 @@ class DvcRepository:
                 cached, there = Path(out.cache.oid_to_path(entry.value)), Path(remote.oid_to_path(entry.value))
                 if not cached.is_file() or (there.exists() and not what_is_there):
                     continue
-                same = not there.exists() or _hash_of(out, cached) == _hash_of(out, there)
+                same = not there.exists() or hash_of(out, cached) == hash_of(out, there)
                 if same and not share(cached, there):
                     return  # on another disk, where DVC copies
 
@@ -178,6 +154,20 @@ class DvcRepository:
         remote = self._repo.cloud.get_remote_odb(command="fetch")
         paths = [remote.oid_to_path(md5) for md5 in md5s]
         self._repo.cache.local.add(paths, remote.fs, md5s, verify=True)
+
+    def pushable(self, stages: Iterable[str]) -> list[Pushable]:
+        """Return what the remote is to hold of these stages, as dvc.lock records them."""
+        return [self.stage(name).pushable() for name in stages]
+
+    def push_objects(self, objects: Iterable[Pushable]) -> int:
+        """Send files, then run-cache entries, that the remote lacks; return how many files.
+
+        Raises InfrastructureError where the remote does not answer.
+        """
+        remote, wanted = DvcRemote(self._repo), list(objects)
+        sent = remote.push({md5 for one in wanted for md5 in one.md5s})
+        remote.push_runs({name: content for one in wanted for name, content in one.runs.items()})
+        return sent
 
     def lock_file(self) -> bytes:
         """Return the bytes of dvc.lock, none where no stage ran yet."""
@@ -212,164 +202,6 @@ class DvcRepository:
             return DvcStage(self._repo, self._repo.stage.load_one(str(self.root / PIPELINE_FILE), name))
         except DvcException as error:
             raise InputError(f"dvc.yaml does not give a stage {name}: {error}") from None
-
-
-class DvcStage:
-    """A stage of an open repository: what differs from its record, and how its outs come back or are recorded."""
-
-    def __init__(self, repo: Repo, stage: PipelineStage) -> None:
-        self._repo, self._stage = repo, stage
-        self.name: str = stage.name
-
-    @property
-    def fresh(self) -> bool:
-        """Whether nothing differs from the recorded run."""
-        return not self._stage.changed()
-
-    @property
-    def recorded(self) -> bool:
-        """Whether dvc.lock knows a run of this stage."""
-        return any(dep.hash_info for dep in self._stage.deps)
-
-    def changes(self) -> list[Change]:
-        """Return what differs from the recorded run; an out is named by its file where that is one of a folder."""
-        found: list[Change] = []
-        for dep in self._stage.deps:
-            for what, how in dep.status().items():
-                if isinstance(how, dict):
-                    old, new = dep.hash_info.value or {}, dep.read_params()
-                    found += [Change("parameter", key, "modified", old.get(key), new.get(key)) for key in how]
-                else:
-                    found.append(Change("dependency", what, how, old=dep.hash_info.value))
-        for out in self._stage.outs:
-            for what, how in out.status().items():
-                files = _differing_files(out) if how == "modified" else []
-                found += [Change("out", file, kind) for file, kind in files] or [Change("out", what, how)]
-        if self._stage.changed_stage():
-            found.append(Change("stage", "", "modified"))
-        return found
-
-    def missing_dependencies(self) -> list[str]:
-        return [str(dep) for dep in self._stage.deps if not dep.exists]
-
-    def dependency_hashes(self) -> dict[str, Any]:
-        """Return each dependency's hash as it is now; of parameters their values."""
-        return {str(dep): dep.get_hash().value for dep in self._stage.deps}
-
-    def remove_outs(self) -> None:
-        self._stage.remove_outs()
-
-    def record(self) -> None:
-        """Write the stage's hashes to dvc.lock and its outs to the cache, as ``dvc repro`` does after its command.
-
-        The outs stay as they are: DVC would take a fresh copy for every file that is a hard link.
-        """
-        self.share()
-        self._repo.commit(self._address, force=True, relink=False)
-
-    def share(self) -> None:
-        """Keep the bytes of large files once for outs and cache, where nothing writes in place and the disk can."""
-        for out in self._stage.outs:
-            for path in shareable(Path(out.fs_path)):
-                recorded = _hash_of(out, path)
-                cached = Path(out.cache.oid_to_path(recorded))
-                if not cached.is_file():
-                    share(path, cached)
-                elif not cached.samefile(path) and _hash_of(out, cached) == recorded:
-                    share(*sorted((path, cached), key=lambda one: one.stat().st_nlink, reverse=True))
-
-    def restore(self) -> bool:
-        """Bring the outs back from the cache, the remote or DVC's run-cache; False where this was never computed.
-
-        Damaged outs are replaced. A file of the cache that is damaged itself is removed from it, and fetched again
-        where there is a remote.
-        """
-        if not self._stage.changed_stage() and not self._stage.changed_deps(allow_missing=True):
-            return self._restore_recorded()
-        return self._restore_known_run()
-
-    def _restore_recorded(self) -> bool:
-        """Bring back the very outs that dvc.lock names."""
-        from dvc.exceptions import DvcException
-
-        self._drop_damaged(self._stage.outs)
-        if not self._stage.outs_cached() and self._repo.config["core"].get("remote"):
-            with contextlib.suppress(DvcException):
-                self._repo.fetch(self._address)
-        if not self._stage.outs_cached():
-            return False
-        self._stage.checkout(force=True)
-        self.share()
-        return self.fresh
-
-    def _restore_known_run(self) -> bool:
-        """Bring back and record what an earlier run made of the dependencies and parameters as they are now."""
-        from dvc.exceptions import ConfirmRemoveError
-        from dvc.stage.cache import RunCacheNotFoundError, _can_hash
-
-        runs = self._repo.stage_cache
-        now = self._loaded()
-        now.save_deps()  # a run is looked up by them
-        known = runs._load(now) if _can_hash(now) else None
-        if known is None or self._drop_damaged(runs._create_stage(known, wdir=now.wdir).outs):
-            return False
-        try:
-            try:
-                runs.restore(self._loaded())
-            except ConfirmRemoveError:  # the outs hold what no cache has: they are damaged, or were changed by hand
-                self.remove_outs()
-                runs.restore(self._loaded())
-        except RunCacheNotFoundError:
-            return False
-        self.record()
-        return True
-
-    def _drop_damaged(self, outs: Iterable[Any]) -> bool:
-        """Take the files of ``outs`` out of the cache whose bytes are not those of their md5; tell whether there were.
-
-        DVC itself trusts every file of its cache that is write-protected.
-        """
-        dropped = False
-        for out in outs:
-            content = out.get_obj()
-            entries = [oid for _, _, oid in content] if out.hash_info.isdir and content else [out.hash_info]
-            for entry in entries:
-                path = out.cache.oid_to_path(entry.value)
-                with contextlib.suppress(FileNotFoundError):
-                    if _hash_of(out, Path(path)) != entry.value:
-                        Path(path).unlink()
-                        dropped = True
-        return dropped
-
-    def _loaded(self) -> PipelineStage:
-        """Return the stage as dvc.yaml and dvc.lock have it: ``save_deps`` and ``restore`` change the one they get."""
-        stage: PipelineStage = self._repo.stage.load_one(str(Path(self._repo.root_dir) / PIPELINE_FILE), self.name)
-        return stage
-
-    @property
-    def _address(self) -> str:
-        return f"{Path(self._repo.root_dir) / PIPELINE_FILE}:{self.name}"
-
-
-def _hash_of(out: Any, path: Path) -> str:
-    """Return the hash of a file on this disk as ``out`` counts it; DVC remembers it while the file is not written."""
-    from dvc_data.hashfile.hash import hash_file
-
-    return str(hash_file(str(path), out.cache.fs, out.hash_name, out.cache.state)[1].value)
-
-
-def _differing_files(out: Any) -> list[tuple[str, str]]:
-    """Return path and ``modified`` or ``deleted`` of each file of an out that is not as it was recorded."""
-    if not (out.hash_info and out.hash_info.isdir and Path(out.fs_path).is_dir()):
-        return []
-    found = []
-    for key, _, recorded in out.get_obj() or ():
-        path = Path(out.fs_path).joinpath(*key)
-        if not path.is_file():
-            found.append((f"{out}/{'/'.join(key)}", "deleted"))
-        elif _hash_of(out, path) != recorded.value:
-            found.append((f"{out}/{'/'.join(key)}", "modified"))
-    return found
 
 
 def _drop_torn_files(folder: Path, root: Path) -> None:

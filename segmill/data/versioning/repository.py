@@ -6,7 +6,7 @@ import getpass
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segmill.data.versioning import dvc_adapter
@@ -19,23 +19,29 @@ def create_repository(root: Path) -> None:
     """Make ``root`` a git and DVC repository of its own, where runs are committed; a second call changes nothing."""
     root.mkdir(parents=True, exist_ok=True)
     if not (root / ".git").exists():
-        _git(root, "init", "-q", "-b", "main")
-        _git(root, "config", COMMITS_RUNS, "true")
+        git(root, "init", "-q", "-b", "main")
+        git(root, "config", COMMITS_RUNS, "true")
     if not (root / ".dvc").is_dir():
         dvc_adapter.init(root)
 
 
 def commit_files(root: Path, message: str) -> None:
     """Commit everything git does not ignore. Works without a git identity: segmill signs then."""
-    _git(root, "add", "-A")
-    if _git(root, "status", "--porcelain"):
-        _git(root, *_identity(root), "commit", "-q", "-m", message)
+    git(root, "add", "-A")
+    if git(root, "status", "--porcelain"):
+        git(root, *identity(root), "commit", "-q", "-m", message)
 
 
 def commits_runs(root: Path) -> bool:
     """Tell whether segmill made this repository, so that its runs may be committed there."""
-    done = subprocess.run(["git", "-C", str(root), "config", COMMITS_RUNS], capture_output=True, text=True)
-    return done.stdout.strip() == "true"
+    return config_value(root, COMMITS_RUNS) == "true"
+
+
+def config_value(root: Path, key: str) -> str | None:
+    """Return what the repository's own git configuration says; None where it says nothing, or is none."""
+    asked = ["git", "-C", str(root), "config", "--local", key]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def commit_contents(root: Path, contents: Mapping[str, bytes], message: str, *, onto: str) -> str | None:
@@ -48,29 +54,40 @@ def commit_contents(root: Path, contents: Mapping[str, bytes], message: str, *, 
     Returns:
         ``onto`` where it holds them already; None where somebody committed since.
     """
-    if _git(root, "rev-parse", "HEAD") != onto:
+    if git(root, "rev-parse", "HEAD") != onto:
         return None
-    prefix = _git(root, "rev-parse", "--show-prefix")  # the workspace may be a folder of a larger repository
+    tree = write_tree(root, onto, contents)
+    if tree == git(root, "rev-parse", f"{onto}^{{tree}}"):
+        return onto
+    commit = write_commit(root, tree, message, [onto])
+    git(root, "update-ref", "-m", f"segmill: {message.splitlines()[0]}", "HEAD", commit, onto)
+    git(root, "reset", "-q", "--", *contents)  # else they would be staged as they were before
+    return commit
+
+
+def write_tree(root: Path, onto: str, contents: Mapping[str, bytes]) -> str:
+    """Write the tree of the commit ``onto`` with files of these contents, by path relative to ``root``; return it."""
+    prefix = git(root, "rev-parse", "--show-prefix")  # the workspace may be a folder of a larger repository
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        _git(root, "read-tree", onto, environment=index)
+        git(root, "read-tree", onto, environment=index)
         for path, content in contents.items():
-            blob = _git(root, "hash-object", "-w", "--stdin", stdin=content)
+            blob = git(root, "hash-object", "-w", "--stdin", stdin=content)
             entry = f"100644,{blob},{prefix}{path}"
-            _git(root, "update-index", "--add", "--cacheinfo", entry, environment=index)
-        tree = _git(root, "write-tree", environment=index)
-    if tree == _git(root, "rev-parse", f"{onto}^{{tree}}"):
-        return onto
-    commit = _git(root, *_identity(root), "commit-tree", tree, "-p", onto, "-m", message)
-    _git(root, "update-ref", "-m", f"segmill: {message.splitlines()[0]}", "HEAD", commit, onto)
-    _git(root, "reset", "-q", "--", *contents)  # else they would be staged as they were before
-    return commit
+            git(root, "update-index", "--add", "--cacheinfo", entry, environment=index)
+        return git(root, "write-tree", environment=index)
+
+
+def write_commit(root: Path, tree: str, message: str, parents: Sequence[str]) -> str:
+    """Write a commit of ``tree``, which no branch has yet, and return it."""
+    before = [word for parent in parents for word in ("-p", parent)]
+    return git(root, *identity(root), "commit-tree", tree, *before, "-m", message)
 
 
 def git_head(root: Path) -> str | None:
     """Return the commit that ``root`` is at; None outside git, and before the first commit."""
     try:
-        return _git(root, "rev-parse", "--verify", "-q", "HEAD")
+        return git(root, "rev-parse", "--verify", "-q", "HEAD")
     except InputError:
         return None
 
@@ -81,7 +98,8 @@ def committed(root: Path, path: str, commit: str = "HEAD") -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _identity(root: Path) -> list[str]:
+def identity(root: Path) -> list[str]:
+    """Return the options of git that name segmill as the author, where nobody is named."""
     known = subprocess.run(["git", "-C", str(root), "config", "user.email"], capture_output=True).returncode == 0
     return [] if known else ["-c", "user.name=segmill", "-c", "user.email=segmill@localhost"]
 
@@ -89,8 +107,8 @@ def _identity(root: Path) -> list[str]:
 def git_commit(root: Path) -> str:
     """Return the commit that ``root`` is at, with ``-dirty`` where files differ, or "none" outside git."""
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        dirty = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".")
+        commit = git(root, "rev-parse", "HEAD")
+        dirty = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".")
     except InputError:
         return "none"
     return f"{commit}-dirty" if dirty else commit
@@ -114,7 +132,8 @@ def git_user(root: Path | None) -> str:
     return f"{name} <{email}>" if name and email else name or email
 
 
-def _git(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> str:
+def git(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> str:
+    """Run git at ``root`` and return what it prints. InputError with what git says where it fails."""
     own = {**os.environ, **(environment or {})}
     try:
         done = subprocess.run(

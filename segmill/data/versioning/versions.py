@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from segmill.data.schema.special_files import refuse_special_files
 from segmill.data.storage import journal
-from segmill.data.versioning.dvc_adapter import DvcRepository, remote_faults, repository
+from segmill.data.versioning.dvc_adapter import DvcRepository, repository
+from segmill.data.versioning.dvc_remote import remote_faults
 from segmill.data.versioning.repository import who_works
 from segmill.data.versioning.sharing import share
 from segmill.errors import InfrastructureError, InputError
@@ -124,6 +125,7 @@ def record_data(root: Path, path: str, remote: str | None) -> DataVersion:
             repo.add(folder)
             state = "added"
         elif not folder.exists():
+            _note_checkout(folder, before)  # killed in the middle, the next try completes it
             _restore(repo, root / f"{path}.dvc", remote)
             state = "restored"
         elif repo.differs(root / f"{path}.dvc"):
@@ -136,7 +138,8 @@ def record_data(root: Path, path: str, remote: str | None) -> DataVersion:
         log = history.read_log(history.log_path(folder))
         if state in ("added", "changed") or now.md5 not in {entry.version for entry in log}:
             _enter(Store(repo, remote), folder, now, before if state == "changed" else None, log)
-    (journal.hidden_folder(folder) / NOTE_FILE).unlink(missing_ok=True)
+    for note in (NOTE_FILE, CHECKOUT_FILE):
+        (journal.hidden_folder(folder) / note).unlink(missing_ok=True)
     journal.sweep(folder)
     return DataVersion(now.md5, now.files, now.size_bytes, state)
 
@@ -182,9 +185,28 @@ def checkout_data(root: Path, path: str, remote: str | None, version: DataVersio
         record_data(root, path, remote)  # what is there now stays in the log, also where plain `dvc add` made it
     with store(root, remote) as files:
         files.bring(files.listing(version.md5).values())
-    note = journal.make_hidden_folder(root / path) / CHECKOUT_FILE
-    write_atomically(note, json.dumps(asdict(version)))
+    _note_checkout(root / path, version)
     _finish_checkout(root, path, remote)
+
+
+def follow_record(root: Path, path: str, record: bytes) -> None:
+    """Have the next ``bring_data`` bring the version of another record (the text of ``PATH.dvc``) that git is set to.
+
+    Else it would take what is there, of the version before, for a new one. InputError where the set, or its record,
+    holds what is in no version.
+    """
+    from ruamel.yaml import YAML
+
+    if not (root / path).exists():
+        return
+    changed = data_changed(root, path)
+    if changed not in ("", UNCACHED) and not _note(root / path, CHECKOUT_FILE):
+        raise InputError(
+            f"{root / path} holds what is in no version ({changed})", "remove it, or add and commit it elsewhere"
+        )
+    (out,) = YAML(typ="safe").load(record)["outs"]
+    version = DataVersion(out["md5"].removesuffix(".dir"), out.get("nfiles", 1), out["size"], "restored")
+    _note_checkout(root / path, version)
 
 
 class Store:
@@ -318,6 +340,10 @@ def _finish_checkout(root: Path, path: str, remote: str | None) -> None:
             raise InfrastructureError(f"files of {path} left the cache while they were brought back; run it again")
     (journal.hidden_folder(root / path) / CHECKOUT_FILE).unlink()
     journal.sweep(root / path)
+
+
+def _note_checkout(folder: Path, version: DataVersion) -> None:
+    write_atomically(journal.make_hidden_folder(folder) / CHECKOUT_FILE, json.dumps(asdict(version)))
 
 
 def _note(folder: Path, name: str) -> dict[str, Any] | None:
