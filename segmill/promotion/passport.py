@@ -344,20 +344,18 @@ def fetch(uri: str, to: Path, *, model: str, version: str) -> bool:
 
     Raises InfrastructureError where MLflow does not answer.
     """
-    import mlflow.artifacts
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     from segmill.tracking import reaching
 
     with reaching(uri) as client, tempfile.TemporaryDirectory() as name:
-        source = client.get_model_version_download_uri(model, version).rstrip("/")
-        there = mlflow.artifacts.list_artifacts(artifact_uri=f"{source}/{FOLDER}", tracking_uri=uri)
-        found = {Path(entry.path).name for entry in there}
+        source = client.get_model_version_download_uri(model, version)
+        repository = get_artifact_repository(source, tracking_uri=uri)
+        found = {Path(entry.path).name for entry in repository.list_artifacts(FOLDER)}
         if JSON not in found:
             return False
         for file in sorted(found & {JSON, HTML, SIGNATURE}):
-            got = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{source}/{FOLDER}/{file}", dst_path=name, tracking_uri=uri
-            )
+            got = repository.download_artifacts(f"{FOLDER}/{file}", name)
             (to / file).write_bytes(Path(got).read_bytes())
     return True
 
