@@ -11,12 +11,12 @@ from prefect.futures import PrefectFuture
 
 from flows.pipeline_graph import PipelineGraph
 from segmill import progress, tracking
-from segmill.cluster.queue import TRAININGS
+from segmill.cluster.queue import TRAININGS, planned
 from segmill.cluster.work import ClusterLost
 from segmill.errors import InfrastructureError, InputError, Interrupted, SegmillError
 from segmill.params import Params
 from segmill.workspace import Workspace
-from tasks.finetune import incidents_of, stacks_of
+from tasks.finetune import incidents_of, slots, stacks_of
 from tasks.stage import Outcome
 from tasks.training_costs import expected_seconds
 
@@ -48,9 +48,8 @@ def train_members(
     for name in params.members:
         for of_a_run_before in (incidents_of(workspace, name), stacks_of(workspace, name)):
             of_a_run_before.unlink(missing_ok=True)
-    costs = expected_seconds(workspace, params)
-    TRAININGS.expect(costs)
-    in_order = sorted(costs, key=lambda name: costs[name], reverse=True)
+    in_order = planned(expected_seconds(workspace, params), slots(params))
+    TRAININGS.expect({name: float(len(in_order) - number) for number, name in enumerate(in_order)})
     begun = {name: graph.submit(f"finetune@{name}", step, workspace, params, name, run) for name in in_order}
     outcomes, faults = every_result({name: begun[name] for name in params.members})
     if not may_continue(params, faults):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -12,7 +13,7 @@ from statistics import median
 
 from segmill import progress
 from segmill.cluster.queue import TRAININGS
-from segmill.cluster.resources import Resources, check_resources, even_share, whole_node
+from segmill.cluster.resources import Resources, check_resources, even_share, total_resources, whole_node
 from segmill.cluster.work import Running, on_ray, wait
 from segmill.data.loading.policy import read_policy
 from segmill.data.packing.packed import PackedSplit
@@ -78,6 +79,14 @@ def resources_of(params: Params, name: str) -> tuple[Resources, int]:
     if params.members[name].kind == "svm":
         return Resources(params.ray.cpus_per_worker or even_share(len(params.members)), gpus), 1
     return Resources(cpus_of(params), gpus), params.ray.workers
+
+
+def slots(params: Params) -> int:
+    """Return how many members train side by side, where all need what the one that needs most does."""
+    total = total_resources()
+    needs = [each.times(times) for each, times in (resources_of(params, name) for name in params.members)]
+    cpus, gpus = max(one.num_cpus for one in needs), max(one.num_gpus for one in needs)
+    return max(1, int(min(total.num_cpus / cpus, total.num_gpus / gpus if gpus else math.inf)))
 
 
 def warm_start(workspace: Workspace, params: Params, name: str) -> Start | None:

@@ -23,7 +23,7 @@ class Queue:
     """Which work runs, waits or is expected.
 
     All that a piece of work needs is given at once, so that none waits for another that waits for it. Whatever fits
-    begins; of several the one of the greatest cost, in seconds. Others who use the same cluster are not known here:
+    begins; of several the one of the greatest cost. Others who use the same cluster are not known here:
     what they hold is waited for by Ray.
 
     ``total``: what the cluster has, asked for every REFRESH_S.
@@ -40,7 +40,7 @@ class Queue:
     _asked_at: float = -math.inf
 
     def expect(self, costs: Mapping[str, float]) -> None:
-        """Say which work will come, and what each costs: seconds, infinite where nobody knows."""
+        """Say which work will come, and what each costs: what costs more begins earlier, such as by ``planned``."""
         with self._changed:
             self._costs, self._expected, self._expected_since = dict(costs), set(costs), time.monotonic()
             self._asked_at = -math.inf
@@ -93,6 +93,48 @@ class Queue:
 
     def _cost(self, name: str) -> float:
         return self._costs.get(name, math.inf)
+
+
+def planned(costs: Mapping[str, float], slots: int) -> list[str]:
+    """Return the order in which work that takes a slot each is done soonest: longest first, then improved by search.
+
+    A piece of the last slot that ends is moved to another slot, or changes places with one there, as long as that
+    helps (Graham 1969 for the first part; pairwise interchange). Costs that nobody knows come first, in their order.
+    """
+    falling = sorted(costs, key=lambda name: costs[name], reverse=True)
+    if slots < 2 or math.inf in costs.values():
+        return falling
+    loads: list[list[str]] = [[] for _ in range(slots)]
+
+    def load(names: list[str]) -> float:
+        return sum(costs[name] for name in names)
+
+    for name in falling:
+        min(loads, key=load).append(name)
+    while _improve(loads, load):
+        pass
+    begins = {
+        name: load(names[:number])
+        for names in (sorted(names, key=falling.index) for names in loads)
+        for number, name in enumerate(names)
+    }
+    return sorted(falling, key=lambda name: begins[name])
+
+
+def _improve(loads: list[list[str]], load: Callable[[list[str]], float]) -> bool:
+    """Make the longest of two slots shorter by a move or an exchange; False where none does."""
+    longest = max(loads, key=load)
+    for other in loads:
+        if other is longest:
+            continue
+        for mine in longest:
+            for theirs in ([], *([name] for name in other)):
+                one = [name for name in longest if name != mine] + theirs
+                two = [name for name in other if name not in theirs] + [mine]
+                if max(load(one), load(two)) < load(longest) - 1e-9:
+                    longest[:], other[:] = one, two
+                    return True
+    return False
 
 
 def _fits(needs: Resources, free: Resources) -> bool:
