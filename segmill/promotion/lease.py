@@ -38,7 +38,8 @@ from segmill.promotion.outbox import insert_new
 
 _TABLES = MetaData()
 # One line per model. ``token`` "": nobody holds it. ``number``: the fencing number, one more with each holder.
-# Times are seconds since 1970 by the database's clock. ``covered_s``: when the last run began that did all its work.
+# Times are seconds since 1970 by the database's clock. ``covered_s``: when the last run began that did all its work,
+# ``covered_by`` that run, ``covered_work`` that work.
 LEASES = Table(
     "ledger_leases",
     _TABLES,
@@ -55,6 +56,7 @@ LEASES = Table(
     Column("renewals", Integer, nullable=False),
     Column("covered_s", Float, nullable=False),
     Column("covered_by", String(256), nullable=False),
+    Column("covered_work", String(256), nullable=False),
 )
 # SQLite has no clock but that of the process which asks, so an expired lease is watched there before it is taken over.
 _CLOCKS = {
@@ -114,10 +116,17 @@ class Held:
 
 @dataclass(frozen=True)
 class Covered:
-    """The last run that did all its work: when it began, seconds since 1970 by the database's clock, and its name."""
+    """The last run that did all its work.
+
+    Attributes:
+        began_s: when it began, seconds since 1970 by the database's clock.
+        by: the run, as it named itself.
+        work: what it did all of, as it named that; only a run of the same work may rely on it.
+    """
 
     began_s: float
     by: str
+    work: str
 
 
 class Lease:
@@ -127,6 +136,7 @@ class Lease:
         model: the registered model's name.
         number: the fencing number, one more with each holder.
         before: the last run that did all its work before this one got the lease; None: there was none.
+        died: the run that held it before and did not give it back, as it named itself; "" where it did.
         ledger: the random name of the ledger it is in.
     """
 
@@ -135,6 +145,7 @@ class Lease:
         self.number = 0
         self.ledger = ""
         self.before: Covered | None = None
+        self.died = ""
         self._database, self._what, self._timing = database, what, timing
         self._token = secrets.token_hex(8)
         self._ended, self._lost = threading.Event(), threading.Event()
@@ -174,7 +185,9 @@ class Lease:
             }  # fmt: skip
             connection.execute(_of(update, self.model).values(mine))
             self.number, self.ledger = mine["number"], ledger_id(connection)
-            self.before = Covered(row["covered_s"], row["covered_by"]) if row["covered_s"] else None
+            covered = Covered(row["covered_s"], row["covered_by"], row["covered_work"])
+            self.before = covered if row["covered_s"] else None
+            self.died = row["what"] if row["token"] else ""
         return None
 
     def keep(self, on_lost: Callable[[], None]) -> None:
@@ -192,10 +205,10 @@ class Lease:
                 on_lost()
                 return
 
-    def complete(self) -> None:
-        """Note that the run did all its work: whatever was due when it began is done."""
+    def complete(self, work: str) -> None:
+        """Note that the run did all of this work: what was due of it when the run began is done."""
         with self._database.writing() as connection:
-            done = {"covered_s": LEASES.c.since_s, "covered_by": self._what[:256]}
+            done = {"covered_s": LEASES.c.since_s, "covered_by": self._what[:256], "covered_work": work[:256]}
             if connection.execute(self._mine(update).values(done)).rowcount != 1:
                 self._lost.set()
         self.refuse_lost()
@@ -262,6 +275,11 @@ def leased(
     finally:
         del _held[key]
         lease.release()
+
+
+def holds(model: str) -> bool:
+    """Tell whether this process holds the model's lease, in whatever ledger."""
+    return any(held == model for _, held in _held)
 
 
 def refuse_lost(connection: Connection, ledger: str, model: str) -> None:

@@ -19,7 +19,7 @@ from databases import postgresql
 from ledgers import MODEL, ledger_at, record
 from sqlalchemy import create_engine, text
 
-from segmill.promotion.lease import LeaseHeld, LeaseLost, Timing, leased, who_holds
+from segmill.promotion.lease import LeaseHeld, LeaseLost, Timing, holds, leased, who_holds
 from segmill.promotion.ledger_url import URL_VARIABLE
 
 QUICK = Timing(duration_s=1.0, renew_s=0.2, look_s=0.05)
@@ -133,7 +133,9 @@ def test_a_killed_holder_on_this_machine_loses_it_at_once(url: str) -> None:
     process.wait()
     assert who_holds(url, MODEL) is None
     with leased(url, MODEL, "night 2") as lease:
-        assert lease.number == 2
+        assert (lease.number, lease.died) == (2, "night 1")
+    with leased(url, MODEL, "night 3") as lease:
+        assert (lease.number, lease.died) == (3, "")
 
 
 def test_a_dead_holder_on_another_machine_loses_it_when_it_expires(url: str) -> None:
@@ -186,9 +188,9 @@ def test_what_a_complete_run_covered_is_known_to_the_next(url: str) -> None:
     before = time.time()
     with leased(url, MODEL, "night 1") as lease:
         assert lease.before is None
-        lease.complete()
+        lease.complete("deployment 1")
     with suppress(ZeroDivisionError), leased(url, MODEL, "night 2") as lease:
-        assert lease.before and lease.before.by == "night 1"
+        assert lease.before and (lease.before.by, lease.before.work) == ("night 1", "deployment 1")
         assert abs(lease.before.began_s - before) < 30
         raise ZeroDivisionError  # it covers nothing
     with leased(url, MODEL, "night 3") as lease:
@@ -244,3 +246,9 @@ def test_the_ledger_without_a_lease_is_as_before(url: str, monkeypatch: pytest.M
         record(ledger_at(url), "promote", "1", model="segmill-street")
     record(ledger_at(url), "rollback", "1")
     assert len(ledger_at(url).rows(MODEL)) == 2
+
+
+def test_a_process_knows_what_it_holds(tmp_path: Path) -> None:
+    with leased(f"sqlite:///{tmp_path / 'ledger.db'}", MODEL, "night 1"):
+        assert holds(MODEL) and not holds("segmill-street")
+    assert not holds(MODEL)
