@@ -36,6 +36,8 @@ def end_with_this_process(*, temporary_folder: bool = False) -> None:
     among them, which ends with them.
     """
     if not _watchers:
+        from segmill.credentials import without_credentials
+
         token = secrets.token_hex(8)
         command = [sys.executable, "-P", __file__, token, *(_own_folder() if temporary_folder else [])]
         _watchers.append(
@@ -45,6 +47,7 @@ def end_with_this_process(*, temporary_folder: bool = False) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
+                env=without_credentials(),
             )
         )
         os.environ[STARTED_BY] = token

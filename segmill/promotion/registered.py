@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.credentials import without_credentials
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.data.packing.sealed import SplitPart, open_part, sealed_part, sealed_rows
 from segmill.data.schema.manifest import IGNORE_ID
@@ -24,7 +24,7 @@ from segmill.errors import InputError, SegmillError
 from segmill.files import replacing
 from segmill.metrics.counts import confusion_counts
 from segmill.promotion.class_map import CommonClasses, common_classes
-from segmill.promotion.keys import KEY_VARIABLE, TrustedKeys
+from segmill.promotion.keys import TrustedKeys
 from segmill.promotion.registry import known_classes
 from segmill.promotion.score_job import ScoreJob
 from segmill.promotion.versions import verified_copy
@@ -60,7 +60,7 @@ def running(folder: Path, model_name: str, version: str) -> Iterator[Predict]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
-            env=_without_secrets() | {"PYTHONDONTWRITEBYTECODE": "1"},
+            env=without_credentials() | {"PYTHONDONTWRITEBYTECODE": "1"},  # a model's code opens nothing
         )
         try:
             assert process.stdout
@@ -152,13 +152,6 @@ def _keeping(path: Path | None) -> Iterator[Callable[[str, Images], None]]:
                 np.save(file, array)
 
         yield keep
-
-
-def _without_secrets() -> dict[str, str]:
-    """Return the environment without what opens MLflow or signs: a model's code needs neither."""
-    return {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING_", KEY_VARIABLE))
-    }
 
 
 def _ask(process: subprocess.Popen[bytes], image_BHWC: Images) -> Images:
