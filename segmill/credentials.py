@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 _NAMES = re.compile(
     r"(?i)PASSW|PWD_|SECRET|TOKEN|CREDENTIAL|API_KEY|ACCESS_KEY|SIGNING_KEY|AUTH_STRING|PGPASSFILE|LEDGER_URL"
@@ -21,22 +20,6 @@ def without_credentials(environment: Mapping[str, str] = os.environ) -> dict[str
     A variable is left out by its name, or because its value is an address with a password.
     """
     return {name: value for name, value in environment.items() if not _opens(name, value)}
-
-
-@contextmanager
-def credentials_set_aside() -> Iterator[None]:
-    """Take the credentials out of this process's environment while the block runs: what it starts does not get them.
-
-    For libraries that start processes by themselves. Threads that need a credential must wait meanwhile.
-    """
-    aside = {name: value for name, value in os.environ.items() if _opens(name, value)}
-    for name in aside:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        for name, value in aside.items():
-            os.environ.setdefault(name, value)
 
 
 def _opens(name: str, value: str) -> bool:
