@@ -23,7 +23,7 @@ _password: list[str] = []  # taken out of the environment, which every process t
 
 
 @dataclass(frozen=True)
-class Source:
+class GitSource:
     """A git repository to work for. ``branch``: where results are pushed; None is the one that its HEAD names."""
 
     url: str
@@ -33,7 +33,7 @@ class Source:
         return f"{without_password(self.url)}{f'@{self.branch}' if self.branch else ''}"
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str) -> GitSource:
     """Read ``GIT_URL[@BRANCH]``; a folder of this machine becomes absolute.
 
     Raises InputError where the address holds a password, or a user who may be a token.
@@ -46,16 +46,16 @@ def parse_source(text: str) -> Source:
             f"leave it out, and set {USER_VARIABLE} and {PASSWORD_VARIABLE}",
         )
     local = "://" not in url and (":" not in url.partition("/")[0])
-    return Source(str(Path(url).resolve()) if local else url, branch)
+    return GitSource(str(Path(url).resolve()) if local else url, branch)
 
 
-def source_of(root: Path) -> Source | None:
+def source_of(root: Path) -> GitSource | None:
     """Return what the clone at ``root`` works for; None where it is no clone that ``begin_clone`` made."""
     url = config_value(root, SOURCE)
-    return Source(url, config_value(root, BRANCH)) if url else None
+    return GitSource(url, config_value(root, BRANCH)) if url else None
 
 
-def refuse_other_folder(source: Source, folder: Path) -> None:
+def refuse_other_folder(source: GitSource, folder: Path) -> None:
     """Raise InputError where ``folder`` is neither empty nor a clone of ``source``, or is one of another branch."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if folder.is_file() or (".git" not in names and names - {".segmill"}):
@@ -71,7 +71,7 @@ def refuse_other_folder(source: Source, folder: Path) -> None:
         raise InputError(f"{folder} is a clone of {known}, not of {source}", "name another folder with --workspace")
 
 
-def fetch_clone(source: Source, folder: Path) -> str:
+def fetch_clone(source: GitSource, folder: Path) -> str:
     """Make ``folder`` a clone of ``source`` where it is none, fetch, and return the branch's newest commit.
 
     The clone's files and its own commits stay as they are.
@@ -139,7 +139,7 @@ def talk(root: Path, *arguments: str) -> str:
         ) from None
 
 
-def _branch(source: Source, folder: Path) -> str:
+def _branch(source: GitSource, folder: Path) -> str:
     """Return the branch to work for, as the source has it."""
     known = config_value(folder, BRANCH)
     if known and source.branch in (None, known):

@@ -14,7 +14,7 @@ HEADS_FILE = "ledger_head.json"  # of segmill.promotion.heads
 CODE_STAGE = "fingerprint"  # takes no time and is looked at in every run: of two records either will do
 
 
-class Conflict(Exception):
+class MergeConflict(Exception):
     """Both changed the same. ``what``: that, for a sentence, such as ``the stage evaluate``."""
 
     def __init__(self, what: str) -> None:
@@ -25,7 +25,7 @@ class Conflict(Exception):
 def merged(path: str, base: bytes | None, ours: bytes, theirs: bytes | None) -> bytes:
     """Return the file at ``path`` with the changes of both, each from ``base``; None: it was not there.
 
-    Raises Conflict where that can't be: in dvc.lock where both recorded other results of one stage.
+    Raises MergeConflict where that can't be: in dvc.lock where both recorded other results of one stage.
     """
     if theirs in (ours, base):
         return ours
@@ -33,7 +33,7 @@ def merged(path: str, base: bytes | None, ours: bytes, theirs: bytes | None) -> 
         return theirs
     name = path.rpartition("/")[2]
     if theirs is None or name not in _MERGERS:
-        raise Conflict(path)
+        raise MergeConflict(path)
     return _MERGERS[name](base or b"", ours, theirs)
 
 
@@ -54,7 +54,7 @@ def _locks(base: bytes, ours: bytes, theirs: bytes) -> bytes:
         if record == old.get(name) or record == other.get(name) or name == CODE_STAGE:
             continue
         if other.get(name) != old.get(name):
-            raise Conflict(f"the stage {name}")
+            raise MergeConflict(f"the stage {name}")
         other[name] = record
     text = StringIO()
     yaml = YAML()
@@ -67,7 +67,7 @@ def _heads(base: bytes, ours: bytes, theirs: bytes) -> bytes:
     """Of each model keep the later row of the ledger."""
     own, other = json.loads(ours), json.loads(theirs)
     if own["ledger"] != other["ledger"]:
-        raise Conflict(HEADS_FILE)
+        raise MergeConflict(HEADS_FILE)
     for model, head in own["heads"].items():
         if head["number"] > other["heads"].get(model, {"number": -1})["number"]:
             other["heads"][model] = head

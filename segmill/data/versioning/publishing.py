@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segmill.data.versioning.cloning import BRANCH, fetch, source_of, talk, upstream
 from segmill.data.versioning.dvc_adapter import repository
-from segmill.data.versioning.merging import Conflict, merged
+from segmill.data.versioning.merging import MergeConflict, merged
 from segmill.data.versioning.repository import committed, config_value, git, git_head, write_commit, write_tree
 from segmill.errors import InfrastructureError, SegmillError
 
@@ -108,7 +108,7 @@ def _replayed(root: Path, commit: str, onto: str) -> str:
         assert ours is not None, "deleted files are left out"
         try:
             contents[path] = merged(path, before, ours, theirs)
-        except Conflict as conflict:
+        except MergeConflict as conflict:
             raise Overtaken(
                 f"{conflict.what} was changed in {source_of(root)} while this run made it too ({onto[:12]}); run "
                 "again: what is the same is taken from there, and nothing is trained twice"

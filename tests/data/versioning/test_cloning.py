@@ -14,7 +14,7 @@ from sources import git
 from segmill.data.versioning.cloning import (
     PASSWORD_VARIABLE,
     USER_VARIABLE,
-    Source,
+    GitSource,
     fetch_clone,
     parse_source,
     set_to,
@@ -43,14 +43,14 @@ SECRET = "s3cret/with@signs"
     ],
 )
 def test_the_branch_is_what_follows_the_last_at_of_the_path(text: str, url: str, branch: str | None) -> None:
-    assert parse_source(text) == Source(url, branch)
+    assert parse_source(text) == GitSource(url, branch)
 
 
 def test_a_folder_of_this_machine_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a@b").mkdir()
-    assert parse_source("a@b") == Source(str(tmp_path / "a@b"))
-    assert parse_source("repo.git@main") == Source(str(tmp_path / "repo.git"), "main")
+    assert parse_source("a@b") == GitSource(str(tmp_path / "a@b"))
+    assert parse_source("repo.git@main") == GitSource(str(tmp_path / "repo.git"), "main")
 
 
 @pytest.mark.parametrize("address", ["https://me:pass@host/repo", "https://token@host/repo", "ssh://me:pass@host/repo"])
@@ -74,18 +74,18 @@ def bare(tmp_path: Path) -> Path:
 
 
 def test_an_empty_folder_becomes_a_clone_and_a_clone_is_brought_up_to_date(bare: Path, tmp_path: Path) -> None:
-    root, source = tmp_path / "new" / "clone", Source(str(bare))
+    root, source = tmp_path / "new" / "clone", GitSource(str(bare))
     (root / ".segmill" / "locks").mkdir(parents=True)
     newest = fetch_clone(source, root)
     assert set_to(root, newest) == ""
     assert (root / "params.yaml").read_text() == "one\n" and git(root, "status", "--porcelain") == ""
-    assert source_of(root) == Source(str(bare), "main")
+    assert source_of(root) == GitSource(str(bare), "main")
     other = tmp_path / "other"
-    set_to(other, fetch_clone(Source(str(bare), "next"), other))
+    set_to(other, fetch_clone(GitSource(str(bare), "next"), other))
     made = commit_contents(other, {"params.yaml": b"two\n"}, "next", onto=newest)
     assert push_commits(other) == made
     assert fetch_clone(source, root) == newest, "that is another branch"
-    set_to(other, fetch_clone(Source(str(bare)), other))
+    set_to(other, fetch_clone(GitSource(str(bare)), other))
     assert git_head(other) == made, "a clone keeps its branch"
     git(bare, "update-ref", "refs/heads/main", str(made))
     (root / "params.yaml").write_text("edited here\n")
@@ -98,10 +98,10 @@ def test_a_clone_that_was_killed_is_completed(bare: Path, tmp_path: Path) -> Non
     root = tmp_path / "clone"
     root.mkdir()
     git(root, "init", "-q")
-    newest = fetch_clone(Source(str(bare)), root)
+    newest = fetch_clone(GitSource(str(bare)), root)
     (root / ".git" / "index.lock").touch()
     (root / ".git" / "refs" / "heads" / "main.lock").touch()
-    set_to(root, fetch_clone(Source(str(bare)), root))
+    set_to(root, fetch_clone(GitSource(str(bare)), root))
     assert git_head(root) == newest
 
 
@@ -110,18 +110,18 @@ def test_a_folder_with_something_else_is_refused(bare: Path, tmp_path: Path) -> 
     full.mkdir()
     (full / "thesis.tex").touch()
     with pytest.raises(InputError, match="holds something else already"):
-        fetch_clone(Source(str(bare)), full)
+        fetch_clone(GitSource(str(bare)), full)
     with pytest.raises(InputError, match="is a git repository of its own"):
-        fetch_clone(Source(str(bare)), tmp_path / "author")
+        fetch_clone(GitSource(str(bare)), tmp_path / "author")
     root = tmp_path / "clone"
-    set_to(root, fetch_clone(Source(str(bare)), root))
+    set_to(root, fetch_clone(GitSource(str(bare)), root))
     with pytest.raises(InputError, match=r"is a clone of .*source\.git@main, not of .*@next"):
-        fetch_clone(Source(str(bare), "next"), root)
+        fetch_clone(GitSource(str(bare), "next"), root)
     with pytest.raises(InputError, match="has no branch gone; name one of main, next"):
-        fetch_clone(Source(str(bare), "gone"), tmp_path / "third")
+        fetch_clone(GitSource(str(bare), "gone"), tmp_path / "third")
     git(tmp_path, "init", "-q", "--bare", "empty.git")
     with pytest.raises(InputError, match="has no commit; push a workspace first"):
-        fetch_clone(Source(str(tmp_path / "empty.git")), tmp_path / "fourth")
+        fetch_clone(GitSource(str(tmp_path / "empty.git")), tmp_path / "fourth")
 
 
 class GitOverHttp(BaseHTTPRequestHandler):
@@ -180,14 +180,14 @@ def test_a_password_comes_from_the_environment_and_is_written_nowhere(
     monkeypatch.setenv("HOME", str(home))
     root = tmp_path / "clone"
     with pytest.raises(InfrastructureError, match=rf"127\.0\.0\.1.* does not answer.*{PASSWORD_VARIABLE}"):
-        fetch_clone(Source(https), root)
+        fetch_clone(GitSource(https), root)
     monkeypatch.setenv(USER_VARIABLE, "bot")
     monkeypatch.setenv(PASSWORD_VARIABLE, "wrong")
     with pytest.raises(InfrastructureError, match="does not answer"):
-        fetch_clone(Source(https), root)
+        fetch_clone(GitSource(https), root)
     monkeypatch.setenv(PASSWORD_VARIABLE, SECRET)
     git(bare, "config", "http.receivepack", "true")
-    set_to(root, newest := fetch_clone(Source(https), root))
+    set_to(root, newest := fetch_clone(GitSource(https), root))
     assert PASSWORD_VARIABLE not in os.environ, "processes that are started from here do not need it"
     made = commit_contents(root, {"out": b"x"}, "a run", onto=newest)
     assert push_commits(root) == made == git(bare, "rev-parse", "main")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from segmill.data.versioning.merging import HEADS_FILE, Conflict, merged
+from segmill.data.versioning.merging import HEADS_FILE, MergeConflict, merged
 from segmill.promotion import heads
 
 
@@ -22,7 +22,7 @@ def test_a_file_that_one_changed_is_that_ones() -> None:
     assert merged("params.yaml", b"1", b"1", b"2") == b"2"
     assert merged("params.yaml", None, b"2", None) == b"2"
     assert merged("params.yaml", b"1", b"2", b"2") == b"2"
-    with pytest.raises(Conflict, match=r"^params.yaml$"):
+    with pytest.raises(MergeConflict, match=r"^params.yaml$"):
         merged("params.yaml", b"1", b"2", b"3")
 
 
@@ -35,10 +35,10 @@ def test_stages_of_both_are_kept_and_the_same_stage_is_a_conflict() -> None:
         "prepare": [2], "evaluate": [3], "augment": None,
     }  # fmt: skip
     other = lock(prepare={"cmd": "p", "outs": [4]}, evaluate={"cmd": "e", "outs": [1]})
-    with pytest.raises(Conflict, match="the stage prepare"):
+    with pytest.raises(MergeConflict, match="the stage prepare"):
         merged("dvc.lock", BASE, ours, other)
     assert merged("dvc.lock", BASE, ours, ours) == ours, "both made the same"
-    with pytest.raises(Conflict, match="the stage augment"):
+    with pytest.raises(MergeConflict, match="the stage augment"):
         merged("dvc.lock", None, ours, lock(augment={"cmd": "b"}))
 
 
@@ -60,6 +60,6 @@ def test_of_two_heads_of_the_ledger_the_later_row_is_kept() -> None:
 
     both = json.loads(merged(HEADS_FILE, text("l", m=1), text("l", m=3, k=1), text("l", m=2, j=5)))
     assert {model: head["number"] for model, head in both["heads"].items()} == {"m": 3, "k": 1, "j": 5}
-    with pytest.raises(Conflict):
+    with pytest.raises(MergeConflict):
         merged(HEADS_FILE, text("l", m=1), text("l", m=3), text("other", m=2))
     assert heads.FILE == HEADS_FILE
