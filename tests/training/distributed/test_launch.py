@@ -104,7 +104,7 @@ def test_a_killed_worker_is_replaced_and_the_member_is_the_same(joined: None, pa
     assert probs.shape == (1, 5, 37, 51)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_checkpoint_costs_an_epoch_and_no_bit(joined: None, packed: Path, tmp_path: Path) -> None:
     """Ends like a run that was killed in its fourth epoch, whose last checkpoint the disk has lost a part of."""
     calm, hurt = (a_job(tmp_path / name, packed) for name in ("calm", "hurt"))
@@ -129,7 +129,7 @@ def test_a_member_that_was_finished_is_taken_as_it_is_and_made_again_where_it_is
     whole, state = _bytes(job), (job.run_folder / STATE).stat().st_mtime_ns
     for damaged in (False, True):
         shutil.rmtree(job.out_dir)
-        job.progress_path.unlink()
+        job.progress_path.unlink(missing_ok=True)
         if damaged:
             os.truncate(job.run_folder / FINISHED / MEMBER / "weights.safetensors", 1000)
         launch.train_member(job)
