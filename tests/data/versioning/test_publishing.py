@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 from sources import git
 
-from segmill.data.versioning.cloning import Source, fetch_clone, set_to
+from segmill.data.versioning.cloning import GitSource, fetch_clone, set_to
 from segmill.data.versioning.publishing import Overtaken, push_commits
 from segmill.data.versioning.repository import commit_contents, create_repository, git_head
 from segmill.errors import InfrastructureError
@@ -37,7 +37,7 @@ def lock(**outs: int) -> str:
 
 def clone(bare: Path, name: str) -> Path:
     folder = bare.parent / name
-    set_to(folder, fetch_clone(Source(str(bare)), folder))
+    set_to(folder, fetch_clone(GitSource(str(bare)), folder))
     return folder
 
 
