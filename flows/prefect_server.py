@@ -68,14 +68,14 @@ def start_server() -> None:
 
 
 def run_flow(flow: Callable[[], Any], ended: dict[str, dict[str, Any]], folder: str) -> dict[str, Any]:
-    """Run a flow, and tell what came of it also where Prefect's server does not answer any more at its end.
+    """Run a flow, and return what came of it also where Prefect's server does not answer any more at its end.
 
     Prefect's steps need no server; only a flow's begin and end do. What a flow that came to its end found is worth no
-    less because Prefect could not be told: a warning says so.
+    less because Prefect does not know of it: a warning says so.
 
     Args:
         flow: calls it.
-        ended: where the flow keeps what it returns, by folder, before Prefect is told that it is over.
+        ended: where the flow keeps what it returns, by folder, before Prefect learns that it is over.
         folder: of the workspace.
 
     Raises:
@@ -140,7 +140,7 @@ def end_abandoned_flow_runs(home: Path) -> int:
 
 
 def _reason(error: BaseException) -> BaseException | None:
-    """Return the error of ours that Prefect was to be told of when it did not answer; None where there is none."""
+    """Return the error of ours that was to be reported to Prefect when it did not answer; None where there is none."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, SegmillError) or (isinstance(inner, OSError) and not isinstance(inner, ConnectionError)):

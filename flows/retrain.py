@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 # What a caller has read, by folder. No parameters of the flow: Prefect's server keeps those, and shows them, and an
 # address in params.yaml may hold a password.
 _read: dict[str, tuple[Params, str]] = {}
-_ended: dict[str, dict[str, Any]] = {}  # what came of a run, by folder, until Prefect is told that it is over
+_ended: dict[str, dict[str, Any]] = {}  # what came of a run, by folder, until Prefect knows that it is over
 CHECK = "check members"
 READING_DATA = ("fingerprint", "validate", "prepare")
 AFTER_TRAINING = ("ensemble", "evaluate")
@@ -169,7 +169,7 @@ def retrain(folder: str) -> dict[str, Any]:
     uri, began = tracking_uri(workspace, params), time.monotonic()
     with suppress(httpx.HTTPError):  # Prefect's server fell silent, which `run_flow` says at the end
         claim_run()
-    with ExitStack() as reading_data, ExitStack() as told, connect(ray_address(params)):
+    with ExitStack() as reading_data, ExitStack() as after_verdict, connect(ray_address(params)):
         check = begin_check(workspace, params)
         reading_data.enter_context(writing(workspace, Part.DATA, "segmill retrain", wait=True))
         graph = PipelineGraph(dependencies(workspace))
@@ -197,7 +197,7 @@ def retrain(folder: str) -> dict[str, Any]:
             registered = graph.run("register", register_step, workspace, params, run, outcomes, inputs)
             registered = replace(registered, missing=trained.missing)
             judged = graph.run("promote", promote_step, workspace, params, uri, registered)
-            told.enter_context(with_outcome(judged.outcome))
+            after_verdict.enter_context(with_outcome(judged.outcome))
             mended = [said for name in members for said in progress.incidents(incidents_of(workspace, name))]
             short = {name: said for name in members if (said := shortfall(workspace, params, name))}
             for name, said in short.items():

@@ -21,7 +21,7 @@ ONE = Resources(1)
 
 
 class Works:
-    """Works in threads; each holds its turn until it is let go."""
+    """Works in threads; each holds its turn until it is released."""
 
     def __init__(self, turns: Queue):
         self.turns = turns
