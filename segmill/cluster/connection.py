@@ -63,7 +63,7 @@ def connecting(address: str) -> Iterator[None]:
     The thread that starts Ray stays until the end: Ray's processes end with it. Ray is imported before that thread
     starts: where two threads import at once, one may get a module that the other has only partly imported.
     """
-    _import_ray()
+    _import_ray(address)
 
     def hold(over: threading.Event) -> None:
         with contextlib.suppress(InfrastructureError), connect(address):
@@ -91,7 +91,10 @@ def _no_cluster(address: str, reason: Exception) -> InfrastructureError:
     )
 
 
-def _import_ray() -> Any:
+def _import_ray(address: str) -> Any:
+    if address == "local":
+        # Ray's own switch for "no other machine joins": its servers listen on loopback. Ray reads it when imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A thread that asks Ray when the connection has ended would start a new cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -105,7 +108,7 @@ def _import_ray() -> Any:
 
 def _init(address: str, num_cpus: int | None) -> bool:
     """Connect this process to Ray; False where it is connected already."""
-    ray = _import_ray()
+    ray = _import_ray(address)
     if ray.is_initialized():
         return False
     _refuse_unreachable(address)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -61,3 +62,24 @@ def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
     with pytest.raises(InfrastructureError, match=r"^Ray did not start on this machine \("), connect("local", 1):
         pass
+
+
+LISTENS = """
+import json, psutil
+from segmill.cluster.connection import connect
+from segmill.cluster.work import on_ray, wait
+from tests.cluster.test_connection import sleep
+with connect("local", num_cpus=1):
+    wait(on_ray(sleep, 0))
+    here = psutil.Process()
+    found = [c for p in (here, *here.children(recursive=True)) for c in p.net_connections() if c.status == "LISTEN"]
+    print(json.dumps(sorted({c.laddr.ip for c in found})))
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_started_here_listens_on_loopback_alone() -> None:
+    """Its servers run what they are sent, and listened on every interface of the machine."""
+    done = subprocess.run([sys.executable, "-c", LISTENS], capture_output=True, text=True, check=True)
+    found = set(json.loads(done.stdout.splitlines()[-1]))
+    assert found and found <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
