@@ -239,6 +239,15 @@ def read_artifact(uri: str, run_id: str, path: str) -> bytes | None:
         return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
 
 
+def finished_runs(uri: str, tag: str, value: str) -> list[tuple[str, dict[str, str]]]:
+    """Return id and tags of the finished runs of any experiment with this tag, the newest first."""
+    with reaching(uri) as client:
+        everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+        wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
+        found = client.search_runs(everywhere, wanted, order_by=["attributes.start_time DESC"])
+    return [(str(run.info.run_id), dict(run.data.tags)) for run in found]
+
+
 def run_page(uri: str, run_id: str) -> str:
     """Return the address of the run's page."""
     with reaching(uri) as client:

@@ -16,7 +16,7 @@ from segmill.data.versioning.cloning import source_of
 from segmill.data.versioning.dvc_adapter import DvcRepository, repository
 from segmill.data.versioning.dvc_stage import DvcStage
 from segmill.data.versioning.publishing import push_stages
-from segmill.data.versioning.versions import share_data
+from segmill.data.versioning.versions import recorded_version, share_data
 from segmill.errors import InfrastructureError, InputError, Interrupted, near_miss
 from segmill.former_pipeline import refuse_former_pipeline
 from segmill.params import Params, read_params
@@ -165,6 +165,25 @@ def run(workspace: Workspace, name: str, params: Params) -> None:
     else:
         members = tuple(params.members)
         raise InputError(f"there is no member {item!r}{near_miss(item, members)} (members: {', '.join(members)})")
+
+
+def same_as_recorded(workspace: Workspace, params: Params) -> bool:
+    """Tell whether dvc.lock records every stage as it would be made now; files of data and outs may be missing."""
+    data = recorded_version(workspace.root, params.data.path)
+    inputs = stage_inputs(params)
+    with repository(workspace.root) as repo:
+        entries = repo.lock_entries()
+        if data is None or not entries.keys() >= set(stage_names(params)):
+            return False
+        versions = {
+            str(dep.get("md5")).removesuffix(".dir")
+            for entry in entries.values()
+            for dep in entry.get("deps", [])
+            if dep["path"] == params.data.path
+        }
+        return versions == {data.md5} and not any(
+            repo.stage(name).redefined or _input_changes(workspace, repo, name, inputs[name]) for name in inputs
+        )
 
 
 def recorded_stages(workspace: Workspace) -> bytes:

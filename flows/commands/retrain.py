@@ -95,6 +95,8 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
             send_unsent(workspace, params)
             if not change.lines or members_passed(workspace, params):
                 _settle(change)
+                if _known(workspace, params):
+                    return
                 if _nothing_to_do(workspace, params):
                     _settle_interrupted(workspace, params)  # where that was after its last step
                     return
@@ -127,6 +129,28 @@ def _settle_interrupted(workspace: Workspace, params: Params) -> None:
         start_server()
         settle(workspace, params, model_name(workspace, params))
     interrupted.end(workspace)
+
+
+def _known(workspace: Workspace, params: Params) -> bool:
+    """In a clone whose files were not fetched yet, say so where a run would come to nothing new."""
+    from flows.environment import tracking_uri
+    from segmill.data.versioning.cloning import source_of
+    from tasks.known import known_verdict
+
+    if source_of(workspace.root) is None or (workspace.root / params.data.path).exists():
+        return False
+    known = known_verdict(workspace, params, tracking_uri(workspace, params))
+    if known is None:
+        return False
+    verdict = {"decision": known.judged.decision, "reasons": known.judged.reasons}
+    tell(model=known.model, version=known.version, verdict=verdict, outcome=known.judged.outcome, nothing_to_do=True)
+    out.print(
+        "nothing to do: data, params and code are those of an earlier run, and nothing was fetched; "
+        f"{known.judged.outcome}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return True
 
 
 def _nothing_to_do(workspace: Workspace, params: Params) -> bool:

@@ -26,6 +26,7 @@ NOT_STEPS = (
     "changes",
     "comparable",
     "judging",
+    "known",
     "passport",
     "training_costs",
     "verify",

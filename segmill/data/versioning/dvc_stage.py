@@ -59,6 +59,11 @@ class DvcStage:
         return not self._stage.changed()
 
     @property
+    def redefined(self) -> bool:
+        """Whether dvc.yaml gives it another command than that of the recorded run."""
+        return bool(self._stage.changed_stage())
+
+    @property
     def recorded(self) -> bool:
         """Whether dvc.lock knows a run of this stage."""
         return any(dep.hash_info for dep in self._stage.deps)
