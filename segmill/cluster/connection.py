@@ -16,6 +16,8 @@ from segmill.cluster.work import allow_waiting, first_line, stop_waiting
 from segmill.errors import InfrastructureError
 from segmill.orphans import end_with_this_process
 
+LOOPBACK = ("127.", "localhost:", "[::1]:")  # how an address on this machine alone begins
+
 # How glibc gives memory to the processes of a cluster that is started here (mallopt(3)): one heap that keeps what is
 # freed. Left alone it gives large tensors back to the kernel in every step and takes them again, page by page.
 ALLOCATOR = {
@@ -92,8 +94,9 @@ def _no_cluster(address: str, reason: Exception) -> InfrastructureError:
 
 
 def _import_ray(address: str) -> Any:
-    if address == "local":
-        # Ray's own switch for "no other machine joins": its servers listen on loopback. Ray reads it when imported.
+    if address == "local" or address.startswith(LOOPBACK):
+        # Ray's own switch for "no other machine joins", read when it is imported: its servers listen on loopback, and
+        # an address there is not taken for this machine's address in its network, where they would not answer.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A thread that asks Ray when the connection has ended would start a new cluster.
