@@ -220,7 +220,7 @@ def _facts(folder: Path, step: str) -> tuple[dict[str, Any], dict[str, Any] | No
     stage = progress.read(folder / f"{step}.json") or {"state": "waiting"}
     if stage["state"] != "running":
         return stage, None
-    return stage, progress.read(folder / f"{step}.member.json") or progress.read(folder / f"{step}.count.json")
+    return stage, progress.read(folder / f"{step}.member.json") or progress.read_count(folder / f"{step}.count.json")
 
 
 def _share_done(running: dict[str, Any]) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,13 @@ def report_failure(path: Path, **facts: Any) -> None:
         report(path, **facts)
 
 
-def counter(path: Path) -> Callable[[int, int], None]:
-    """Return a function that reports how many of how many a step has done, twice a second at most and at the end."""
+def counter(path: Path | None) -> Callable[[int, int], None]:
+    """Return a function that reports how many of how many a step has done, twice a second at most and at the end.
+
+    None: one that reports nothing.
+    """
+    if path is None:
+        return lambda done, total: None
     said_at = 0.0
 
     def count(done: int, total: int) -> None:
@@ -52,6 +57,22 @@ def counter(path: Path) -> Callable[[int, int], None]:
             report(path, done=done, total=total)
 
     return count
+
+
+def notes_of_parts(path: Path, totals: Sequence[int]) -> list[Path]:
+    """Return a file per part of a step, for the ``counter`` of each; ``read_count`` of ``path`` adds them up."""
+    for old in (path, *path.parent.glob(f"{path.stem}.*.json")):
+        old.unlink(missing_ok=True)
+    notes = [path.with_suffix(f".{number}.json") for number in range(len(totals))]
+    for note, total in zip(notes, totals, strict=True):
+        report(note, done=0, total=total)
+    return notes
+
+
+def read_count(path: Path) -> dict[str, Any] | None:
+    """Return the ``done`` and ``total`` of a step that counts in ``path`` or in the files of its parts, or None."""
+    counts = [facts for one in (path, *path.parent.glob(f"{path.stem}.*.json")) if (facts := read(one))]
+    return {key: sum(facts[key] for facts in counts) for key in ("done", "total")} if counts else None
 
 
 def read(path: Path) -> dict[str, Any] | None:

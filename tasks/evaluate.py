@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from segmill.cluster.resources import whole_node
-from segmill.cluster.work import on_ray, wait
+from segmill.cluster.work import wait
 from segmill.evaluation.job import EvaluateJob
-from segmill.evaluation.shell import evaluate_on_ray
+from segmill.evaluation.shell import start_evaluation
 from segmill.files import replacing
 from segmill.params import Params
 from segmill.workspace import Workspace
@@ -25,7 +24,7 @@ def evaluate(workspace: Workspace, params: Params) -> None:
             sealed=params.split.sealed,
             progress_path=workspace.count("evaluate"),
         )
-        wait(on_ray(evaluate_on_ray, job, whole_node()))
+        wait(start_evaluation(job))
     for path in scored.iterdir():
         with replacing(workspace.reports / path.name) as draft:
             shutil.copyfile(path, draft)

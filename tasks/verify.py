@@ -24,7 +24,8 @@ from segmill.promotion.heads import examine
 from segmill.promotion.keys import SignatureError, TrustedKeys, trusted_keys
 from segmill.promotion.ledger import workspace_ledger
 from segmill.promotion.passport import Passport
-from segmill.promotion.score_job import ScoreJob, score_on_ray
+from segmill.promotion.score_job import ScoreJob
+from segmill.promotion.score_parts import score_on_workers
 from segmill.promotion.verify import Check, same, unknown
 from segmill.promotion_params import PromotionParams
 from segmill.workspace import Workspace
@@ -278,7 +279,7 @@ def _measured(subject: Subject, packed: Path) -> Iterator[Check]:
     from segmill.data.packing.sealed import sealed_rows
     from segmill.evaluation.job import EvaluateJob
     from segmill.evaluation.scoring import Scored, read_counts
-    from segmill.evaluation.shell import evaluate_on_ray
+    from segmill.evaluation.shell import start_evaluation
 
     assert subject.files is not None
     said, scores = subject.passport, packed.with_name("scores")
@@ -287,7 +288,7 @@ def _measured(subject: Subject, packed: Path) -> Iterator[Check]:
     job = EvaluateJob(
         ensemble_dir=subject.files / signing.ENSEMBLE, packed_dir=packed, out_dir=scores, overlays=0, sealed=sealed
     )
-    evaluated = on_ray(evaluate_on_ray, job, whole_node())
+    evaluated = start_evaluation(job)
     own = _counts(subject, said.version, packed)
     wait(evaluated)
     environment = wait(device)
@@ -316,7 +317,7 @@ def _counts(subject: Subject, version: str, packed: Path) -> NDArray[np.int64]:
         packed_dir=packed,
         former_classes=_info(packed).former_classes,
     )
-    (counts,) = wait(on_ray(score_on_ray, job))
+    ((counts,),) = score_on_workers([job])
     return counts
 
 

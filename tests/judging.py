@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from segmill.data.packing.pack import pack
+from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.writing import Sample, SplitWriter
 from segmill.data.splitting.shares import SplitShares
 from segmill.data.validation.checks import validate_dataset
 from segmill.ensembling.job import EnsembleJob
@@ -44,3 +47,21 @@ def judging(tmp_path_factory: pytest.TempPathFactory, street: Path) -> Path:
         job = EnsembleJob(member_dirs=folders, packed_dir=root / "packed", out_dir=root / "ensemble", tta_hflip=False)
         build_ensemble(job)
     return root
+
+
+# Widths of images in px. Where it changes, a batch ends: the test images without those of group g2 are five batches.
+VARIED = {"test": (64, 64, 32, 64, 48, 48, 32, 32, 64), "val": (32, 64, 64)}
+
+
+@pytest.fixture(scope="session")
+def varied(judging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed splits test and val of many batches, two images a group: g0, g1, ... Read only."""
+    folder = tmp_path_factory.mktemp("varied")
+    shutil.copyfile(judging / "packed" / "pack.json", folder / "pack.json")
+    source = PackedSplit(judging / "packed" / "test")
+    for split, widths in VARIED.items():
+        with SplitWriter(folder / split) as writer:
+            for number, width in enumerate(widths):
+                image, mask = source.image(number % len(source)), source.mask(number % len(source))
+                writer.add(Sample(f"s{number}", f"g{number // 2}", image[:, :width], mask[:, :width]))
+    return folder

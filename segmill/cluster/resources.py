@@ -9,10 +9,11 @@ from segmill.errors import InfrastructureError
 
 @dataclass(frozen=True)
 class Resources:
-    """What one job holds while it runs: CPUs and GPUs, fractions allowed."""
+    """What one job holds while it runs: CPUs and GPUs, fractions allowed, and bytes of memory, where they are known."""
 
     num_cpus: float = 1
     num_gpus: float = 0
+    memory_bytes: int = 0
 
     def times(self, number: int) -> Resources:
         """Return what ``number`` such jobs hold together."""

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 Job = TypeVar("Job")
+Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 ONE_CPU = Resources()
@@ -39,7 +40,9 @@ class Running(Generic[Result]):
     reference: ObjectRef
 
 
-def on_ray(function: Callable[[Job], Result], job: Job, resources: Resources = ONE_CPU) -> Running[Result]:
+def on_ray(
+    function: Callable[[Job], Result], job: Job, resources: Resources = ONE_CPU, *, retries: int = 0
+) -> Running[Result]:
     """Start ``function(job)`` in a process of the cluster and return at once.
 
     Ray sends the function by its module and name, so define it at the top level of a module that is light to import
@@ -48,27 +51,65 @@ def on_ray(function: Callable[[Job], Result], job: Job, resources: Resources = O
     Args:
         job: a frozen dataclass of plain values; Ray pickles it.
         resources: what it holds while it runs; it waits until that is free.
+        retries: how often another process does the job anew where one died; an error that it raised is final.
 
     Raises:
         InfrastructureError: the cluster could never hold it.
     """
+    return _start(_do, function, job, resources=resources, retries=retries)
+
+
+def on_ray_after(
+    function: Callable[[Job, list[Part]], Result],
+    job: Job,
+    parts: Sequence[Running[Part]],
+    resources: Resources = ONE_CPU,
+    *,
+    retries: int = 0,
+) -> Running[Result]:
+    """Start ``function(job, results)`` once all ``parts`` are done; see ``on_ray``.
+
+    It holds nothing while it waits, results go from process to process past this one, and where a part failed, so does
+    this. A result that is lost with its node is made again if its part has retries.
+    """
+    references = [part.reference for part in parts]
+    return _start(_do_after, function, job, *references, resources=resources, retries=retries)
+
+
+def _start(
+    do: Callable[..., Result], function: Callable[..., Result], *arguments: Any, resources: Resources, retries: int
+) -> Running[Result]:
     import ray
 
     raise_if_stopped()
     check_resources(function.__name__, resources)
-    remote = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(_do)
-    return Running(remote.options(name=function.__name__).remote(function, job))
+    remote = ray.remote(
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus,
+        memory=resources.memory_bytes or None,
+        max_retries=retries,
+    )(do)
+    return Running(remote.options(name=function.__name__).remote(function, *arguments))
 
 
 def _do(function: Callable[[Job], Result], job: Job) -> Result:
-    """Run ``function(job)`` with as many threads as CPUs were taken, in a process that may have worked before.
+    _take_threads()
+    return function(job)
+
+
+def _do_after(function: Callable[[Job, list[Part]], Result], job: Job, *parts: Part) -> Result:
+    _take_threads()
+    return function(job, list(parts))
+
+
+def _take_threads() -> None:
+    """Let PyTorch use as many threads as CPUs were taken, in a process that may have worked before.
 
     Ray says how many in OMP_NUM_THREADS before each work; PyTorch reads it once, when it is imported.
     """
     torch, threads = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS", "")
     if torch is not None and threads.isdigit():
         torch.set_num_threads(int(threads))
-    return function(job)
 
 
 def wait(running: Running[Result]) -> Result:
@@ -82,20 +123,23 @@ def wait(running: Running[Result]) -> Result:
     try:
         result: Result = fetch(running.reference)
         return result
-    except exceptions.RayTaskError as error:
-        if isinstance(error.cause, SegmillError | OSError):
-            raise error.cause from None
-        if isinstance(error.cause, MemoryError | RuntimeError) and ran_out_of_memory(error.cause):
-            raise InputError(
-                f"the work ran out of memory ({first_line(error.cause)}); lower prepare.size_px"
-            ) from error
-        raise
-    except exceptions.OutOfMemoryError as error:
-        raise InputError("Ray stopped the work because the machine ran out of memory; lower prepare.size_px") from error
     except exceptions.RayError as error:
-        raise InfrastructureError(
-            f"Ray lost the work ({first_line(error)}); run again: what is done is kept"
-        ) from error
+        fault: BaseException = error
+        while isinstance(fault, exceptions.RayTaskError):  # what it waited for may have failed, or been lost
+            fault = fault.cause
+        if isinstance(fault, exceptions.OutOfMemoryError):
+            raise InputError(
+                "Ray stopped the work because the machine ran out of memory; lower prepare.size_px"
+            ) from error
+        if isinstance(fault, exceptions.RayError):
+            raise InfrastructureError(
+                f"Ray lost the work ({first_line(fault)}); run again: what is done is kept"
+            ) from error
+        if isinstance(fault, SegmillError | OSError):
+            raise fault from None
+        if isinstance(fault, MemoryError | RuntimeError) and ran_out_of_memory(fault):
+            raise InputError(f"the work ran out of memory ({first_line(fault)}); lower prepare.size_px") from error
+        raise
 
 
 def fetch(reference: ObjectRef) -> Any:

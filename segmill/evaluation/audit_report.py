@@ -31,7 +31,7 @@ def audit_and_report(job: AuditJob) -> AuditResult:
     Raises:
         InputError: as for ``audit``.
     """
-    count = progress.counter(job.progress_path) if job.progress_path else lambda done, total: None
+    count = progress.counter(job.progress_path)
     found = audit(
         job.sources,
         job.raw_dir,

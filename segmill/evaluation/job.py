@@ -15,6 +15,7 @@ class EvaluateJob:
         sealed: groups of test that are left out of all that is written.
         overlays: how many predictions are kept to draw: of the worst, most typical and best third each.
         progress_path: a JSON file that says how many images are scored; None for none.
+        images: the part that is scored, by the numbers of its images among the open ones; None is all.
     """
 
     ensemble_dir: Path
@@ -23,3 +24,4 @@ class EvaluateJob:
     overlays: int
     sealed: tuple[str, ...] = ()
     progress_path: Path | None = None
+    images: range | None = None

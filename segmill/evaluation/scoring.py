@@ -1,21 +1,21 @@
-"""Score the ensemble and each of its members on one split, in one pass: counts per image, then metrics."""
+"""Score the ensemble and each of its members on one split, whole or in parts: counts per image, then metrics."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.data.packing.packed import PackedSplit, read_pack
+from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.data.packing.sealed import SplitPart, open_part
 from segmill.ensembling.predict import Ensemble, batches, mix
-from segmill.errors import InputError
+from segmill.errors import InputError, SegmillError
 from segmill.metrics import judging, scores
 from segmill.metrics.counts import confusion_counts
 
@@ -64,15 +64,74 @@ def evaluate(
     Raises:
         InputError: the split is empty, or its classes are not the ensemble's.
     """
+    opened = _open(ensemble_dir, packed_dir, split, sealed)
+    scored = score(opened.ensemble, opened.samples, opened.info.num_classes, opened.info.ignore_id, on_progress)
+    return _write(opened, scored, out_dir, split=split, sealed=sealed, examples=examples)
+
+
+def score_part(
+    ensemble_dir: Path,
+    packed_dir: Path,
+    images: range,
+    *,
+    split: str = "test",
+    sealed: Collection[str] = (),
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Scored:
+    """Count some images of a split, by their numbers among those that ``evaluate`` scores; see there."""
+    opened = _open(ensemble_dir, packed_dir, split, sealed)
+    indices = opened.samples.indices[images.start : images.stop]
+    part = SplitPart(PackedSplit(packed_dir / split), indices)
+    return score(opened.ensemble, part, opened.info.num_classes, opened.info.ignore_id, on_progress)
+
+
+def finish(
+    ensemble_dir: Path,
+    packed_dir: Path,
+    out_dir: Path,
+    parts: Sequence[Scored],
+    *,
+    split: str = "test",
+    sealed: Collection[str] = (),
+    examples: int = 9,
+) -> dict[str, Any]:
+    """Write and return what ``evaluate`` does, from the parts that were scored, in the split's order.
+
+    Raises SegmillError where they are not every image once.
+    """
+    opened = _open(ensemble_dir, packed_dir, split, sealed)
+    scored = Scored(
+        [one for part in parts for one in part.ids],
+        [one for part in parts for one in part.groups],
+        np.concatenate([part.ensemble for part in parts]),
+        {name: np.concatenate([part.members[name] for part in parts]) for name in opened.ensemble.members},
+    )
+    if scored.ids != opened.samples.ids:
+        raise SegmillError(f"the parts of {split} that were scored are not all of its images once; run again")
+    return _write(opened, scored, out_dir, split=split, sealed=sealed, examples=examples)
+
+
+class _Opened(NamedTuple):
+    ensemble: Ensemble
+    samples: SplitPart
+    info: PackInfo
+
+
+def _open(ensemble_dir: Path, packed_dir: Path, split: str, sealed: Collection[str]) -> _Opened:
     info = read_pack(packed_dir)
-    samples = open_part(PackedSplit(packed_dir / split), sealed)
     ensemble = Ensemble.load(ensemble_dir, idle=True)
     known = [entry["name"] for entry in ensemble.facts["classes"]]
     if known != list(info.class_names):
         raise InputError(
             f"The ensemble knows the classes {known}, the data {list(info.class_names)}; train the members again."
         )
-    scored = score(ensemble, samples, info.num_classes, info.ignore_id, on_progress)
+    return _Opened(ensemble, open_part(PackedSplit(packed_dir / split), sealed), info)
+
+
+def _write(
+    opened: _Opened, scored: Scored, out_dir: Path, *, split: str, sealed: Collection[str], examples: int
+) -> dict[str, Any]:
+    ensemble, samples, known = opened.ensemble, opened.samples, list(opened.info.class_names)
     metrics = {
         "members": {name: summary(counts, known) for name, counts in scored.members.items()},
         "ensemble": {**summary(scored.ensemble, known), "weights": ensemble.weights},

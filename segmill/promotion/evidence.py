@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.cluster.work import Running, on_ray, wait
 from segmill.errors import InputError, SegmillError
 from segmill.files import replacing
-from segmill.promotion.score_job import ScoreJob, score_on_ray
+from segmill.promotion.score_job import ScoreJob
+from segmill.promotion.score_parts import score_on_workers
 
 Counts = NDArray[np.int64]
 MOST_APART = 1e-4  # of the pixels: what another kind of device may round otherwise
@@ -47,7 +47,7 @@ def counts_of(
     """Return per version the N x K x K counts of each of the job's splits; what is not kept runs side by side on Ray.
 
     Args:
-        versions: version -> sha256 of its manifest; each is asked in a process of its own.
+        versions: version -> sha256 of its manifest; no two are asked in the same process.
         job: of any version.
         images: per split a digest of its images and masks, so that a changed split is predicted anew.
         kept: None keeps nothing.
@@ -57,7 +57,7 @@ def counts_of(
     """
     asked = dict(zip(job.splits, images, strict=True))
     found: dict[str, dict[str, Counts]] = {version: {} for version in versions}
-    running: dict[str, tuple[tuple[str, ...], Running[list[Counts]]]] = {}
+    lacking: list[ScoreJob] = []
     for version, manifest in versions.items():
         place = kept.predictions(manifest, images[0]) if kept and predictions else None
         for split, digest in asked.items():
@@ -65,19 +65,16 @@ def counts_of(
             if path and path.is_file() and (place is None or split != job.splits[0] or place.is_file()):
                 found[version][split] = np.load(path, allow_pickle=False)
         if missing := tuple(split for split in asked if split not in found[version]):
-            own = replace(job, version=version, splits=missing, predictions_path=None)
-            if missing[0] == job.splits[0]:
-                own = replace(own, predictions_path=place)
-            running[version] = missing, on_ray(score_on_ray, own)
-    for version, (missing, work) in running.items():
-        counts = wait(work)
-        found[version] |= dict(zip(missing, counts, strict=True))
-        for split in missing:
+            place = place if missing[0] == job.splits[0] else None
+            lacking.append(replace(job, version=version, splits=missing, predictions_path=place))
+    for own, counts in zip(lacking, score_on_workers(lacking), strict=True):
+        found[own.version] |= dict(zip(own.splits, counts, strict=True))
+        for split in own.splits:
             if kept is None:
                 continue
-            path = kept.counts(versions[version], asked[split])
+            path = kept.counts(versions[own.version], asked[split])
             with replacing(path, durable=False) as draft, draft.open("wb") as file:
-                np.save(file, found[version][split])
+                np.save(file, found[own.version][split])
     return [[found[version][split] for split in asked] for version in versions]
 
 

@@ -81,7 +81,7 @@ def running(folder: Path, model_name: str, version: str) -> Iterator[Predict]:
 
 
 def score_registered(job: ScoreJob) -> list[NDArray[np.int64]]:
-    """Return the N x K x K counts of the job's version on its part of each split, images in the split's order.
+    """Return the N x K x K counts of the job's version on its images of each split, in the split's order.
 
     Where the version knows other classes than the data, they are N x C x C on the classes that both have, as
     ``class_map.common_classes`` has them, and no prediction is kept: its ids are of another class map.
@@ -92,22 +92,23 @@ def score_registered(job: ScoreJob) -> list[NDArray[np.int64]]:
         SignatureError, InfrastructureError, SegmillError: as for ``loaded``.
     """
     info, parts = read_pack(job.packed_dir), [scored_part(job, split) for split in job.splits]
+    all_images = job.images or [range(len(samples)) for samples in parts]
     known = known_classes(job.uri, job.model_name, job.version)
     common = _common(job, info, known)
     kept = job.predictions_path if known == info.class_names else None
     found = []
     with loaded(job.uri, job.model_name, job.version, job.trusted) as predict:
-        for number, samples in enumerate(parts):
+        for number, (samples, images) in enumerate(zip(parts, all_images, strict=True)):
             sealed_N = sealed_rows(samples.groups, job.sealed)
             open_number_N = np.cumsum(~sealed_N) - 1
             counts: list[NDArray[np.int64]] = []
             with _keeping(kept if number == 0 else None) as keep:
-                for image_BHWC in batches(samples.image(index) for index in range(len(samples))):
+                for image_BHWC in batches(samples.image(index) for index in images):
                     for ids_HW in predict(image_BHWC):
-                        truth_HW = samples.mask(len(counts))
-                        if not sealed_N[len(counts)]:
-                            keep(str(open_number_N[len(counts)]), ids_HW)
-                        counts.append(_counts(truth_HW, ids_HW, info, len(known)))
+                        index = images[len(counts)]
+                        if not sealed_N[index]:
+                            keep(str(open_number_N[index]), ids_HW)
+                        counts.append(_counts(samples.mask(index), ids_HW, info, len(known)))
             found.append(common.of_known(np.stack(counts)))
     return found
 

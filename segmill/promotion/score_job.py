@@ -25,6 +25,7 @@ class ScoreJob:
         sealed: groups whose predictions are never written, whatever ``part`` is.
         part: which images are scored: all, the open ones (of groups that are not sealed) or the sealed ones.
         groups: where any are named, only images of these are scored.
+        images: per split, which of those images this process scores, by number; none given is all.
         former_classes: what became of classes of earlier versions, as dataset.yaml has it.
         predictions_path: where the ids_HW uint8 of each open image are kept, as an npz file; the key is the image's
             index among the open ones, in the split's order. None keeps none; of the first split alone.
@@ -39,6 +40,7 @@ class ScoreJob:
     sealed: tuple[str, ...] = ()
     part: Literal["all", "open", "sealed"] = "all"
     groups: tuple[str, ...] = ()
+    images: tuple[range, ...] = ()
     former_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     predictions_path: Path | None = None
 

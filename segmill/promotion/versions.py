@@ -167,20 +167,25 @@ def _refusing(model: str, version: str) -> Iterator[None]:
         raise type(fault)(f"version {version} of {model} is not used: {fault}; {fix}") from None
 
 
-def _version(uri: str, model: str, version: str) -> ModelVersion:
+@contextmanager
+def _naming(model: str, version: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
-    with reaching(uri) as client:
-        try:
-            return client.get_model_version(model, version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise InputError(f"{model} has no version {version}", "`segmill status` shows what there is") from None
-            raise
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise InputError(f"{model} has no version {version}", "`segmill status` shows what there is") from None
+        raise
+
+
+def _version(uri: str, model: str, version: str) -> ModelVersion:
+    with reaching(uri) as client, _naming(model, version):
+        return client.get_model_version(model, version)
 
 
 def _source(uri: str, model: str, version: str) -> str:
-    with reaching(uri) as client:
+    with reaching(uri) as client, _naming(model, version):
         return str(client.get_model_version_download_uri(model, version)).rstrip("/")
 
 

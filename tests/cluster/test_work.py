@@ -4,12 +4,13 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from segmill.cluster.connection import ALLOCATOR, connect
 from segmill.cluster.resources import Resources, even_share, whole_node
-from segmill.cluster.work import Running, on_ray, wait
+from segmill.cluster.work import Running, on_ray, on_ray_after, wait
 from segmill.errors import InfrastructureError, InputError
 
 
@@ -44,6 +45,27 @@ def threads(_: None) -> int:
 
 def die(signal_number: int) -> None:
     os.kill(os.getpid(), signal_number)
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A number to give back, by the process that is the first to be left alive: earlier ones end."""
+
+    number: int
+    deaths: int
+    starts: Path
+
+
+def survive(job: Deadly) -> int:
+    with job.starts.open("a") as file:
+        file.write(f"{job.number} ")
+    if job.starts.read_text().split().count(str(job.number)) <= job.deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job.number
+
+
+def add(job: Sum, parts: list[int]) -> list[int]:
+    return [job.left + job.right, *parts]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +104,24 @@ def test_errors_come_out_as_sentences(ray_of_two: None) -> None:
         wait(on_ray(fail, "bug"))
     with pytest.raises(InfrastructureError, match="Ray lost the work"):
         wait(on_ray(die, int(signal.SIGKILL)))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced_and_its_part_alone_is_done_again(ray_of_two: None, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    parts = [on_ray(survive, Deadly(number, 2 * (number == 1), starts), retries=2) for number in range(3)]
+    assert wait(on_ray_after(add, Sum(10, 20), parts)) == [30, 0, 1, 2]
+    assert sorted(starts.read_text().split()) == ["0", "1", "1", "1", "2"]
+
+
+@pytest.mark.slow
+def test_what_waits_for_parts_fails_as_they_do(ray_of_two: None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^mend this$"):
+        wait(on_ray_after(add, Sum(1, 2), [on_ray(fail, "ours", retries=2)]))
+    dead = on_ray(survive, Deadly(0, 9, tmp_path / "starts"), retries=1)
+    with pytest.raises(InfrastructureError, match="Ray lost the work"):
+        wait(on_ray_after(add, Sum(1, 2), [dead]))
+    assert (tmp_path / "starts").read_text() == "0 0 "
 
 
 @pytest.mark.slow

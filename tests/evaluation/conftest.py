@@ -1,3 +1,3 @@
-from judging import judging
+from judging import judging, varied
 
-__all__ = ["judging"]
+__all__ = ["judging", "varied"]

@@ -1,4 +1,4 @@
-from judging import judging
+from judging import judging, varied
 from registering import registered
 
-__all__ = ["judging", "registered"]
+__all__ = ["judging", "registered", "varied"]

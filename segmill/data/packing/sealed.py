@@ -24,6 +24,10 @@ class SplitPart:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def shape(self, index: int) -> tuple[int, int]:
+        """Return height and width in px of the part's sample ``index``."""
+        return self._split.shape(self.indices[index])
+
     def image(self, index: int) -> NDArray[np.uint8]:
         """Return the image of the part's sample ``index``: HWC uint8 RGB, a read-only view."""
         return self._split.image(self.indices[index])

@@ -31,7 +31,7 @@ def measure(job: ProbeJob) -> tuple[tuple[Probed, ...], int]:
     where building and first steps alone have taken the time twice and BUILDING_S, the rest is not tried.
     """
     over = time.monotonic() + job.seconds
-    count = progress.counter(job.progress_path) if job.progress_path else lambda done, total: None
+    count = progress.counter(job.progress_path)
     found: list[Probed] = []
     for place, candidate in enumerate(job.candidates):
         if found and time.monotonic() > over + job.seconds + BUILDING_S:
