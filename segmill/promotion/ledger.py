@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, delete, insert, select, update
 
 from segmill.errors import InfrastructureError, InputError, SegmillError
-from segmill.promotion import chain, database, outbox, points, stored
+from segmill.promotion import chain, database, lease, outbox, points, stored
 from segmill.promotion.chain import StoredRow, Witness
 from segmill.promotion.database import MODELS, MOVES, ROWS, Database
 from segmill.promotion.identity import actor
@@ -159,9 +159,11 @@ class Ledger:
 
         Raises:
             LedgerError: a row is not to be believed.
+            LeaseLost: this process held the model's lease, and another run took it over.
         """
         with self._database.writing() as connection:
             stored.lock(connection, model)
+            lease.refuse_lost(connection, database.ledger_id(connection), model)
             connection.execute(stored.of(MODELS, model, update).values(writers=MODELS.c.writers + 1))
             known = stored.known(connection, model)
         rows = self._read(known)
@@ -177,6 +179,7 @@ class Ledger:
             Conflict: somebody appended since; nothing was written.
             InputError: there is no key to sign with, it is not trusted here, or the entry contradicts itself.
             LedgerError: the last row is another one than the database says.
+            LeaseLost: this process held the model's lease, and another run took it over.
             ValueError: a figure that JSON does not have.
         """
         made = self._sign(writer, entry, self._trusted_key())
@@ -184,6 +187,7 @@ class Ledger:
         with self._database.writing() as connection:
             stored.lock(connection, writer.model)
             known = stored.known(connection, writer.model)
+            lease.refuse_lost(connection, known.ledger, writer.model)
             _refuse_the_late(known, writer)
             self._refuse(_about_the_line(known))
             taken_over = known.rows if known.earlier else ()
