@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 TAG = "segmill.process"  # of a run in MLflow, and the name of a label in Prefect
-SAME_START_S = 60  # a process id is not given again within this; a clock may be set meanwhile
 
 
 def this_process() -> str:
-    """Return a text that names this process among all of all machines: host, process id, start in s since 1970."""
-    import psutil
-
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+    """Return a text that names this process among all of all machines: host, process id, when it began."""
+    return f"{socket.gethostname()} {os.getpid()} {_began(os.getpid())}"
 
 
 def is_gone(named: str) -> bool:
     """Tell whether the process that ``this_process`` named is known to be gone; False for one of another machine."""
+    host, _, rest = named.partition(" ")
+    pid, _, began = rest.partition(" ")
+    return host == socket.gethostname() and pid.isdigit() and _began(int(pid)) != began
+
+
+def _began(pid: int) -> str:
+    """Say when a process began, on Linux by a clock that nobody sets: ticks since which boot; "" where it is gone."""
     import psutil
 
-    host, _, rest = named.partition(" ")
-    pid, _, started = rest.partition(" ")
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
     try:
-        found = psutil.Process(int(pid))
-        return bool(found.status() == psutil.STATUS_ZOMBIE or abs(found.create_time() - float(started)) > SAME_START_S)
-    except psutil.NoSuchProcess:
-        return True
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        if not psutil.LINUX:
+            return f"{process.create_time():.2f}"
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{ticks}@{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    except (psutil.NoSuchProcess, OSError):
+        return ""

@@ -21,7 +21,7 @@ from segmill.data.versioning.publishing import publish
 from segmill.data.versioning.repository import commit_contents, commits_runs, git_commit
 from segmill.params import Params
 from segmill.params_text import yaml_without_passwords
-from segmill.promotion import registry
+from segmill.promotion import lease, registry
 from segmill.promotion.golden import Golden
 from segmill.promotion.keys import TRUSTED, signing_key
 from segmill.workspace import Workspace
@@ -90,8 +90,8 @@ def register(
     What is recorded is what ran: the data version that the packed splits were made from, and the files as they were
     when the run began. An ensemble with the same bytes keeps its version.
 
-    Raises InfrastructureError where MLflow does not answer; in a clone of a source, to which outs and commits are sent
-    first, as ``publish``.
+    Raises InfrastructureError where MLflow does not answer, LeaseLost where another run took over the lease of this
+    one; in a clone of a source, to which outs and commits are sent first, as ``publish``.
     """
     metrics = json.loads(workspace.metrics.read_text())
     model = inputs.model
@@ -99,6 +99,7 @@ def register(
     lineage = _lineage(workspace, params, inputs, lock) | {
         "git_commit": _commit(workspace, params, inputs, lock, outcomes)
     }
+    lease.refuse_lost_of(model)
     version = registry.register(
         run.uri,
         run.id,
@@ -113,7 +114,9 @@ def register(
         _log_member(workspace, run.uri, run_id, name, metrics["members"][name], lineage["data_version"])
     stages = {f"stage.{outcome.stage}": f"{outcome.state}: {outcome.why}" for outcome in outcomes}
     tracking.set_tags(run.uri, run.id, {**lineage, "model": model, "version": version, **stages})
-    tracking.log_params(run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git"}))
+    tracking.log_params(
+        run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git"})
+    )
     logged = registry.logged_model(run.uri, model, version)
     tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]), model=logged)
     with tempfile.TemporaryDirectory() as folder:

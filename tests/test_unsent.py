@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from doors import Door, door_before
 from mlflow import MlflowClient
@@ -120,10 +119,12 @@ def test_runs_of_processes_that_are_gone_are_ended_and_no_others(tmp_path: Path)
 def test_a_process_id_that_was_given_again_is_another_process() -> None:
     host, pid, started = owner.this_process().split()
     assert not owner.is_gone(f"{host} {pid} {started}")
-    assert owner.is_gone(f"{host} {pid} {int(started) - 3600}")
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    named = f"{host} {child.pid} {psutil.Process(child.pid).create_time():.0f}"
-    assert not owner.is_gone(named)
+    assert owner.is_gone(f"{host} {pid} 1{started}") and not owner.is_gone(f"elsewhere {pid} 1{started}")
+    code = "from segmill.owner import this_process; print(this_process(), flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout
+    named = child.stdout.readline().strip()
+    assert named.startswith(f"{host} {child.pid} ") and not owner.is_gone(named)
     child.kill()
     wait_until(lambda: owner.is_gone(named))  # a zombie: nobody has asked yet how it ended
     child.wait()

@@ -5,20 +5,16 @@ Leases: Gray and Cheriton, 1989; the fencing number: Kleppmann, "How to do distr
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     Column,
     Connection,
     Float,
@@ -32,14 +28,15 @@ from sqlalchemy import (
     update,
 )
 
+from segmill import owner
 from segmill.errors import InfrastructureError, SegmillError
 from segmill.promotion.database import Database, has_table, ledger_id
 from segmill.promotion.outbox import insert_new
 
 _TABLES = MetaData()
 # One line per model. ``token`` "": nobody holds it. ``number``: the fencing number, one more with each holder.
-# Times are seconds since 1970 by the database's clock. ``covered_s``: when the last run began that did all its work,
-# ``covered_by`` that run, ``covered_work`` that work.
+# ``process``: the holder's, as ``segmill.owner`` names it. Times are seconds since 1970 by the database's clock.
+# ``covered_s``: when the last run began that did all its work, ``covered_by`` that run, ``covered_work`` that work.
 LEASES = Table(
     "ledger_leases",
     _TABLES,
@@ -47,10 +44,7 @@ LEASES = Table(
     Column("number", Integer, nullable=False),
     Column("token", String(32), nullable=False),
     Column("what", String(256), nullable=False),
-    Column("host", String(256), nullable=False),
-    Column("machine", String(512), nullable=False),
-    Column("pid", Integer, nullable=False),
-    Column("born", BigInteger, nullable=False),
+    Column("process", String(512), nullable=False),
     Column("since_s", Float, nullable=False),
     Column("expires_s", Float, nullable=False),
     Column("renewals", Integer, nullable=False),
@@ -165,6 +159,13 @@ class Lease:
                 "not heard of for too long; nothing more is recorded, and the next run uses what was finished"
             )
 
+    def refuse_lost_now(self) -> None:
+        """As ``refuse_lost``, after a look into the database; where that does not answer, nobody else can take it."""
+        with suppress(InfrastructureError), self._database.reading() as connection:
+            if connection is not None and not self._is_ours(connection):
+                self._lost.set()
+        self.refuse_lost()
+
     def take(self, watched_s: float) -> Held | None:
         """Try to take it; return who holds it, None where it is ours now.
 
@@ -179,8 +180,7 @@ class Lease:
                 return Held(_holder(row, expired), (row["number"], row["renewals"]))
             mine = {
                 "number": row["number"] + 1, "token": self._token, "what": self._what[:256],
-                "host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(),
-                "born": _born(os.getpid()) or 0, "since_s": now, "expires_s": now + self._timing.duration_s,
+                "process": owner.this_process(), "since_s": now, "expires_s": now + self._timing.duration_s,
                 "renewals": 0,
             }  # fmt: skip
             connection.execute(_of(update, self.model).values(mine))
@@ -221,7 +221,7 @@ class Lease:
 
     def _watch_s(self, connection: Connection, row: dict[str, Any], expired: bool) -> float:
         """Return for how many seconds the holder must be seen not to renew it before it is taken for dead."""
-        if _is_gone(row) or (expired and connection.dialect.name == "postgresql"):
+        if owner.is_gone(row["process"]) or (expired and connection.dialect.name == "postgresql"):
             return 0.0
         return 2 * self._timing.renew_s if expired else self._timing.duration_s
 
@@ -288,13 +288,20 @@ def refuse_lost(connection: Connection, ledger: str, model: str) -> None:
         lease.refuse_lost(connection)
 
 
+def refuse_lost_of(model: str) -> None:
+    """Raise LeaseLost where this process held the model's lease, in whatever ledger, and another run took it over."""
+    for (_, held), lease in tuple(_held.items()):
+        if held == model:
+            lease.refuse_lost_now()
+
+
 def who_holds(url: str, model: str) -> Holder | None:
     """Return who holds the model's lease; None: nobody, or its process on this machine is gone."""
     with Database(url).reading() as connection:
         if connection is None or not has_table(connection, LEASES):
             return None
         row = connection.execute(_of(select, model)).mappings().one_or_none()
-        if row is None or not row["token"] or _is_gone(dict(row)):
+        if row is None or not row["token"] or owner.is_gone(row["process"]):
             return None
         return _holder(dict(row), _now(connection) > row["expires_s"])
 
@@ -333,27 +340,5 @@ def _now(connection: Connection) -> float:
 
 def _holder(row: dict[str, Any], expired: bool) -> Holder:
     since = datetime.fromtimestamp(row["since_s"]).astimezone().isoformat(" ", "seconds")
-    return Holder(row["model"], row["what"], row["host"], row["pid"], since, expired)
-
-
-def _is_gone(row: dict[str, Any]) -> bool:
-    """Tell whether the holder's process was on this machine and is not there any more."""
-    return bool(row["born"]) and row["machine"] == _machine() and _born(row["pid"]) != row["born"]
-
-
-def _machine() -> str:
-    """Name this boot of this machine and this set of process ids; "" where the system does not say."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _born(pid: int) -> int | None:
-    """Return when a process began, in ticks since boot, which no clock changes; None where it is gone or not Linux."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
+    host, pid, _ = row["process"].split(" ")
+    return Holder(row["model"], row["what"], host, int(pid), since, expired)

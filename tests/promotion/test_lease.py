@@ -19,7 +19,7 @@ from databases import postgresql
 from ledgers import MODEL, ledger_at, record
 from sqlalchemy import create_engine, text
 
-from segmill.promotion.lease import LeaseHeld, LeaseLost, Timing, holds, leased, who_holds
+from segmill.promotion.lease import LeaseHeld, LeaseLost, Timing, holds, leased, refuse_lost_of, who_holds
 from segmill.promotion.ledger_url import URL_VARIABLE
 
 QUICK = Timing(duration_s=1.0, renew_s=0.2, look_s=0.05)
@@ -140,7 +140,7 @@ def test_a_killed_holder_on_this_machine_loses_it_at_once(url: str) -> None:
 
 def test_a_dead_holder_on_another_machine_loses_it_when_it_expires(url: str) -> None:
     process = begin_holder(url)
-    change(url, "UPDATE ledger_leases SET machine = 'another', host = 'another'")
+    change(url, "UPDATE ledger_leases SET process = 'another 1 1'")
     process.kill()
     process.wait()
     with pytest.raises(LeaseHeld, match="night 1 on another"), leased(url, MODEL, "night 2", timing=QUICK):
@@ -182,6 +182,17 @@ def test_the_holder_hears_that_it_lost(url: str) -> None:
         assert lease.lost
     holder = who_holds(url, MODEL)
     assert heard == [True] and holder, "it does not give back what is another's"
+
+
+def test_who_lost_it_without_having_heard_so_is_refused_before_it_registers(url: str) -> None:
+    slow = Timing(duration_s=60.0, renew_s=30.0, look_s=0.05)
+    with pytest.raises(LeaseLost), leased(url, MODEL, "night 1", timing=slow) as lease:
+        refuse_lost_of(MODEL)
+        change(url, "UPDATE ledger_leases SET number = 7, token = 'another'")
+        assert not lease.lost
+        refuse_lost_of("segmill-street")
+        refuse_lost_of(MODEL)
+        pytest.fail("it would register")
 
 
 def test_what_a_complete_run_covered_is_known_to_the_next(url: str) -> None:
