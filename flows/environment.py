@@ -80,3 +80,8 @@ def artifact_location(workspace: Workspace, uri: str) -> str | None:
 def ray_address(params: Params) -> str:
     """Return the cluster's address, or "local" for one that is started here."""
     return os.environ.get("RAY_ADDRESS") or params.ray.address
+
+
+def prefect_api(params: Params) -> str | None:
+    """Return the address of the Prefect server that is named; None: each command starts its own."""
+    return os.environ.get("PREFECT_API_URL") or params.prefect.api_url

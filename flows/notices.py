@@ -8,9 +8,10 @@ import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from flows.environment import prefect_api
 from segmill.errors import InfrastructureError
 from segmill.notify_params import EVENTS
-from segmill.passwords import public_address, without_passwords
+from segmill.passwords import public_address
 from segmill.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def targets(params: Params) -> list[Target]:
         webhook(one.url, one.secret_env, frozenset(EVENTS if one.events is None else one.events))
         for one in params.notify.webhooks
     ]
-    api = os.environ.get("PREFECT_API_URL") or params.prefect.api_url
+    api = prefect_api(params)
     if params.notify.prefect or (api and params.notify.prefect is None):
         name = f"prefect {public_address(api)}" if api else "prefect"
         found.append(Target(name, frozenset(EVENTS), lambda notice, timeout_s: _emit(api, notice, timeout_s)))
@@ -92,38 +93,19 @@ def _nothing_waits(workspace: Workspace, params: Params) -> bool:
 
 
 def _emit(api: str | None, notice: Notice, timeout_s: float) -> None:
-    """Record the event ``segmill.KIND`` of the resource ``segmill.model.NAME`` at a Prefect server.
-
-    It is posted, not streamed as by ``emit_event``, which does not learn whether it arrived. The id is made from the
-    notice's, so that an event that is sent again is stored once.
+    """Record the event ``segmill.KIND`` of the model at a Prefect server, once however often it is sent.
 
     Raises:
         InfrastructureError: no server is named, or it does not answer.
     """
     from uuid import NAMESPACE_URL, uuid5
 
+    from flows.prefect_events import ModelEvent, post
+
     if not api:
         raise InfrastructureError("no server is named; set prefect.api_url or PREFECT_API_URL")
-    import httpx
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    version = f"segmill.version.{notice.model}.{notice.payload['version']}"
-    event = {
-        "id": str(uuid5(NAMESPACE_URL, notice.id)),
-        "occurred": notice.time,
-        "event": f"segmill.{notice.kind}",
-        "resource": {"prefect.resource.id": f"segmill.model.{notice.model}", "prefect.resource.name": notice.model},
-        "related": [{"prefect.resource.id": version, "prefect.resource.role": "version"}],
-        "payload": notice.payload,
-    }
-    try:
-        with (
-            temporary_settings({PREFECT_API_URL: api}),
-            get_client({"timeout": timeout_s}, sync_client=True) as client,
-        ):
-            client.request("POST", "/events", json=[event])
-    except httpx.HTTPError as error:
-        raise InfrastructureError(
-            f"does not answer ({without_passwords(str(error)) or type(error).__name__})"
-        ) from None
+    event = ModelEvent(
+        id=str(uuid5(NAMESPACE_URL, notice.id)), kind=notice.kind, model=notice.model, time=notice.time,
+        version=notice.payload["version"], payload=notice.payload,
+    )  # fmt: skip
+    post(api, event, timeout_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -40,6 +40,8 @@ from segmill.orphans import end_with_this_process
 from segmill.params import Params, read_params_and_text
 from segmill.promotion import passport, registry
 from segmill.promotion.champion import refuse_unsigned_champion
+from segmill.promotion.lease import holds, leased
+from segmill.promotion.ledger_url import ledger_url
 from segmill.promotion.signers import ensure_signer
 from segmill.training.distributed.launch import WorkersLost
 from segmill.workspace import Workspace, free_bytes
@@ -169,13 +171,14 @@ def retrain(folder: str) -> dict[str, Any]:
     uri, began = tracking_uri(workspace, params), time.monotonic()
     with suppress(httpx.HTTPError):  # Prefect's server fell silent, which `run_flow` says at the end
         claim_run()
-    with ExitStack() as reading_data, ExitStack() as after_verdict, connect(ray_address(params)):
+    with ExitStack() as alone, ExitStack() as reading_data, ExitStack() as after_verdict, connect(ray_address(params)):
         check = begin_check(workspace, params)
         reading_data.enter_context(writing(workspace, Part.DATA, "segmill retrain", wait=True))
         graph = PipelineGraph(dependencies(workspace))
         data = graph.run("version", version_step, workspace, params)
-        members = list(params.members)
-        noticed = bring_in_line(workspace, params, uri, opened_ledger(workspace, params), model_name(workspace, params))
+        model, members = model_name(workspace, params), list(params.members)
+        alone.enter_context(one_run(workspace, params, model))
+        noticed = bring_in_line(workspace, params, uri, opened_ledger(workspace, params), model)
         inputs = run_inputs(workspace, params, params_yaml)  # after that may have committed the ledger's head
         refuse_unsigned_champion(workspace, params, inputs.model)
         settle(workspace, params, inputs.model)
@@ -227,6 +230,14 @@ def retrain(folder: str) -> dict[str, Any]:
         publish(result, workspace.overview)
     _ended[folder] = result
     return result
+
+
+def one_run(workspace: Workspace, params: Params, model: str) -> AbstractContextManager[Any]:
+    """Be the only run that retrains the model, on any machine, while the block runs; a nightly run is that already."""
+    if holds(model):
+        return nullcontext()
+    url = ledger_url(workspace.root, params.promotion.ledger_url)
+    return leased(url, model, f"`segmill retrain` in {workspace.root}")
 
 
 def refuse_full_disk(workspace: Workspace, params: Params) -> None:

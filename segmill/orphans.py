@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 
 import psutil
@@ -110,5 +111,8 @@ def _end(left: set[psutil.Process]) -> None:
 
 if __name__ == "__main__":
     _watch(sys.argv[1])
-    for folder in sys.argv[2:]:
+    for folder in sys.argv[2:] * 5:  # what was just killed may have made a file meanwhile
         shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            break
+        time.sleep(0.5)

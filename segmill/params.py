@@ -20,6 +20,7 @@ from segmill.promotion_params import GuardParams as GuardParams
 from segmill.promotion_params import PromotionParams as PromotionParams
 from segmill.ray_params import RayParams as RayParams
 from segmill.renamed_keys import name_now
+from segmill.schedule_params import ScheduleParams
 from segmill.svm_settings import SvmSettings
 from segmill.train_settings import NetworkSettings, TrainSettings
 
@@ -249,6 +250,7 @@ class Params(Block):
     prefect: PrefectParams = PrefectParams()
     notify: NotifyParams = NotifyParams()
     git: GitParams = GitParams()
+    schedule: ScheduleParams = ScheduleParams()
 
     def without_members(self, names: Collection[str]) -> Params:
         """Return the parameters of a run in which these members failed."""

@@ -115,7 +115,7 @@ def register(
     stages = {f"stage.{outcome.stage}": f"{outcome.state}: {outcome.why}" for outcome in outcomes}
     tracking.set_tags(run.uri, run.id, {**lineage, "model": model, "version": version, **stages})
     tracking.log_params(
-        run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git"})
+        run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git", "schedule"})
     )
     logged = registry.logged_model(run.uri, model, version)
     tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]), model=logged)

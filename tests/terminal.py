@@ -35,9 +35,9 @@ def run(
     return "".join(_run(workspace, *command, code=code, servers=servers))
 
 
-def run_json(workspace: Workspace, *command: str) -> Any:
+def run_json(workspace: Workspace, *command: str, servers: Mapping[str, str] | None = None) -> Any:
     """Run a command in the workspace and return the object that it prints with ``--json``."""
-    return json.loads(_run(workspace, *command, "--json")[0])
+    return json.loads(_run(workspace, *command, "--json", servers=servers)[0])
 
 
 def _run(

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from flows.commands import (
     audit,
+    deploy,
     doctor,
     plan,
     predict,
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
     "retrain": retrain.retrain_command,
     "status": status.status_command,
     "history": status.history_command,
+    "deploy": deploy.deploy_command,
     "promote": promotion.promote_command,
     "rollback": promotion.rollback_command,
     "approve": promotion.approve_command,

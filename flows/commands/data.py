@@ -16,6 +16,7 @@ from rich.text import Text
 from flows.commands.options import HERE, WaitOption, WorkspaceOption, alone, members_of, out, tell, with_json
 from flows.commands.options import say as _say
 from segmill.data.splitting.shares import SplitShares
+from segmill.errors import InfrastructureError
 from segmill.names import visible
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(help="Grow, compare, go back, look: versions of the labelled set.", no_args_is_help=True)
 Version = Annotated[str, typer.Argument(help="First digits of a version, or HEAD, HEAD~1, ...")]
+EVENT_TAKES_S = 10.0
 LISTED = 20  # ids printed of each kind of change
 
 
@@ -81,7 +83,57 @@ def _add(space: Workspace, params: Params, path: Path, message: str, layout: str
         f"{change.added:,} samples added, {change.replaced:,} replaced, {change.removed:,} removed{known}: "
         f"version {_short(version.md5)} (was {_short(standing.md5)})"
     )
-    _say(f"next: segmill retrain; to share it: git add {params.data.path}.dvc {_log_name(params)} && git commit")
+    if params.schedule.source:  # its runs see what is in git
+        _say("next: segmill data push, which starts the deployed run; or segmill retrain, here")
+        return
+    _announce(space, params)
+    _say("next: segmill retrain; to share it: segmill data push")
+
+
+@data_app.command()
+@with_json
+def push(workspace: WorkspaceOption = HERE, wait: WaitOption = False) -> None:
+    """Share the version: its files through DVC's remote, its record and log through git.
+
+    Where a Prefect server is named, it learns of it, and a deployed run begins.
+    """
+    from segmill.data.versioning.publishing import push_data
+    from segmill.data.versioning.versions import bring_data
+
+    with alone(Workspace.open(workspace), "segmill data push", Part.DATA, wait=wait):
+        space, params = _open(workspace)
+        version = bring_data(space.root, params.data.path, params.data.remote)
+        (entry,) = _resolved(space, params, "HEAD")
+        pushed = push_data(space.root, (f"{params.data.path}.dvc", _log_name(params)), f"Data: {entry.message}")
+    tell(version=version.md5, pushed=pushed)
+    if not pushed:
+        _say(f"nothing to push: git's remote has version {_short(version.md5)}")
+        return
+    _say(f"version {_short(version.md5)} is pushed")
+    _announce(space, params)
+
+
+def _announce(space: Workspace, params: Params) -> None:
+    """Post the event of a new data version where a Prefect server is named: a deployment may wait for it."""
+    from flows.environment import prefect_api
+
+    if not (api := prefect_api(params)):
+        return
+    from datetime import UTC
+    from uuid import uuid4
+
+    from flows.prefect_events import ModelEvent, post
+    from segmill.passwords import without_passwords
+    from tasks.register import model_name
+
+    (entry,) = _resolved(space, params, "HEAD")
+    facts = {name: getattr(entry, name) for name in ("version", "before", "added", "removed", "relabelled", "message")}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    event = ModelEvent(id=str(uuid4()), kind="data_version", model=model_name(space, params), time=now, payload=facts)
+    try:
+        post(api, event, EVENT_TAKES_S)
+    except InfrastructureError as error:
+        _say(f"Prefect's server at {without_passwords(api)} {error}: no run begins because of these data")
 
 
 @data_app.command()

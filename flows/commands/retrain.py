@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ON_RAY = ("finetune", "ensemble", "evaluate")
 READS_DATA = ("validate", "prepare")
+NOTHING_TO_DO = "nothing to do: data, params and code are those of the last run; no new version was made"
 
 
 def retrain_command(
@@ -73,8 +74,11 @@ def stage_command(
             run(space, name, params)
 
 
-def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (), *, wait: bool) -> None:
-    """Run the flow unless nothing has changed, and print what came of it; GateRefused where the verdict is no PASS."""
+def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (), *, wait: bool) -> str:
+    """Run the flow unless nothing has changed, print what came of it and return that as a sentence.
+
+    Raises GateRefused where the verdict is no PASS.
+    """
     from flows.environment import prepare_environment
     from flows.leftovers import send_unsent
     from flows.source import refuse_lost_stores
@@ -99,7 +103,7 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
                     return
                 if _nothing_to_do(workspace, params):
                     _settle_interrupted(workspace, params)  # where that was after its last step
-                    return
+                    return NOTHING_TO_DO
         from flows.retrain import run_retrain
         from flows.standing import remember
 
@@ -109,6 +113,7 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
     show_result(result, out)
     if result["verdict"]["decision"] != "PASS":
         raise GateRefused(f"{result['verdict']['decision']}: {result['outcome']}")
+    return str(result["outcome"])
 
 
 def _settle(change: ParamsChange) -> None:
@@ -170,5 +175,5 @@ def _nothing_to_do(workspace: Workspace, params: Params) -> bool:
     tell(**(found.last_run or {}), nothing_to_do=True)
     for outcome in stages.values():
         out.print(f"{outcome.stage}: fresh (unchanged)", highlight=False, style="dim")
-    out.print("nothing to do: data, params and code are those of the last run; no new version was made", soft_wrap=True)
+    out.print(NOTHING_TO_DO, soft_wrap=True)
     return True

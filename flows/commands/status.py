@@ -15,12 +15,14 @@ from flows.commands.options import HERE, WorkspaceOption, open_workspace, out, t
 from flows.interrupted import InterruptedRun, interrupted
 from flows.standing import Standing, registry_asked
 from segmill import progress
+from segmill.names import visible
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, writer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flows.schedule_state import ScheduleState
     from segmill.params import Params
     from segmill.promotion.rows import LedgerRow
     from tasks.stage import Outcome
@@ -38,9 +40,19 @@ def status_command(workspace: WorkspaceOption = HERE) -> None:
     with registry_asked(space, params) as registry:
         found = look(space, params, survey(space, params), registry())
     notices = notices_state(space, params)
-    found = replace(found, notices=notices, bytes=store_sizes(space, params))
+    found = replace(found, notices=notices, bytes=store_sizes(space, params), schedule=_schedule(space, params))
     if not tell(**found.facts()):
         show(found, out)
+
+
+def _schedule(workspace: Workspace, params: Params) -> ScheduleState | None:
+    """Ask Prefect's server where params.yaml has a schedule."""
+    if "schedule" not in params.model_fields_set or not (workspace.root / params.data.path / "dataset.yaml").is_file():
+        return None
+    from flows.schedule_state import schedule_state
+    from tasks.register import model_name
+
+    return schedule_state(workspace, params, model_name(workspace, params))
 
 
 def history_command(workspace: WorkspaceOption = HERE) -> None:
@@ -77,6 +89,7 @@ class Status:
     noticed: list[str] = field(default_factory=list)
     notices: dict[str, Any] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
+    schedule: ScheduleState | None = None
 
     @property
     def up_to_date(self) -> bool:
@@ -102,6 +115,7 @@ class Status:
             "noticed": self.noticed,
             "notices": self.notices,
             "bytes": self.bytes,
+            "schedule": self.schedule.facts() if self.schedule else None,
         }
 
 
@@ -148,6 +162,8 @@ def show(status: Status, console: Console) -> None:
         console.print(f"[bold]ledger[/]        {escape(sentence)}", style="yellow", highlight=False, soft_wrap=True)
     if status.notices.get("waiting"):
         console.print(f"[bold]notices[/]       {_notices_line(status.notices)}", highlight=False, soft_wrap=True)
+    if status.schedule:
+        _show_schedule(status.schedule, console)
     if status.writer:
         console.print(f"[bold]now[/]           {escape(status.writer)}", highlight=False, soft_wrap=True)
     if status.interrupted:
@@ -210,6 +226,25 @@ def _waiting_line(waiting: dict[str, Any]) -> str:
         f"version {waiting['version']} waits for {missing} approval{'' if missing == 1 else 's'} until {until}: "
         "`segmill approve`, `segmill reject`"
     )
+
+
+def _show_schedule(schedule: ScheduleState, console: Console) -> None:
+    if schedule.error:
+        says = f"{schedule.schedule}; {schedule.error}"
+    elif not schedule.deployed:
+        says = f"{schedule.schedule}; not deployed: `segmill deploy`"
+    else:
+        coming = f"next run {schedule.next}" if schedule.next else "no run is scheduled"
+        says = f"{schedule.schedule}, {'paused' if schedule.paused else coming}"
+    console.print(f"[bold]schedule[/]      {escape(says)}", highlight=False, soft_wrap=True)
+    if schedule.late:
+        runs = f"{schedule.late.runs} run{'' if schedule.late.runs == 1 else 's'}"
+        says = f"{runs} since {schedule.late.since}: {schedule.late.why}"
+        console.print(f"[bold]late[/]          {escape(says)}", style="yellow", highlight=False, soft_wrap=True)
+    for run in [*schedule.running, *schedule.last][:3]:
+        says = f"{run['name']}: {run['state']}, due {run['due']}"
+        said = f", {visible(run['message'], 200)}" if run["message"] else ""
+        console.print(f"              {escape(says + said)}", highlight=False, soft_wrap=True)
 
 
 def _notices_line(notices: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from segmill import params
 from segmill.notify_params import NotifyParams, WebhookParams
+from segmill.schedule_params import AlarmParams, ScheduleParams
 from segmill.train_settings import TrainSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
@@ -33,6 +34,8 @@ BLOCKS = {
     "notify": NotifyParams,
     "notify.webhooks": WebhookParams,
     "git": params.GitParams,
+    "schedule": ScheduleParams,
+    "schedule.alarms": AlarmParams,
 }
 
 

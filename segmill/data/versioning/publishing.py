@@ -10,8 +10,16 @@ from pathlib import Path
 from segmill.data.versioning.cloning import BRANCH, fetch, source_of, talk, upstream
 from segmill.data.versioning.dvc_adapter import repository
 from segmill.data.versioning.merging import MergeConflict, merged
-from segmill.data.versioning.repository import committed, config_value, git, git_head, write_commit, write_tree
-from segmill.errors import InfrastructureError, SegmillError
+from segmill.data.versioning.repository import (
+    commit_contents,
+    committed,
+    config_value,
+    git,
+    git_head,
+    write_commit,
+    write_tree,
+)
+from segmill.errors import InfrastructureError, InputError, SegmillError
 
 TRIES = 8  # pushes, where others push to the branch all the time
 INPUTS = ("params.yaml", "dvc.yaml")  # and the data's record: what a run was made from
@@ -83,6 +91,25 @@ def push_commits(root: Path) -> str:
     raise InfrastructureError(
         f"{source_of(root)} took none of {TRIES} pushes, since others pushed each time; run again, nothing is lost"
     )
+
+
+def push_data(root: Path, files: Sequence[str], message: str) -> bool:
+    """Commit the files that record the data's version, and push the branch to where git pushes it; whether it had to.
+
+    Raises:
+        InputError: git knows of nowhere to push to, or others pushed meanwhile.
+    """
+    head = git_head(root)
+    if head is None or not git(root, "remote"):
+        raise InputError(
+            f"git at {root} has no remote", "add one: `git remote add origin URL; git push -u origin main`"
+        )
+    commit_contents(root, {path: (root / path).read_bytes() for path in files}, message, onto=head)
+    try:
+        said = git(root, "push", "--porcelain", environment={"GIT_TERMINAL_PROMPT": "0"})
+    except InputError as fault:
+        raise InputError(fault.what, "where others pushed meanwhile: `git pull --rebase`, then again") from None
+    return "[up to date]" not in said
 
 
 def _put_onto(root: Path, head: str, onto: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from segmill.errors import GateRefused, InfrastructureError
 from segmill.workspace import Workspace
 
 COMMANDS = (
-    "init", "demo", "validate", "retrain", "status", "history", "promote", "rollback", "approve", "reject",
+    "init", "demo", "validate", "retrain", "status", "history", "deploy", "promote", "rollback", "approve", "reject",
     "verify", "predict", "audit", "plan", "tune", "profile", "ui",
     "doctor", "stage", "data", "ledger", "signing",
 )  # fmt: skip

@@ -64,7 +64,7 @@ def test_new_and_corrected_samples_become_a_version(workspace: Workspace, more: 
     (tmp_path / "gone.txt").write_text("# no consent\nstreet_s0003_f00\n\nstreet_s0003_f01\n")
     said = data(workspace, "add", str(more), "-m", "a ninth drive", "--remove", str(tmp_path / "gone.txt"))
     assert "10 samples added, 1 replaced, 2 removed, 1 known already: version" in said
-    assert "git add data/raw.dvc data/history.jsonl" in said
+    assert "to share it: segmill data push" in said
     _, last = entries(workspace)
     assert (last.message, last.before, last.samples) == ("a ninth drive", first.version, 88)
     assert (last.added, last.removed, last.relabelled, last.reimaged) == (10, 2, 1, 0)
