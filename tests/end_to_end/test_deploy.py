@@ -1,0 +1,170 @@
+"""What `segmill deploy` makes at a real Prefect server, and what `segmill status` says of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Cancelling
+from prefect_servers import PrefectServers, prefect_servers
+from scheduling import MODEL, all_ended, begin_run, deploy, names, schedule, status
+from terminal import run
+
+import flows
+from segmill.promotion.lease import leased
+from segmill.workspace import Workspace
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
+
+def test_deploy_makes_what_the_settings_say_once_changes_and_removes_it(
+    untrained: Workspace, prefect: PrefectServers
+) -> None:
+    schedule(untrained, cron="0 2 * * *", timezone="Europe/Berlin", alarms=[{"url_env": "SINK", "events": ["failed"]}])
+    planned = deploy(untrained, prefect, "--dry-run")
+    with prefect.client() as client:
+        assert client.read_deployments() == client.read_work_pools() == [], "a dry run makes nothing"
+    made = deploy(untrained, prefect)
+    assert (
+        made["changes"]
+        == planned["changes"]
+        == [
+            "work pool segmill: new, of type process",
+            f"deployment nightly/{MODEL}: new",
+            f"automation {MODEL}: new data: new",
+            f"automation {MODEL}: drift: new",
+            f"automation {MODEL}: failed to SINK: new",
+        ]
+    )
+    with prefect.client() as client:
+        found = client.read_deployment_by_name(f"nightly/{MODEL}")
+        (rhythm,) = found.schedules
+        assert (rhythm.schedule.cron, rhythm.schedule.timezone) == ("0 2 * * *", "Europe/Berlin")  # type: ignore[union-attr]
+        assert found.parameters == {"model": MODEL, "workspace": str(untrained.root), "max_hours": None}
+        assert set(found.parameter_openapi_schema["properties"]) >= {"changes", "source"}  # type: ignore[index]
+        due = [run.expected_start_time for run in prefect.wait(lambda runs: len(runs) >= 3)]
+        assert {at.astimezone(UTC).hour for at in due if at} <= {0, 1}, "two o'clock in Berlin"
+        client.pause_deployment(found.id)
+    assert deploy(untrained, prefect)["changes"] == [], "it is there already"
+    schedule(untrained, interval_minutes=90, max_hours=3, on_drift=False)
+    assert deploy(untrained, prefect)["changes"] == [
+        f"deployment nightly/{MODEL}: parameters, description, schedule",
+        f"automation {MODEL}: drift: removed",
+        f"automation {MODEL}: failed to SINK: removed",
+    ]
+    with prefect.client() as client:
+        found = client.read_deployment_by_name(f"nightly/{MODEL}")
+        assert found.paused, "whoever paused it resumes it"
+        assert found.schedules[0].schedule.interval.total_seconds() == 5400  # type: ignore[union-attr]
+    assert status(untrained, prefect)["paused"] is True
+    assert "is resumed" in run(untrained, "segmill", "deploy", "--resume", servers=prefect.env)
+    removed = deploy(untrained, prefect, "--remove")
+    assert f"deployment nightly/{MODEL}: removed" in removed["changes"]
+    with prefect.client() as client:
+        assert client.read_deployments() == client.read_automations() == []
+        assert client.read_block_documents_by_type("webhook") == []
+    assert status(untrained, prefect)["deployed"] is False
+
+
+def test_others_start_a_run_with_the_event_that_is_reserved_for_drift(
+    untrained: Workspace, prefect: PrefectServers
+) -> None:
+    schedule(untrained)
+    deploy(untrained, prefect)
+    for model in ("segmill-street", MODEL):
+        event = {
+            "event": "segmill.drift",
+            "occurred": datetime.now(UTC).isoformat(),
+            "id": str(uuid4()),
+            "resource": {"prefect.resource.id": f"segmill.model.{model}"},
+            "payload": {},
+        }
+        headers = {"content-type": "application/json"}
+        posted = Request(f"{prefect.api}/events", json.dumps([event]).encode(), headers)
+        urlopen(posted).close()
+    prefect.wait(lambda runs: len(runs) == 1, 30)
+    time.sleep(3)
+    (found,) = prefect.runs()
+    assert found.parameters == {"model": MODEL, "workspace": str(untrained.root), "max_hours": None}
+
+
+def test_prefects_own_command_deploys_by_prefect_yaml(untrained: Workspace, prefect: PrefectServers) -> None:
+    named = {**prefect.env, "SEGMILL_MODEL": MODEL, "SEGMILL_WORKSPACE": str(untrained.root)}
+    root = Path(flows.__file__).parents[1]
+    run(Workspace(root), "prefect", "work-pool", "create", "segmill", "--type", "process", servers=named)
+    said = run(Workspace(root), "prefect", "--no-prompt", "deploy", "--all", servers=named)
+    assert "successfully created" in said
+    with prefect.client() as client:
+        (found,) = client.read_deployments()
+        assert (found.name, found.entrypoint) == (MODEL, "flows.nightly.nightly")
+        (trigger,) = client.read_automations()
+        assert f"segmill.model.{MODEL}" in str(trigger.trigger)
+    schedule(untrained, cron="0 2 * * *")
+    assert deploy(untrained, prefect)["changes"][0].startswith(f"deployment nightly/{MODEL}: "), "it takes it over"
+
+
+def test_why_a_run_is_late(untrained: Workspace, prefect: PrefectServers) -> None:
+    def late() -> str:
+        found = status(untrained, prefect)
+        assert found["late"], found
+        return str(found["late"]["why"])
+
+    def pool(**facts: Any) -> None:
+        with prefect.client() as client:
+            client.request("PATCH", "/work_pools/{name}", path_params={"name": "segmill"}, json=facts)
+
+    def cancel(run: FlowRun) -> None:
+        with prefect.client() as client:
+            client.set_flow_run_state(run.id, Cancelling())
+
+    schedule(untrained)
+    deploy(untrained, prefect)
+    first = begin_run(prefect)
+    time.sleep(31)
+    assert "no worker polls the work pool segmill; `prefect worker start" in late()
+    pool(is_paused=True)
+    assert "the work pool segmill is paused" in late()
+    with leased(f"sqlite:///{untrained.ledger}", MODEL, "a test"), prefect.worker():
+        pool(is_paused=False, concurrency_limit=1)
+        prefect.wait(lambda runs: names(runs) == ["Running"])
+        until = time.monotonic() + 60
+        while "waiting for a test" not in prefect.said():
+            assert time.monotonic() < until, prefect.said()
+            time.sleep(0.5)
+        assert f"the lease of {MODEL} is held by a test on " in late()
+        cancel(first)
+        prefect.wait(all_ended, 40)
+        with prefect.client() as client:  # one that holds the pool's only place
+            there = client.read_deployment_by_name(f"nightly/{MODEL}")
+            client.create_deployment(
+                there.flow_id, "another", work_pool_name="segmill", entrypoint=there.entrypoint,
+                parameters={**there.parameters}, pull_steps=there.pull_steps,
+            )  # fmt: skip
+            other = client.create_flow_run_from_deployment(client.read_deployment_by_name("nightly/another").id)
+        prefect.wait(lambda runs: "Running" in names([run for run in runs if run.id == other.id]))
+        second = begin_run(prefect)
+        time.sleep(31)
+        assert f"the work pool segmill allows 1 runs at a time ({other.name})" in late()
+        cancel(second)
+        cancel(other)
+        prefect.wait(all_ended, 40)
+
+
+def test_a_server_that_is_away_is_named_within_seconds(untrained: Workspace, tmp_path: Path) -> None:
+    with prefect_servers(tmp_path / "prefect") as servers:
+        schedule(untrained, cron="0 2 * * *")
+        deploy(untrained, servers)
+        assert status(untrained, servers)["error"] is None
+        servers.stop()
+        began = time.monotonic()
+        found = status(untrained, servers)
+        assert "does not answer" in found["error"] and servers.api in found["error"]
+        assert time.monotonic() - began < 30
+        assert "does not answer" in run(untrained, "segmill", "deploy", code=4, servers=servers.env)
