@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -127,7 +127,9 @@ def deploy(workspace: Workspace, params: Params, model: str, *, dry_run: bool = 
                     flow_id, model, schedules=schedules, paused=paused, enforce_parameter_schema=True,
                     parameter_openapi_schema=_schema(), **wanted,
                 )  # fmt: skip
-        _make_automations(client, made, _automations(client, settings, model, urls, deployment_id, dry_run))
+        addresses = {url_env: _store_url(client, made, model, url_env, url) for url_env, url in urls.items()}
+        _make_automations(client, made, _automations(settings, model, addresses, deployment_id))
+        _remove_addresses(client, made, model, keep=urls)
     return made
 
 
@@ -139,11 +141,7 @@ def remove(params: Params, model: str, *, dry_run: bool = False) -> Deployed:
             made.changes.append(f"automation {automation.name}: removed")
             if not dry_run:
                 client.delete_automation(automation.id)
-        for block in client.read_block_documents_by_type("webhook"):
-            if block.name and block.name.startswith(_block_name(model, "")):
-                made.changes.append(f"address {block.name}: removed")
-                if not dry_run:
-                    client.delete_block_document(block.id)
+        _remove_addresses(client, made, model)
         if found := read_deployment(client, model):
             made.changes.append(f"deployment {made.deployment}: removed")
             if not dry_run:
@@ -244,14 +242,9 @@ def _make_pool(client: SyncPrefectClient, made: Deployed) -> None:
 
 
 def _automations(
-    client: SyncPrefectClient,
-    settings: ScheduleParams,
-    model: str,
-    urls: dict[str, str],
-    deployment_id: UUID | None,
-    dry_run: bool,
+    settings: ScheduleParams, model: str, addresses: dict[str, UUID], deployment_id: UUID | None
 ) -> list[AutomationCore]:
-    """Return the automations that there should be; the addresses of alarms are stored at the server."""
+    """Return the automations that there should be; ``addresses``: the block of each alarm's address, by variable."""
     deployment_id = deployment_id or UUID(int=0)  # a dry run that makes none
     resource = {"prefect.resource.id": model_resource(model)}
     starts = {"new data": (settings.on_data, NEW_DATA), "drift": (settings.on_drift, DRIFT)}
@@ -267,7 +260,6 @@ def _automations(
     ]
     runs = {"prefect.resource.id": f"prefect.deployment.{deployment_id}", "prefect.resource.role": "deployment"}
     for alarm in settings.alarms:
-        block = _store_url(client, _block_name(model, alarm.url_env), urls[alarm.url_env], dry_run)
         for kind in ALARMS if alarm.events is None else alarm.events:
             of_runs = kind in EVENTS_OF
             made.append(
@@ -277,7 +269,7 @@ def _automations(
                     trigger=EventTrigger(expect=EVENTS_OF[kind], match_related=runs, within=AT_MOST_EVERY[kind])
                     if of_runs
                     else EventTrigger(expect={f"segmill.{kind}"}, match=resource),
-                    actions=[CallWebhook(block_document_id=block, payload=_body(kind, model))],
+                    actions=[CallWebhook(block_document_id=addresses[alarm.url_env], payload=_body(kind, model))],
                 )
             )
     return made
@@ -299,15 +291,28 @@ def _block_name(model: str, variable: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{model}-alarm-{variable}".lower())
 
 
-def _store_url(client: SyncPrefectClient, name: str, url: str, dry_run: bool) -> UUID:
+def _store_url(client: SyncPrefectClient, made: Deployed, model: str, variable: str, url: str) -> UUID:
     """Store an address at the server, which encrypts it; return the block's id."""
-    for block in client.read_block_documents_by_type("webhook", include_secrets=True):
-        if block.name == name and block.data.get("url") == url:
-            return block.id
-    if dry_run:
-        return UUID(int=0)
+    name = _block_name(model, variable)
+    blocks = {block.name: block for block in client.read_block_documents_by_type("webhook", include_secrets=True)}
+    there = blocks.get(name)
+    if there and there.data.get("url") == url:
+        return there.id
+    made.changes.append(f"address {name}: {'changed' if there else 'new'}")
+    if made.dry_run:
+        return there.id if there else UUID(int=0)
     stored = Webhook(url=url, headers={"content-type": "application/json"}).save(name, overwrite=True)
     return stored  # type: ignore[return-value]
+
+
+def _remove_addresses(client: SyncPrefectClient, made: Deployed, model: str, keep: Iterable[str] = ()) -> None:
+    """Remove the addresses of the model's alarms but those in the variables ``keep``."""
+    kept = {_block_name(model, variable) for variable in keep}
+    for block in client.read_block_documents_by_type("webhook"):
+        if block.name and block.name.startswith(_block_name(model, "")) and block.name not in kept:
+            made.changes.append(f"address {block.name}: removed")
+            if not made.dry_run:
+                client.delete_block_document(block.id)
 
 
 def _existing(client: SyncPrefectClient, model: str) -> list[Any]:

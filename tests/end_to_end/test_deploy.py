@@ -38,6 +38,7 @@ def test_deploy_makes_what_the_settings_say_once_changes_and_removes_it(
         == [
             "work pool segmill: new, of type process",
             f"deployment nightly/{MODEL}: new",
+            f"address {MODEL}-alarm-sink: new",
             f"automation {MODEL}: new data: new",
             f"automation {MODEL}: drift: new",
             f"automation {MODEL}: failed to SINK: new",
@@ -58,6 +59,7 @@ def test_deploy_makes_what_the_settings_say_once_changes_and_removes_it(
         f"deployment nightly/{MODEL}: parameters, description, schedule",
         f"automation {MODEL}: drift: removed",
         f"automation {MODEL}: failed to SINK: removed",
+        f"address {MODEL}-alarm-sink: removed",
     ]
     with prefect.client() as client:
         found = client.read_deployment_by_name(f"nightly/{MODEL}")
