@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from pydantic_core import ErrorDetails
 
 from segmill.errors import InputError, near_miss
+from segmill.keep_params import KeepParams
 from segmill.notify_params import NotifyParams
 from segmill.params_block import Block, Fraction
 from segmill.params_text import text_and_values
@@ -249,6 +250,7 @@ class Params(Block):
     mlflow: MlflowParams = MlflowParams()
     prefect: PrefectParams = PrefectParams()
     notify: NotifyParams = NotifyParams()
+    keep: KeepParams = KeepParams()
     git: GitParams = GitParams()
     schedule: ScheduleParams = ScheduleParams()
 

@@ -16,6 +16,7 @@ from segmill.promotion.ledger import Conflict, Ledger, workspace_ledger
 from segmill.promotion.moves import expired, waits
 from segmill.promotion.reconcile import reconcile
 from segmill.promotion.rows import Entry, LedgerRow, waiting
+from segmill.promotion.versions import serves_after_all
 from segmill.workspace import Workspace
 from tasks.judging import Case, gate_settings, judge, measured_since
 from tasks.register import Registered, missing_sentences
@@ -106,6 +107,8 @@ def bring_in_line(workspace: Workspace, params: Params, uri: str, book: Ledger, 
     """
     said = reconcile(uri, book, model, heads.in_workspace(workspace.root, model))
     position = book.position(model)
+    if position.rows and (serving := position.rows[-1].champion):
+        serves_after_all(uri, model, serving)
     if position.rows and not position.rows[-1].taken_over:
         commit = commits_runs(workspace.root) if params.git.commit is None else params.git.commit
         heads.write_file(workspace.root, position.rows[-1], position.ledger, commit=commit)

@@ -115,7 +115,9 @@ def register(
     stages = {f"stage.{outcome.stage}": f"{outcome.state}: {outcome.why}" for outcome in outcomes}
     tracking.set_tags(run.uri, run.id, {**lineage, "model": model, "version": version, **stages})
     tracking.log_params(
-        run.uri, run.id, params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git", "schedule"})
+        run.uri,
+        run.id,
+        params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git", "schedule", "keep"}),
     )
     logged = registry.logged_model(run.uri, model, version)
     tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]), model=logged)

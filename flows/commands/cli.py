@@ -19,6 +19,7 @@ from flows.commands import (
     audit,
     deploy,
     doctor,
+    gc,
     plan,
     predict,
     profile,
@@ -70,6 +71,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
     "profile": profile.profile_command,
     "ui": ui.ui_command,
     "doctor": doctor.doctor_command,
+    "gc": gc.gc_command,
     "stage": retrain.stage_command,
 }
 FOR_DVC = ("stage",)  # dvc.yaml calls it; `segmill status --json` says what came of it

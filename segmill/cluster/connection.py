@@ -12,6 +12,7 @@ from typing import Any
 
 from segmill.alongside import alongside
 from segmill.cluster.alive import watching
+from segmill.cluster.sessions import mark
 from segmill.cluster.work import allow_waiting, first_line, stop_waiting
 from segmill.errors import InfrastructureError
 from segmill.orphans import end_with_this_process
@@ -124,7 +125,7 @@ def _init(address: str, num_cpus: int | None) -> bool:
         end_with_this_process()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
+        context = ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
     except Exception as reason:  # Ray raises a bare Exception where its own processes take too long
         ray.shutdown()
         if address == "local":
@@ -135,4 +136,6 @@ def _init(address: str, num_cpus: int | None) -> bool:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits with 15
+    if address == "local":
+        mark(context.address_info["session_dir"])
     return True

@@ -42,17 +42,23 @@ def moves(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
 
 
 def before(rows: Sequence[LedgerRow]) -> str | None:
-    """Return the version that a rollback goes back to; None where the champion is the first.
+    """Return the version that a rollback goes back to; None where the champion is the first."""
+    champions = line(rows)
+    return champions[-2] if len(champions) > 1 else None
+
+
+def line(rows: Sequence[LedgerRow]) -> list[str]:
+    """Return the champions, each promoted over the one before it; the last one serves, where any does.
 
     Several rollbacks go back one by one: what was rolled back from is not gone back to.
     """
-    line: list[str] = []  # champions, each promoted over the one before it
+    champions: list[str] = []
     for row in moves(rows):
-        if row.champion in line:
-            del line[line.index(row.champion) :]
+        if row.champion in champions:
+            del champions[champions.index(row.champion) :]
         if row.champion is not None:
-            line.append(row.champion)
-    return line[-2] if len(line) > 1 else None
+            champions.append(row.champion)
+    return champions
 
 
 def set_aside(rows: Sequence[LedgerRow], version: str) -> LedgerRow | None:

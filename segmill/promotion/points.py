@@ -11,6 +11,10 @@ POINTS = (
     "between head tags",
     "before mirrored",
     "after mirrored",
+    "before collect row",
+    "after collect row",
+    "in deletion",
+    "after deletion",
 )
 
 

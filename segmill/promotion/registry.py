@@ -20,7 +20,7 @@ from segmill.promotion import signing
 from segmill.promotion.golden import Golden, write_golden
 from segmill.promotion.keys import SignatureError, SigningKey
 from segmill.promotion.signing import ensemble_digest
-from segmill.promotion.versions import SIGNATURE_TAG, signed_by, tag_version
+from segmill.promotion.versions import SIGNATURE_TAG, collected, files_are_there, put, signed_by, tag_version
 from segmill.tracking import reaching
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def register(
     The model holds the ensemble folder, the package's code, MLflow's signature of inputs and outputs, a bill of
     materials, golden predictions, and the signed manifest of all its files; no file of it is a pickle, and no path of
     this machine is written into it. A version whose registration was cut short before it was tagged as signed is tagged
-    by the next call.
+    by the next call, and one whose files `segmill gc` deleted gets them again.
 
     Args:
         uri: tracking and registry URI.
@@ -92,7 +92,7 @@ def register(
     facts = read_ensemble(ensemble_dir)
     digest = ensemble_digest(ensemble_dir)
     found = find_version(uri, model_name, digest)
-    if found:
+    if found and collected(read_version(uri, model_name, found).tags) is None:
         _make_sure_it_is_signed(uri, model_name, found, digest, key)
         return found
     own_tags = {DIGEST_TAG: digest, CLASSES_TAG: json.dumps([entry["name"] for entry in facts["classes"]])}
@@ -102,6 +102,11 @@ def register(
         write_golden(model_dir, golden)
         (model_dir / sbom.FILE).write_text(sbom.bill_of_materials(model_name, digest, REQUIREMENTS))
         manifest_sha256 = signing.sign_folder(model_dir, key, model=model_name)
+        if found:
+            put(uri, model_name, found, model_dir)
+            tag_version(uri, model_name, found, key, manifest_sha256)
+            files_are_there(uri, model_name, found)
+            return found
         logged = _logged_model(client, run_id, model_name, digest)
         client.log_model_artifacts(logged.model_id, str(model_dir))
         client.finalize_logged_model(logged.model_id, "READY")

@@ -20,6 +20,7 @@ ACTIONS: dict[str, bool | None] = {
     "alias": False,  # somebody else moved MLflow's alias; it is brought back
     "adopt": None,  # this ledger is the model's one from now on
     "measure": False,  # a figure measured later
+    "collect": False,  # its files are deleted, by `segmill gc`
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 SIGNATURE_TAG = "version_signature"
+COLLECTED_TAG = "files_deleted"  # of a version or a run: when, UTC, ISO 8601
+DELETION_BEGUN = "begun "  # before that while they are being deleted
 ANOTHERS = "its folder is signed, but as another version's"
 MEMBERS = f"{signing.ENSEMBLE}/members"
 
@@ -93,6 +95,36 @@ def model_bytes(uri: str, model: str, version: str, trusted: TrustedKeys) -> int
     return sum(size for path, (_, size) in files.items() if path.startswith(f"{signing.ENSEMBLE}/"))
 
 
+def collected(tags: Mapping[str, str]) -> str | None:
+    """Return when `segmill gc` deleted a version's files, or began to, UTC, ISO 8601; None while they are there."""
+    when = tags.get(COLLECTED_TAG)
+    return None if when is None else when.removeprefix(DELETION_BEGUN)
+
+
+def files_are_there(uri: str, model: str, version: str) -> None:
+    """Note that the files of a version are in the store, again or still."""
+    with reaching(uri) as client:
+        client.delete_model_version_tag(model, version, COLLECTED_TAG)
+
+
+def serves_after_all(uri: str, model: str, version: str) -> None:
+    """Take back that the files of a version are going to be deleted: it serves by the ledger, and none is gone.
+
+    It was made the champion by somebody who had loaded it before `segmill gc` tagged it, and gc was then interrupted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with reaching(uri) as client:
+        try:
+            tags = client.get_model_version(model, version).tags
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return
+            raise
+        if tags.get(COLLECTED_TAG, "").startswith(DELETION_BEGUN):
+            client.delete_model_version_tag(model, version, COLLECTED_TAG)
+
+
 def sign_registered(
     uri: str, model: str, version: str, key: SigningKey, trusted: TrustedKeys
 ) -> tuple[signing.Manifest, bool]:
@@ -126,6 +158,15 @@ def tag_version(uri: str, model: str, version: str, key: SigningKey, manifest_sh
     with reaching(uri) as client:
         tag = signing.sign_version(key, model, version, manifest_sha256)
         client.set_model_version_tag(model, version, SIGNATURE_TAG, tag)
+
+
+def put(uri: str, model: str, version: str, folder: Path) -> None:
+    """Store all files of ``folder`` as those of a version, over what is there."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    source = _source(uri, model, version)
+    with reaching(uri):
+        get_artifact_repository(source, tracking_uri=uri).log_artifacts(os.fspath(folder))
 
 
 def check_signed(uri: str, model: str, version: str, trusted: TrustedKeys) -> str:
@@ -180,8 +221,15 @@ def _naming(model: str, version: str) -> Iterator[None]:
 
 
 def _version(uri: str, model: str, version: str) -> ModelVersion:
+    """Return what the registry has of a version; InputError where there is none, or its files were deleted."""
     with reaching(uri) as client, _naming(model, version):
-        return client.get_model_version(model, version)
+        found = client.get_model_version(model, version)
+    if when := collected(found.tags):
+        raise InputError(
+            f"the files of version {version} of {model} were deleted on {when[:10]} by `segmill gc`",
+            "choose a version that `segmill gc --dry-run` keeps, or retrain with its settings, which stores it again",
+        )
+    return found
 
 
 def _source(uri: str, model: str, version: str) -> str:

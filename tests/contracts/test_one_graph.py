@@ -24,10 +24,12 @@ NOT_STEPS = (
     "inputs",
     "adoption",
     "changes",
+    "collect",
     "comparable",
     "judging",
     "known",
     "passport",
+    "prefect_history",
     "training_costs",
     "verify",
 )

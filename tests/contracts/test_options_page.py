@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from segmill import params
+from segmill.keep_params import KeepParams
 from segmill.notify_params import NotifyParams, WebhookParams
 from segmill.schedule_params import AlarmParams, ScheduleParams
 from segmill.train_settings import TrainSettings
@@ -33,6 +34,7 @@ BLOCKS = {
     "prefect": params.PrefectParams,
     "notify": NotifyParams,
     "notify.webhooks": WebhookParams,
+    "keep": KeepParams,
     "git": params.GitParams,
     "schedule": ScheduleParams,
     "schedule.alarms": AlarmParams,

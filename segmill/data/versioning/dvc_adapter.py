@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from segmill.data.versioning.dvc_remote import DvcRemote
 from segmill.data.versioning.dvc_stage import PIPELINE_FILE, DvcStage, Pushable, hash_of
+from segmill.data.versioning.object_store import ObjectStore
 from segmill.data.versioning.sharing import share
 from segmill.errors import InputError
 
@@ -168,6 +169,18 @@ class DvcRepository:
         sent = remote.push({md5 for one in wanted for md5 in one.md5s})
         remote.push_runs({name: content for one in wanted for name, content in one.runs.items()})
         return sent
+
+    def object_stores(self, *, remote: bool) -> list[ObjectStore]:
+        """Return the cache and, where it is asked for and there is one, the remote."""
+        local = self._repo.cache.local
+        stores = [ObjectStore("dvc_cache", local.fs, local.path, self._repo.stage_cache.cache_dir)]
+        if remote and self.has_remote:
+            from dvc_data.hashfile.db import get_index
+
+            there = self._repo.cloud.get_remote_odb(command="gc")
+            runs = there.fs.join(self._repo.cloud.get_remote_odb(command="gc", hash_name="md5-dos2unix").path, "runs")
+            stores.append(ObjectStore("remote", there.fs, there.path, runs, get_index(there).clear))
+        return stores
 
     def lock_file(self) -> bytes:
         """Return the bytes of dvc.lock, none where no stage ran yet."""

@@ -134,6 +134,11 @@ def git_user(root: Path | None) -> str:
 
 def git(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> str:
     """Run git at ``root`` and return what it prints. InputError with what git says where it fails."""
+    return git_bytes(root, *arguments, stdin=stdin, environment=environment).decode(errors="surrogateescape").strip()
+
+
+def git_bytes(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> bytes:
+    """Run git at ``root`` and return the bytes that it prints. InputError with what git says where it fails."""
     own = {**os.environ, **(environment or {})}
     try:
         done = subprocess.run(
@@ -144,4 +149,4 @@ def git(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[st
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip()
         raise InputError(f"git {arguments[0]} failed in {root}: {said}") from None
-    return done.stdout.decode(errors="surrogateescape").strip()
+    return done.stdout
