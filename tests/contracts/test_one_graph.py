@@ -89,6 +89,6 @@ def test_every_stage_depends_on_its_own_settings_which_the_stage_fingerprint_wri
 def test_params_that_change_a_result_are_settings_of_a_stage(workspace: Workspace) -> None:
     settings = all_settings(read_params(workspace.params))
     tracked = {block for values in settings.values() for block in values}
-    where_things_run = {"promotion", "ray", "mlflow", "prefect", "notify", "git", "schedule"}
+    where_things_run = {"promotion", "ray", "mlflow", "prefect", "notify", "git", "schedule", "keep"}
     assert tracked == set(Params.model_fields) - where_things_run
     assert [values["data"] for values in settings.values() if "data" in values] == [{"accept": []}]

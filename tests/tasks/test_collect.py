@@ -106,7 +106,7 @@ def happen(nights: Nights, case: Case) -> None:
     keeping(nights, **case.keep)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name != "newest")) for name in CASES])
 def test_every_version_that_stays_loads_verifies_and_can_serve_again(nights: Nights, tmp_path: Path, name: str) -> None:
     case = CASES[name]
     happen(nights, case)

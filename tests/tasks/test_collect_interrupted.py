@@ -14,6 +14,8 @@ from segmill.promotion.moves import Decision, roll_back
 from tasks.promote import mirrored
 from tests.tasks.test_collect import verifies
 
+pytestmark = pytest.mark.fault
+
 
 class Killed(BaseException):
     """The process ends here."""
