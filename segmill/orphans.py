@@ -16,11 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psutil
 
 STARTED_BY = "SEGMILL_STARTED_BY"  # a variable that all processes inherit from the one that started them
 LOOK_EVERY_S = (1.0, 10.0)  # at first and at last: what stays starts soon, and a look costs some ms of a core
+RUN_FOLDER = "sm-"  # how a run's own temporary folder begins, short for Ray's sockets
 LONGEST_FOLDER = 39  # characters: Ray puts 68 more behind them for a socket, whose path may have 107
 END_ALONE_S, TERMINATE_S, KILL_S = 1.0, 3.0, 2.0  # together within 10 s, and the last look
 
@@ -54,9 +56,15 @@ def end_with_this_process(*, temporary_folder: bool = False) -> None:
         os.environ[STARTED_BY] = token
 
 
+def temporary_top() -> Path:
+    """Return where this machine's temporary files are, also in a run that has a temporary folder of its own there."""
+    top = Path(tempfile.gettempdir())
+    return top.parent if top.name.startswith(RUN_FOLDER) else top
+
+
 def _own_folder() -> list[str]:
     """Make the folder and let temporary files go there; [] where its path would be too long for Ray's sockets."""
-    folder = tempfile.mkdtemp(prefix="sm-")
+    folder = tempfile.mkdtemp(prefix=RUN_FOLDER)
     if len(folder) > LONGEST_FOLDER:
         os.rmdir(folder)
         return []

@@ -101,5 +101,5 @@ def _ended(before: datetime) -> Iterator[FlowRun]:
 
 
 def _is_ours(run: FlowRun, model: str, workspace: Workspace) -> bool:
-    folder = str(workspace.root)
-    return run.name.startswith(f"{model} ") or folder in (str(value) for value in (run.parameters or {}).values())
+    named = {str(value) for value in (run.parameters or {}).values()}
+    return run.name.startswith(f"{model} ") or bool(named & {model, str(workspace.root)})

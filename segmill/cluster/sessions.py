@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from segmill.orphans import temporary_top
 
 MARK = "started_by_segmill"  # a file in the session's folder
 
 
 def sessions_folder() -> Path:
-    """Return where Ray keeps the folders of its sessions on this machine (``get_ray_temp_dir`` of Ray 2.60)."""
-    top = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
-    return Path(top or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())) / "ray"
+    """Return where Ray keeps the sessions of this machine that are in no run's own temporary folder."""
+    named = os.environ.get("RAY_TMPDIR")
+    return (Path(named) if named else temporary_top()) / "ray"  # as ``get_ray_temp_dir`` of Ray 2.60
 
 
 def mark(session: str | Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from segmill.cluster.sessions import MARK, sessions_folder
+from segmill.orphans import RUN_FOLDER, temporary_top
 from segmill.retention.plan import DAY_S, FoundFile, Removal
 from segmill.workspace import Workspace
 
@@ -26,7 +27,7 @@ KINDS = {
     "champion": "champion's member",
     "logs": "log",
 }
-OURS = ("segmill-",)  # how the names of our temporary folders begin
+OURS = "segmill-"  # how the names of our temporary folders begin; a run's own holds its Ray session
 DRAFTS = ".*.draft"
 
 
@@ -50,11 +51,8 @@ def drafts(workspace: Workspace, days: float, now_s: float) -> list[Removal]:
 
 
 def temporary(days: float, now_s: float) -> list[Removal]:
-    """Return the temporary folders of this user that a segmill left which was killed."""
-    own = [
-        path for path in _entries(Path(tempfile.gettempdir()))
-        if path.name.startswith(OURS) and path.lstat().st_uid == os.getuid()
-    ]  # fmt: skip
+    """Return the temporary folders of this user that a segmill left which was killed with all that watched it."""
+    own = [path for path in _entries(temporary_top()) if _is_ours(path) and path.lstat().st_uid == os.getuid()]
     return _old("temporary", [(path, f"temporary folder {path.name}") for path in own], days, now_s)
 
 
@@ -89,6 +87,12 @@ def files_below(path: Path) -> Iterator[FoundFile]:
                 yield from _facts(Path(top, name))
     else:
         yield from _facts(path)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name.startswith(OURS) or (
+        path.name.startswith(RUN_FOLDER) and any(path.glob(f"ray/*/{MARK}")) and path != Path(tempfile.gettempdir())
+    )
 
 
 def _old(store: str, places: Iterable[tuple[Path, str]], days: float, now_s: float) -> list[Removal]:

@@ -85,8 +85,13 @@ def test_temporary_folders_of_others_and_new_ones_stay(tmp_path: Path, monkeypat
     link = tmp_path / "segmill-link"
     link.symlink_to(tmp_path / "somebody")
     os.utime(link, (0, 0), follow_symlinks=False)
+    for name in ("sm-killed", "sm-own", "sm-of-another-program"):  # the second is that of the run that asks
+        put(tmp_path / name / "ray" / "session_1" / ("other" if "another" in name else sessions.MARK))
+        for path in (tmp_path / name / "ray", tmp_path / name):
+            os.utime(path, (0, 0))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "sm-own"))
     found = folders.temporary(DAYS, time.time())
-    assert {Path(one.key).name for one in found} == {"segmill-version-abc", "segmill-link"}
+    assert {Path(one.key).name for one in found} == {"segmill-version-abc", "segmill-link", "sm-killed"}
     folders.delete(found)
     assert not old.exists() and not link.is_symlink() and (tmp_path / "somebody" / "file").exists()
 
