@@ -67,6 +67,12 @@ class Collected:
         """Bytes that the deletion frees, where the store says; a file with another name that stays frees none."""
         return freed_bytes(self.removals)
 
+    def sentences(self) -> list[str]:
+        """Return what was deleted, in one sentence, and what was left out; nothing where there was nothing."""
+        stores = ", ".join(f"{things} of {store}" for store, (things, _) in by_store(self.removals).items())
+        freed = f"deleted what `keep` does not keep ({stores}), which freed {self.freed_bytes / 2**20:,.1f} MiB"
+        return [*([freed] if stores else []), *self.notes]
+
     def facts(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
         stores = by_store(self.removals).items()
@@ -135,9 +141,7 @@ def collect_after_run(workspace: Workspace, params: Params) -> list[str]:
         done = collect(workspace, params)
     except (SegmillError, OSError) as error:
         return [f"what `keep` does not keep was not deleted: {error}"]
-    stores = ", ".join(f"{things} of {store}" for store, (things, _) in by_store(done.removals).items())
-    freed = f"deleted what `keep` does not keep ({stores}), which freed {done.freed_bytes / 2**20:,.1f} MiB"
-    return [*([freed] if stores else []), *done.notes]
+    return done.sentences()
 
 
 @contextmanager
@@ -173,16 +177,13 @@ class _Collection:
         self.mlflow = database == self.uri or Path(database).is_file()  # asking would make it
 
     def versions(self) -> None:
-        if not self.mlflow:
-            return
         book = opened_ledger(self.workspace, self.params)
-        if self.done.dry_run:
+        if self.mlflow:
+            self.known, _ = collected.versions_of(self.uri, self.model)
+        if self.done.dry_run or not self.known:  # none where MLflow is another one than that of the last run, too
             if findings := examine(self.uri, self.workspace.root, book, self.model):
                 raise LedgerError(f"{findings[0]}; nothing is deleted until `segmill ledger verify` finds it whole")
             self.done.removals += [removal for _, removal in self._doomed(book.rows(self.model))]
-            return
-        self.known, _ = collected.versions_of(self.uri, self.model)
-        if not self.known:
             return
         if said := ensure_signer(self.workspace.root):
             self.done.notes.append(said)
@@ -198,6 +199,8 @@ class _Collection:
 
     def _doomed(self, rows: Any) -> list[tuple[VersionFacts, Removal]]:
         """Decide which versions stay, and return those whose files are deleted."""
+        if not self.mlflow:
+            return []
         self.known, aliases = collected.versions_of(self.uri, self.model)
         self.done.kept = kept_versions(rows, self.known, aliases, self.keep, self.now_s)
         found = []
