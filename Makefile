@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-faults check docs-tree clean
+.PHONY: help demo test test-quick test-faults check docs-tree stack stack-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,12 @@ check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of impor
 
 docs-tree: $(VENV)/.installed-dev ## write the file tree of docs/architecture.md from the docstrings
 	@python docs/tree.py
+
+stack: $(VENV)/.installed-stack ## production's servers on this machine, on loopback: PostgreSQL, S3, MLflow, Prefect, Ray
+	@python -m deploy.stack up
+
+stack-down: $(VENV)/.installed-stack ## stop them and delete what they keep
+	@python -m deploy.stack down
 
 clean: ## delete the demo workspace and the virtual environment
 	rm -rf .demo $(VENV)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
-FOLDERS = ("flows", "tasks", "segmill", "benchmarks", "docs")
+FOLDERS = ("flows", "tasks", "segmill", "deploy", "benchmarks", "docs")
 SUFFIXES = (".py", ".jinja", ".css", ".typed")
 BEGIN, END = "<!-- tree: made by `make docs-tree`, do not edit -->", "<!-- end of tree -->"
 COLUMN = 36

@@ -13,9 +13,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = {"segmill", "tasks", "flows", "tests", "benchmarks"}
+OURS = {"segmill", "tasks", "flows", "tests", "benchmarks", "deploy"}
 # Extras whose libraries a folder may import beyond the package's own.
-EXTRAS = {"segmill": ["demo"], "tasks": [], "flows": [], "tests": ["demo", "dev"], "benchmarks": ["demo", "bench"]}
+EXTRAS = {
+    "segmill": ["demo"],
+    "tasks": [],
+    "flows": [],
+    "deploy": ["stack", "postgres"],
+    "tests": ["demo", "dev", "stack", "postgres"],
+    "benchmarks": ["demo", "bench"],
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

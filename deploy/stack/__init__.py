@@ -1,0 +1,1 @@
+"""The servers of a production on one machine, on loopback only: `python -m deploy.stack up`."""

@@ -1,0 +1,83 @@
+"""Who may do what on a stack: databases, buckets and users, each with the least rights that its work takes."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+from typing import Any
+
+import boto3
+from psycopg import Connection, sql
+
+from deploy.stack.place import Place
+from deploy.stack.servers import DATA_BUCKET, DATABASES, LOOPBACK, MODEL_BUCKET, REGION, ask, superuser, urls
+
+READ = ["s3:GetObject", "s3:GetObjectVersion"]
+WRITE = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
+LIST = ["s3:ListBucket", "s3:GetBucketLocation"]
+# Which buckets a user of the S3 API may read and write: MLflow's server, who trains, who backs up.
+BUCKETS = {"mlflow": [MODEL_BUCKET], "pipeline": [DATA_BUCKET], "backup": [DATA_BUCKET, MODEL_BUCKET]}
+
+
+def grant_databases(place: Place) -> None:
+    """Make each database and the role that owns it, where they are not there; nobody else may connect.
+
+    PostgreSQL gets the hash of a password (SCRAM), so that no log can show one.
+    """
+    with superuser(place) as connection:
+        roles = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
+        databases = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+        for role in dict.fromkeys(DATABASES.values()):
+            password = place.secret(f"postgres-{role}")
+            place.keep(f"{role}.pgpass", f"{LOOPBACK}:{place.ports['postgres']}:*:{role}:{password}\n")
+            if role not in roles:
+                kept = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+                statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+                connection.execute(statement.format(sql.Identifier(role), sql.Literal(kept)))
+        for database in DATABASES:
+            if database not in databases:
+                make_database(connection, database)
+
+
+def make_database(connection: Connection[Any], database: str) -> None:
+    """Make an empty database, in which only its owner may work."""
+    name, owner = sql.Identifier(database), sql.Identifier(DATABASES[database])
+    connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))
+    connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(name))
+
+
+def grant_buckets(place: Place) -> None:
+    """Make the buckets, and the users with a key each; from then on the API refuses everyone else."""
+    made = dict(aws_access_key_id="setup", aws_secret_access_key="setup", endpoint_url=urls(place)["s3"])
+    storage, users = (boto3.client(service, region_name=REGION, **made) for service in ("s3", "iam"))
+    for bucket in (DATA_BUCKET, MODEL_BUCKET):
+        storage.create_bucket(Bucket=bucket)
+    for user, buckets in BUCKETS.items():
+        users.create_user(UserName=user)
+        users.put_user_policy(UserName=user, PolicyName="buckets", PolicyDocument=json.dumps(_policy(buckets)))
+        key = users.create_access_key(UserName=user)["AccessKey"]
+        secret = f"aws_access_key_id = {key['AccessKeyId']}\naws_secret_access_key = {key['SecretAccessKey']}\n"
+        place.keep(f"{user}.aws", f"[default]\n{secret}")
+    ask(f"{urls(place)['s3']}/moto-api/reset-auth", b"0", kind="text/plain")
+
+
+def grant_mlflow(place: Place) -> None:
+    """Make MLflow's user `pipeline`, who is no admin: it manages the experiments and models that it made itself."""
+    user = json.dumps({"username": "pipeline", "password": place.secret("mlflow-pipeline")}).encode()
+    admin = f"admin:{place.secret('mlflow-admin')}"
+    try:
+        ask(f"{urls(place)['mlflow']}/api/2.0/mlflow/users/create", user, user=admin)
+    except urllib.error.HTTPError as error:
+        if b"RESOURCE_ALREADY_EXISTS" not in error.read():
+            raise
+
+
+def _policy(buckets: list[str]) -> dict[str, Any]:
+    each = [f"arn:aws:s3:::{bucket}" for bucket in buckets]
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", "Action": LIST, "Resource": each},
+            {"Effect": "Allow", "Action": READ + WRITE, "Resource": [f"{one}/*" for one in each]},
+        ],
+    }

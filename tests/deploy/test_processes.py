@@ -1,0 +1,123 @@
+"""Servers of a stack as processes: started, found, stopped by their process ids, none left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.stack.place import Place
+from deploy.stack.processes import MARK, Server, alive, find, marked, start, stop, stop_rest, wait_ready
+from segmill.errors import InfrastructureError, InputError
+
+PARENT = """
+import signal, subprocess, sys, time
+{how}
+subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"])
+print("serving", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place.create(tmp_path / "stack")
+    yield made
+    stop_rest(made)
+    if made.run.exists():
+        made.remove()
+
+
+def server(place: Place, code: str, name: str = "one") -> Server:
+    return Server(name, [sys.executable, "-c", code], {}, lambda: "serving" in place.log(name).read_text())
+
+
+def test_files_are_the_owners_alone(place: Place) -> None:
+    password = place.secret("postgres")
+    assert len(password) == 32 and place.secret("postgres") == password != place.secret("prefect")
+    place.keep("postgres", "another")
+    assert stat.S_IMODE(place.secret_file("postgres").stat().st_mode) == 0o600
+    assert stat.S_IMODE(place.folder.stat().st_mode) == 0o700
+    assert len(set(place.ports.values())) == len(place.ports)
+    assert "another" not in (place.folder / "stack.json").read_text()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(InputError, match="holds no stack's record; remove it, or name another --folder"):
+        Place.create(tmp_path)
+    assert (tmp_path / "mine").exists() and Place.open(tmp_path) is None
+
+
+def test_a_server_sees_nothing_of_the_users(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "mine")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mine")
+    start(place, server(place, PARENT.format(how="")))
+    wait_ready(place, server(place, ""))
+    process = find(place, "one")
+    assert process is not None
+    seen = process.environ()
+    assert "mine" not in seen.values() and seen["HOME"] == str(place.folder / "home") and seen[MARK] == place.id
+
+
+@pytest.mark.parametrize(
+    ("how", "killed"),
+    [("", []), ("signal.signal(15, signal.SIG_IGN)", ["one"])],
+    ids=["ends by SIGTERM", "ignores SIGTERM"],
+)
+def test_a_server_ends_with_what_it_started(
+    place: Place, how: str, killed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.stack.processes.ENDS_WITHIN_S", 1)
+    monkeypatch.setattr("deploy.stack.processes.ALONE_S", 1)
+    start(place, server(place, PARENT.format(how=how)))
+    wait_ready(place, server(place, ""))
+    assert len(marked(place)) == 2
+    assert stop(place, {"one": signal.SIGTERM}) == killed
+    assert marked(place) == set() and not alive(place, "one")
+
+
+def test_what_a_killed_server_left_is_found(place: Place) -> None:
+    start(place, server(place, PARENT.format(how="")))
+    wait_ready(place, server(place, ""))
+    os.kill(place.processes["one"][0], signal.SIGKILL)
+    psutil.wait_procs([process for process in marked(place) if process.pid == place.processes["one"][0]], 5)
+    assert stop(place, {"one": signal.SIGTERM}) == []
+    assert len(marked(place)) == 1
+    stop_rest(place)
+    assert marked(place) == set()
+
+
+def test_another_process_with_the_same_id_is_left_alone(place: Place) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        place.processes["one"] = stranger.pid, time.time() - 1000
+        assert not alive(place, "one")
+        stop(place, {"one": signal.SIGTERM})
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_server_that_does_not_start_says_why(place: Place) -> None:
+    broken = server(place, "raise SystemExit('the port is taken')")
+    start(place, broken)
+    with pytest.raises(InfrastructureError, match=r"(?s)one did not start; .*one\.log ends with:\nthe port is taken"):
+        wait_ready(place, broken)
+
+
+def test_a_record_names_what_runs(place: Place) -> None:
+    start(place, server(place, PARENT.format(how="")))
+    again = Place.open(place.folder)
+    assert again == place and alive(again, "one")
+    start(again, server(again, "raise SystemExit('twice')"))
+    assert again.processes == place.processes
