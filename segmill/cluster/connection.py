@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from segmill.alongside import alongside
 from segmill.cluster.alive import watching
 from segmill.cluster.sessions import mark
 from segmill.cluster.work import allow_waiting, first_line, stop_waiting
+from segmill.credentials import without_credentials
 from segmill.errors import InfrastructureError
 from segmill.orphans import end_with_this_process
 
@@ -125,7 +126,8 @@ def _init(address: str, num_cpus: int | None) -> bool:
         end_with_this_process()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        context = ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
+        with _without_credentials() if address == "local" else contextlib.nullcontext():
+            context = ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
     except Exception as reason:  # Ray raises a bare Exception where its own processes take too long
         ray.shutdown()
         if address == "local":
@@ -139,3 +141,23 @@ def _init(address: str, num_cpus: int | None) -> bool:
     if address == "local":
         mark(context.address_info["session_dir"])
     return True
+
+
+@contextlib.contextmanager
+def _without_credentials() -> Iterator[None]:
+    """Keep credentials out of the environment of the processes that Ray starts meanwhile, which hand it to their own.
+
+    They stay in this process's environment: other threads, which fetch and record, use them at the same time.
+    """
+    from ray._private import services
+
+    popen = services.ConsolePopen
+
+    def start(*args: Any, env: Mapping[str, str], **options: Any) -> Any:
+        return popen(*args, env=without_credentials(env), **options)
+
+    services.ConsolePopen = start
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import psutil
 import pytest
 
 from segmill.cluster.connection import connect
@@ -83,3 +86,22 @@ def test_a_ray_that_is_started_here_listens_on_loopback_alone() -> None:
     done = subprocess.run([sys.executable, "-c", LISTENS], capture_output=True, text=True, check=True)
     found = set(json.loads(done.stdout.splitlines()[-1]))
     assert found and found <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+def variables_of(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_started_here_gets_no_credential(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = {"MLFLOW_TRACKING_PASSWORD": "canary-7f3a", "AWS_SECRET_ACCESS_KEY": "canary-7f3a", "OPENS_NOTHING": "1"}
+    for name, value in planted.items():
+        monkeypatch.setenv(name, value)
+    with connect("local", 1):
+        assert wait(on_ray(variables_of, tuple(planted))) == {"OPENS_NOTHING": "1"}
+        children = psutil.Process().children(recursive=True)
+        assert len(children) > 3
+        for child in children:
+            with suppress(psutil.Error):
+                assert "canary-7f3a" not in child.environ().values(), child.cmdline()
+        assert variables_of(tuple(planted)) == planted

@@ -15,6 +15,7 @@ OURS = ("segmill", "tasks", "flows", "deploy")
 # writes it, where it is capped.
 INNER = {
     ("deploy/stack/ray_node.py", "ray._private"): "ray[default,train,tune]",
+    ("segmill/cluster/connection.py", "ray._private"): "ray[default,train,tune]",
     ("segmill/data/versioning/dvc_remote.py", "dvc.stage.cache._get_cache_hash"): "dvc",
     ("segmill/data/versioning/dvc_stage.py", "dvc.stage.cache._can_hash"): "dvc",
     ("segmill/data/versioning/dvc_stage.py", "dvc.stage.cache._get_cache_hash"): "dvc",
