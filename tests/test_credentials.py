@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 from segmill.credentials import without_credentials
 
 OPEN_SOMETHING = {
@@ -35,3 +40,45 @@ OPEN_NOTHING = {
 
 def test_what_opens_something_is_left_out() -> None:
     assert without_credentials(OPEN_SOMETHING | OPEN_NOTHING) == OPEN_NOTHING
+
+
+def test_what_joins_ray_and_fetches_weights_stays_only_where_it_is_wanted() -> None:
+    kept = without_credentials(OPEN_SOMETHING | OPEN_NOTHING, keep=())
+    assert OPEN_NOTHING.items() - kept.items() == {
+        ("RAY_AUTH_TOKEN", "joins the cluster"),
+        ("HF_TOKEN", "fetches weights"),
+    }
+
+
+HELPERS = """
+import json, multiprocessing, os, sys
+from concurrent.futures import ProcessPoolExecutor
+import psutil
+from segmill.credentials import keep_from_helpers
+if __name__ == "__main__":
+    keep_from_helpers()
+    found = {}
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        found["work of the fork server"] = pool.submit(os.getenv, "PGPASSWORD").result()
+        processes = psutil.Process().children(recursive=True)
+        assert len(processes) >= 3, processes  # the resource tracker, the fork server, its child
+        found["processes"] = sorted({process.environ().get("PGPASSWORD") for process in processes}, key=str)
+        found["others"] = sorted({process.environ().get("OPENS_NOTHING") for process in processes}, key=str)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found["spawned work"] = pool.submit(os.getenv, "PGPASSWORD").result()
+    found["here"] = os.environ["PGPASSWORD"]
+    print(json.dumps(found))
+"""
+
+
+def test_helper_processes_get_none() -> None:
+    environment = {**os.environ, "PGPASSWORD": "canary", "OPENS_NOTHING": "1"}
+    done = subprocess.run([sys.executable, "-c", HELPERS], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert json.loads(done.stdout) == {
+        "work of the fork server": None,
+        "processes": [None],
+        "others": ["1"],
+        "spawned work": "canary",
+        "here": "canary",
+    }

@@ -38,6 +38,7 @@ from flows.commands.options import with_json
 from flows.commands.signing import signing_app
 from flows.commands.stopping import INTERRUPTED, leave, obey_signals
 from flows.environment import switch_telemetry_off
+from segmill.credentials import keep_from_helpers
 from segmill.errors import GateRefused, SegmillError
 from segmill.names import visible_lines
 from segmill.workspace import free_bytes
@@ -106,6 +107,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     switch_telemetry_off()
+    keep_from_helpers()
     obey_signals(lambda: _say_interrupted(debug))
     try:
         app(arguments, prog_name="segmill")

@@ -165,7 +165,8 @@ def _environment() -> dict[str, str]:
     would write it down."""
     if PASSWORD_VARIABLE in os.environ:
         _password[:] = [os.environ.pop(PASSWORD_VARIABLE)]
-    own = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    own = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}  # may hold a password
+    own |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     if not {"GIT_SSH", "GIT_SSH_COMMAND"} & os.environ.keys():
         own["GIT_SSH_COMMAND"] = "ssh -o BatchMode=yes -o ConnectTimeout=20"
     settings = [("http.lowSpeedLimit", "1"), ("http.lowSpeedTime", "60")]

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from segmill.credentials import without_credentials
 from segmill.data.versioning import dvc_adapter
 from segmill.errors import InputError
 
@@ -40,7 +41,7 @@ def commits_runs(root: Path) -> bool:
 def config_value(root: Path, key: str) -> str | None:
     """Return what the repository's own git configuration says; None where it says nothing, or is none."""
     asked = ["git", "-C", str(root), "config", "--local", key]
-    done = subprocess.run(asked, capture_output=True, text=True)
+    done = subprocess.run(asked, capture_output=True, text=True, env=_environment())
     return done.stdout.strip() or None
 
 
@@ -94,13 +95,15 @@ def git_head(root: Path) -> str | None:
 
 def committed(root: Path, path: str, commit: str = "HEAD") -> bytes | None:
     """Return what a commit, the last one, has of a file; None where there is none. ``path``: relative to ``root``."""
-    done = subprocess.run(["git", "-C", str(root), "show", f"{commit}:./{path}"], capture_output=True)
+    asked = ["git", "-C", str(root), "show", f"{commit}:./{path}"]
+    done = subprocess.run(asked, capture_output=True, env=_environment())
     return done.stdout if done.returncode == 0 else None
 
 
 def identity(root: Path) -> list[str]:
     """Return the options of git that name segmill as the author, where nobody is named."""
-    known = subprocess.run(["git", "-C", str(root), "config", "user.email"], capture_output=True).returncode == 0
+    asked = ["git", "-C", str(root), "config", "user.email"]
+    known = subprocess.run(asked, capture_output=True, env=_environment()).returncode == 0
     return [] if known else ["-c", "user.name=segmill", "-c", "user.email=segmill@localhost"]
 
 
@@ -124,7 +127,7 @@ def git_user(root: Path | None) -> str:
     where = ["-C", str(root)] if root else []
     try:
         asked = ["git", *where, "config", "--get-regexp", r"^user\.(name|email)$"]
-        done = subprocess.run(asked, capture_output=True, text=True)
+        done = subprocess.run(asked, capture_output=True, text=True, env=_environment())
     except FileNotFoundError:
         return ""
     known = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())  # of several the last one counts
@@ -138,8 +141,11 @@ def git(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[st
 
 
 def git_bytes(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> bytes:
-    """Run git at ``root`` and return the bytes that it prints. InputError with what git says where it fails."""
-    own = {**os.environ, **(environment or {})}
+    """Run git at ``root`` and return the bytes that it prints. InputError with what git says where it fails.
+
+    ``environment``: variables of its own; of this process's it gets no credentials.
+    """
+    own = {**_environment(), **(environment or {})}
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, input=stdin, check=True, env=own
@@ -150,3 +156,9 @@ def git_bytes(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapp
         said = error.stderr.decode(errors="replace").strip()
         raise InputError(f"git {arguments[0]} failed in {root}: {said}") from None
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Return git's environment: hooks and filters of a repository are run with it. Git's own variables stay."""
+    own = {name: value for name, value in os.environ.items() if name.startswith("GIT_")}
+    return {**without_credentials(keep=()), **own}

@@ -75,3 +75,17 @@ def test_runs_are_committed_where_segmill_made_the_repository(tmp_path: Path) ->
     create_repository(tmp_path / "theirs")
     create_repository(tmp_path / "own")
     assert (commits_runs(tmp_path / "theirs"), commits_runs(tmp_path / "own")) == (False, True)
+
+
+def test_git_and_its_hooks_get_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_repository(tmp_path / "space")
+    hook = tmp_path / "space" / ".git" / "hooks" / "pre-commit"
+    hook.write_text(f"#!/bin/sh\nenv > {tmp_path / 'seen'}\n")
+    hook.chmod(0o755)
+    planted = {"AWS_SECRET_ACCESS_KEY": "canary", "RAY_AUTH_TOKEN": "canary", "OPENS_NOTHING": "1"}
+    for name, value in {**planted, "GIT_AUTHOR_NAME": "Ann", "GIT_AUTHOR_EMAIL": "ann@localhost"}.items():
+        monkeypatch.setenv(name, value)
+    commit_files(tmp_path / "space", "first")
+    seen = (tmp_path / "seen").read_text()
+    assert "canary" not in seen and "OPENS_NOTHING=1" in seen
+    assert git(tmp_path / "space", "log", "-1", "--format=%an") == "Ann\n"
