@@ -17,7 +17,7 @@ from deploy.stack import processes, servers
 from deploy.stack.backup import backup, restore_stores
 from deploy.stack.place import Place
 from deploy.stack.processes import alive, start, wait_ready
-from deploy.stack.rights import grant_buckets, grant_databases, grant_mlflow
+from deploy.stack.rights import buckets_granted, grant_buckets, grant_databases, grant_mlflow
 from segmill.errors import InputError, Interrupted, SegmillError
 
 ENVIRONMENT, REPOSITORY = "pipeline.env", "segmill.git"
@@ -42,10 +42,12 @@ def up(folder: Path) -> Place:
     """
     before = Place.open(folder)
     place = before or Place.create(folder)
-    if "s3" in place.processes and not alive(place, "s3"):
+    if not buckets_granted(place):  # after a kill in the middle of that; it keeps nothing yet
+        processes.stop(place, {"s3": STOP["s3"]})
+    elif not alive(place, "s3"):
         raise InputError(
             "the S3 API of this stack ended, and its objects with it",
-            "`make stack-down`, `make stack`, then `python -m deploy.stack restore FOLDER`",
+            "`make stack-down`, then `python -m deploy.stack restore BACKUP`",
         )
     try:
         _start(place)
@@ -59,6 +61,7 @@ def up(folder: Path) -> Place:
 
 
 def _start(place: Place) -> None:
+    place.make_folders()
     git = place.folder / "git" / REPOSITORY
     if not git.exists():
         subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch", "main", str(git)], check=True)
@@ -67,7 +70,7 @@ def _start(place: Place) -> None:
         start(place, server)
     wait_ready(place, postgres, s3)
     grant_databases(place)
-    if not place.secret_file("pipeline.aws").exists():
+    if not buckets_granted(place):
         grant_buckets(place)
     mlflow, prefect, node = servers.mlflow(place), servers.prefect(place), servers.ray_node(place)
     start(place, mlflow)
@@ -138,7 +141,6 @@ def main() -> int:
     commands.add_parser("backup", help="write a backup into a new folder").add_argument("backup", type=Path)
     commands.add_parser("restore", help="start a stack and put a backup into it").add_argument("backup", type=Path)
     options = parser.parse_args()
-    os.umask(0o077)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _alone(options.folder.resolve()):
@@ -150,7 +152,18 @@ def main() -> int:
 
 
 def run(command: str, folder: Path, kept: Path | None = None) -> str:
-    """Run a command on the stack in ``folder`` and return what there is to say; ``kept`` is the backup's folder."""
+    """Run a command on the stack in ``folder`` and return what there is to say; ``kept`` is the backup's folder.
+
+    What it writes, and what its servers write, only its owner can read.
+    """
+    mask = os.umask(0o077)
+    try:
+        return _run(command, folder, kept)
+    finally:
+        os.umask(mask)
+
+
+def _run(command: str, folder: Path, kept: Path | None) -> str:
     place = Place.open(folder)
     if command == "up":
         was_up = place is not None and all(alive(place, name) for name in STOP)
@@ -160,6 +173,8 @@ def run(command: str, folder: Path, kept: Path | None = None) -> str:
         assert kept is not None
         restore(folder, kept)
         return f"the stack is up with the backup {kept}"
+    if place is None and command == "down":
+        return f"no stack in {folder}: nothing to stop"
     if place is None:
         raise InputError(f"no stack in {folder}", "`make stack` starts one")
     if command == "down":

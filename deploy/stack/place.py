@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import socket
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,21 +38,28 @@ class Place:
 
     @classmethod
     def create(cls, folder: Path) -> Place:
-        """Make the folder of a new stack, with ports that are free now.
+        """Make the folder of a new stack, with ports that are free now; its record is the first file in it.
 
         Raises InputError where the folder is there and holds something.
         """
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is there and holds no stack's record", "remove it, or name another --folder")
-        for name in ("secrets", "logs", "home", "git"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        run = Path(tempfile.mkdtemp(prefix="segmill-stack-", dir="/tmp"))
-        run.chmod(0o711)
-        (run / "tmp").mkdir()
-        place = cls(folder, secrets.token_hex(8), run, dict(zip(PORTS, _free_ports(len(PORTS)), strict=True)), {})
+        own_id = secrets.token_hex(8)
+        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        place = cls(folder, own_id, Path("/tmp") / f"segmill-stack-{own_id}", ports, {})
         place.save()
+        place.make_folders()
         return place
+
+    def make_folders(self) -> None:
+        """Make the folders that are not there, as after a kill in the middle of ``create``."""
+        for name in ("secrets", "logs", "home", "git"):
+            (self.folder / name).mkdir(exist_ok=True)
+        self.run.mkdir(exist_ok=True)
+        self.run.chmod(0o711)
+        (self.run / "tmp").mkdir(exist_ok=True)
 
     @classmethod
     def open(cls, folder: Path) -> Place | None:
@@ -73,7 +79,7 @@ class Place:
     def secret(self, name: str) -> str:
         """Return a secret, which is made when it is first asked for: 32 random characters."""
         file = self.secret_file(name)
-        if not file.exists():
+        if not file.exists() or not file.stat().st_size:  # empty after a kill at that moment
             self.keep(name, secrets.token_urlsafe(24))
         return file.read_text()
 

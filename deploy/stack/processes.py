@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ from deploy.stack.place import Place
 from flows.environment import TELEMETRY_OFF
 from segmill.errors import InfrastructureError, InputError
 
-MARK = "SEGMILL_STACK"  # in the environment of all that a stack started, servers and what they start
+# In the environment of all that a stack started, servers and what they start: which stack, and which server.
+MARK, MARK_SERVER = "SEGMILL_STACK", "SEGMILL_STACK_SERVER"
 INHERITED = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 READY_WITHIN_S = 300
 ENDS_WITHIN_S = 20.0  # after its signal
@@ -33,6 +35,7 @@ class Server:
 
     Args:
         environment: what it needs besides ``surroundings``, secrets in files where it can read them there.
+        port: on which it will listen on 127.0.0.1; None: on none that was chosen.
         ready: tells whether it serves; errors of the connection mean that it does not yet.
         owner: keywords of ``subprocess.Popen`` with the user it runs as.
         tries: how often it is started where it ends before it is ready.
@@ -41,6 +44,7 @@ class Server:
     name: str
     command: list[str]
     environment: Mapping[str, str]
+    port: int | None
     ready: Callable[[], bool]
     owner: Mapping[str, Any] = field(default_factory=dict)
     tries: int = 1
@@ -71,10 +75,20 @@ def program_on_path(name: str) -> str:
 
 
 def start(place: Place, server: Server) -> None:
-    """Start a server whose process is not there; the log of one that ended is kept as NAME.log.1."""
+    """Start a server whose process is not there; the log of one that ended is kept as NAME.log.1.
+
+    Raises InputError where another program has its port.
+    """
     if alive(place, server.name):
         return
-    environment, path = {**surroundings(place), **server.environment}, place.log(server.name)
+    _kill(marked(place, server.name))  # what one that was killed left, or one that no record names
+    if server.port is not None and _taken(server.port):
+        raise InputError(
+            f"port {server.port}, which is {server.name}'s on this stack, is used by another program",
+            "end that, or make another stack: `make stack-down`, `make stack`, which deletes what this one keeps",
+        )
+    environment = {**surroundings(place), MARK_SERVER: server.name, **server.environment}
+    path = place.log(server.name)
     if path.exists():
         path.replace(path.with_name(f"{path.name}.1"))
     with path.open("wb") as log:
@@ -86,6 +100,16 @@ def start(place: Place, server: Server) -> None:
     place.save()
 
 
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended just now don't count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
 def wait_ready(place: Place, *servers: Server) -> None:
     """Return when all serve.
 
@@ -93,7 +117,7 @@ def wait_ready(place: Place, *servers: Server) -> None:
     """
     until, tries = time.monotonic() + READY_WITHIN_S, {server.name: server.tries for server in servers}
     for server in servers:
-        while not _answers(server):
+        while not (alive(place, server.name) and _answers(server)):
             if not alive(place, server.name) and tries[server.name] > 1:
                 tries[server.name] -= 1
                 start(place, server)
@@ -156,12 +180,14 @@ def _kill(left: Iterable[psutil.Process]) -> None:
     psutil.wait_procs(left, ALONE_S)
 
 
-def marked(place: Place) -> set[psutil.Process]:
-    """Return every process whose environment names the stack."""
+def marked(place: Place, server: str | None = None) -> set[psutil.Process]:
+    """Return every process whose environment names the stack, or that server of it."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == place.id and process.status() != psutil.STATUS_ZOMBIE:
+            environment = process.environ()
+            ours = environment.get(MARK) == place.id and server in (None, environment.get(MARK_SERVER))
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.add(process)
     return found
 

@@ -37,13 +37,18 @@ def grant_databases(place: Place) -> None:
         for database in DATABASES:
             if database not in databases:
                 make_database(connection, database)
+            connection.execute(_nobody_else(database))
 
 
 def make_database(connection: Connection[Any], database: str) -> None:
     """Make an empty database, in which only its owner may work."""
     name, owner = sql.Identifier(database), sql.Identifier(DATABASES[database])
     connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))
-    connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(name))
+    connection.execute(_nobody_else(database))
+
+
+def _nobody_else(database: str) -> sql.Composed:
+    return sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database))
 
 
 def grant_buckets(place: Place) -> None:
@@ -52,13 +57,20 @@ def grant_buckets(place: Place) -> None:
     storage, users = (boto3.client(service, region_name=REGION, **made) for service in ("s3", "iam"))
     for bucket in (DATA_BUCKET, MODEL_BUCKET):
         storage.create_bucket(Bucket=bucket)
+    keys = {}
     for user, buckets in BUCKETS.items():
         users.create_user(UserName=user)
         users.put_user_policy(UserName=user, PolicyName="buckets", PolicyDocument=json.dumps(_policy(buckets)))
-        key = users.create_access_key(UserName=user)["AccessKey"]
+        keys[user] = users.create_access_key(UserName=user)["AccessKey"]
+    ask(f"{urls(place)['s3']}/moto-api/reset-auth", b"0", kind="text/plain")
+    for user, key in keys.items():
         secret = f"aws_access_key_id = {key['AccessKeyId']}\naws_secret_access_key = {key['SecretAccessKey']}\n"
         place.keep(f"{user}.aws", f"[default]\n{secret}")
-    ask(f"{urls(place)['s3']}/moto-api/reset-auth", b"0", kind="text/plain")
+
+
+def buckets_granted(place: Place) -> bool:
+    """Tell whether ``grant_buckets`` came to its end on this stack."""
+    return all(place.secret_file(f"{user}.aws").exists() for user in BUCKETS)
 
 
 def grant_mlflow(place: Place) -> None:

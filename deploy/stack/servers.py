@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -85,14 +86,14 @@ def postgres(place: Place) -> Server:
         _initialise(place, data, owner)
     listen = ["-h", LOOPBACK, "-p", str(place.ports["postgres"]), "-k", ""]
     command = [program_on_path("postgres"), "-D", str(data), *listen]
-    return Server("postgres", command, {}, lambda: _connects(place), owner)
+    return Server("postgres", command, {}, place.ports["postgres"], lambda: _connects(place), owner)
 
 
 def s3(place: Place) -> Server:
     """Return moto's server, an S3 API that keeps its objects in memory and unnamed temporary files."""
     command = [program("moto_server"), "-H", LOOPBACK, "-p", str(place.ports["s3"])]
     spool = {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(2**20)}  # larger objects go to the disk
-    return Server("s3", command, spool, _serves(f"{urls(place)['s3']}/moto-api/"))
+    return Server("s3", command, spool, place.ports["s3"], _serves(f"{urls(place)['s3']}/moto-api/"))
 
 
 def mlflow(place: Place) -> Server:
@@ -118,7 +119,7 @@ def mlflow(place: Place) -> Server:
         "PGPASSFILE": str(place.secret_file("mlflow.pgpass")),
         **s3_environment(place, "mlflow"),
     }
-    return Server("mlflow", command, environment, _serves(f"{urls(place)['mlflow']}/health"))
+    return Server("mlflow", command, environment, place.ports["mlflow"], _serves(f"{urls(place)['mlflow']}/health"))
 
 
 def prefect(place: Place) -> Server:
@@ -130,7 +131,7 @@ def prefect(place: Place) -> Server:
         "PREFECT_SERVER_API_AUTH_STRING": _prefect_user(place),
         "PGPASSFILE": str(place.secret_file("prefect.pgpass")),
     }
-    return Server("prefect", command, environment, lambda: bool(ask_prefect(place, "/health")))
+    return Server("prefect", command, environment, place.ports["prefect"], lambda: bool(ask_prefect(place, "/health")))
 
 
 def worker(place: Place) -> Server:
@@ -141,7 +142,7 @@ def worker(place: Place) -> Server:
     def ready() -> bool:
         return b'"ONLINE"' in ask_prefect(place, f"/work_pools/{POOL}/workers/filter", b"{}")
 
-    return Server("worker", command, environment, ready)
+    return Server("worker", command, environment, None, ready)
 
 
 def ray_head(place: Place) -> Server:
@@ -207,7 +208,10 @@ def _ray(place: Place, name: str, start: list[str]) -> Server:
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     environment = {**_ray_access(place), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
     # It ends where its own processes take longer than 30 s, as they do on a busy machine.
-    return Server(name, command, environment, lambda: b"Ray runtime started" in place.log(name).read_bytes(), tries=4)
+    port = place.ports["ray"] if name == "ray-head" else None
+    return Server(
+        name, command, environment, port, lambda: b"Ray runtime started" in place.log(name).read_bytes(), tries=4
+    )
 
 
 def _serves(url: str) -> Callable[[], bool]:
@@ -229,6 +233,7 @@ def _postgres_owner() -> dict[str, Any]:
 def _initialise(place: Place, data: Path, owner: dict[str, Any]) -> None:
     """Make PostgreSQL's cluster. The superuser's password goes by a file that its own user reads, for that moment."""
     draft, password = data.with_name("postgres.draft"), data.with_name("postgres.password")
+    shutil.rmtree(draft, ignore_errors=True)  # of a kill in its middle
     draft.mkdir(mode=0o700)
     password.touch(mode=0o600)
     password.write_text(place.secret("postgres"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -37,7 +40,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def server(place: Place, code: str, name: str = "one") -> Server:
-    return Server(name, [sys.executable, "-c", code], {}, lambda: "serving" in place.log(name).read_text())
+    return Server(name, [sys.executable, "-c", code], {}, None, lambda: "serving" in place.log(name).read_text())
 
 
 def test_files_are_the_owners_alone(place: Place) -> None:
@@ -121,3 +124,47 @@ def test_a_record_names_what_runs(place: Place) -> None:
     assert again == place and alive(again, "one")
     start(again, server(again, "raise SystemExit('twice')"))
     assert again.processes == place.processes
+
+
+def test_what_a_killed_server_left_ends_before_it_is_started_again(place: Place) -> None:
+    start(place, server(place, PARENT.format(how="")))
+    start(place, server(place, PARENT.format(how=""), "two"))
+    wait_ready(place, server(place, ""), server(place, "", "two"))
+    left, other = marked(place, "one"), marked(place, "two")
+    os.kill(place.processes["one"][0], signal.SIGKILL)
+    psutil.wait_procs([process for process in left if process.pid == place.processes["one"][0]], 5)
+    assert len(left) == len(other) == 2 and any(process.is_running() for process in left)
+    start(place, server(place, PARENT.format(how="")))
+    assert not [process for process in left if process.is_running()]
+    assert marked(place, "two") == other
+
+
+def test_a_server_whose_start_no_record_names_is_not_started_twice(place: Place) -> None:
+    start(place, server(place, PARENT.format(how="")))
+    wait_ready(place, server(place, ""))
+    place.processes.clear()  # as after a kill between the start and the record
+    first = marked(place)
+    start(place, server(place, PARENT.format(how="")))
+    wait_ready(place, server(place, ""))
+    assert len(first) == len(marked(place)) == 2 and not first & marked(place)
+
+
+def test_a_port_that_another_program_has_is_said(place: Place) -> None:
+    one = replace(server(place, PARENT.format(how="")), port=place.ports["s3"])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", place.ports["s3"]))
+        taken.listen()
+        with pytest.raises(InputError, match=f"port {place.ports['s3']}, which is one's on this stack, is used by an"):
+            start(place, one)
+    start(place, one)
+    assert alive(place, "one")
+
+
+def test_a_stack_whose_making_was_cut_off_is_completed(place: Place) -> None:
+    shutil.rmtree(place.folder / "secrets")
+    shutil.rmtree(place.run)
+    again = Place.open(place.folder)
+    assert again == place
+    again.make_folders()
+    again.secret_file("ray").touch()  # as after a kill before it was written
+    assert len(again.secret("ray")) == 32 and (again.run / "tmp").is_dir()
