@@ -17,9 +17,7 @@ _HOLDS_PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@")
 _helpers: list[subprocess.Popen[bytes]] = []  # multiprocessing waits for them itself
 
 
-def without_credentials(
-    environment: Mapping[str, str] = os.environ, *, keep: Iterable[str] = NEEDED_BY_WORK
-) -> dict[str, str]:
+def without_credentials(environment: Mapping[str, str] = os.environ, *, keep: Iterable[str] = ()) -> dict[str, str]:
     """Return the environment without what opens MLflow, Prefect, databases and buckets, or signs.
 
     A variable is left out by its name, or because its value is an address with a password; those of ``keep`` stay.
@@ -40,7 +38,7 @@ def keep_from_helpers() -> None:
     def start(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
         if any("spawn_main" in os.fsdecode(arg) for arg in args):
             return theirs(path, args, passfds)
-        bare = without_credentials(keep=())
+        bare = without_credentials()
         _helpers.append(subprocess.Popen(args, executable=path, pass_fds=passfds, env=bare, restore_signals=False))
         return _helpers[-1].pid
 

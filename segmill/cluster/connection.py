@@ -14,7 +14,7 @@ from segmill.alongside import alongside
 from segmill.cluster.alive import watching
 from segmill.cluster.sessions import mark
 from segmill.cluster.work import allow_waiting, first_line, stop_waiting
-from segmill.credentials import without_credentials
+from segmill.credentials import NEEDED_BY_WORK, without_credentials
 from segmill.errors import InfrastructureError
 from segmill.orphans import end_with_this_process
 
@@ -154,7 +154,7 @@ def _without_credentials() -> Iterator[None]:
     popen = services.ConsolePopen
 
     def start(*args: Any, env: Mapping[str, str], **options: Any) -> Any:
-        return popen(*args, env=without_credentials(env), **options)
+        return popen(*args, env=without_credentials(env, keep=NEEDED_BY_WORK), **options)
 
     services.ConsolePopen = start
     try:

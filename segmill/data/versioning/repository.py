@@ -161,4 +161,4 @@ def git_bytes(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapp
 def _environment() -> dict[str, str]:
     """Return git's environment: hooks and filters of a repository are run with it. Git's own variables stay."""
     own = {name: value for name, value in os.environ.items() if name.startswith("GIT_")}
-    return {**without_credentials(keep=()), **own}
+    return {**without_credentials(), **own}
