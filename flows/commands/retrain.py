@@ -100,7 +100,7 @@ def retrain(workspace: Workspace, command: str, assignments: Sequence[str] = (),
             if not change.lines or members_passed(workspace, params):
                 _settle(change)
                 if _known(workspace, params):
-                    return
+                    return NOTHING_TO_DO
                 if _nothing_to_do(workspace, params):
                     _settle_interrupted(workspace, params)  # where that was after its last step
                     return NOTHING_TO_DO
