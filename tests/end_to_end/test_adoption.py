@@ -14,6 +14,7 @@ from tasks.adoption import ADOPTED
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_a_workspace_of_an_earlier_release_keeps_its_members(tmp_path: Path, servers: dict[str, str]) -> None:
     with tarfile.open(Path(__file__).with_name("workspace_2d2f2c2.tar.xz")) as packed:
         packed.extractall(tmp_path / "former", filter="data")

@@ -58,6 +58,7 @@ def stopped(small_disk: Path, brain_workspace: Callable[..., Workspace]) -> tupl
     return workspace, said.read_text(), started
 
 
+@pytest.mark.long
 def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
     stopped: tuple[Workspace, str, list[psutil.Process]],
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_stop_signal_ends_a_training_at_once_and_leaves_no_process(
     assert list(workspace.checkpoints.rglob("state.pt"))
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_terminal_reaches_the_run_and_leaves_its_servers_to_it(
     tmp_path: Path, brain_workspace: Callable[..., Workspace]
 ) -> None:

@@ -149,6 +149,7 @@ def test_the_second_run_and_dvc_have_nothing_to_do(first: tuple[Workspace, str])
     assert run_json(workspace, "segmill", "status")["up_to_date"] is True
 
 
+@pytest.mark.long
 def test_dvc_repro_gives_the_same_bytes(
     first: tuple[Workspace, str],
     tmp_path: Path,
@@ -179,6 +180,7 @@ def test_weights_lie_once_in_the_workspace_and_once_in_the_registry(first: tuple
     assert sizes["models"] < 1.1 * sum(map(len, members)) and sizes["dvc_cache"] < sizes["models"]
 
 
+@pytest.mark.long
 def test_a_terminal_shows_the_live_table_and_nothing_of_dvc(first: tuple[Workspace, str]) -> None:
     """Its progress bars scrolled through the table: 87 lines in one run."""
     workspace, _ = first
@@ -317,6 +319,7 @@ def test_the_pages_answer_on_any_port_know_the_run_and_end_with_the_command(
     assert psutil.wait_procs([process, *started], timeout=30)[1] == []
 
 
+@pytest.mark.long
 def test_a_changed_and_a_new_member_are_trained_from_what_was_there_when_the_run_began(
     first: tuple[Workspace, str], tmp_path: Path, servers: dict[str, str]
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_folds_record_says_how_it_was_trained_not_how_its_member_is(tmp_path: 
     assert len({whole.inputs_hash, fold.inputs_hash, other.inputs_hash}) == 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_held_out_and_folds_with_real_trainings(workspace: Workspace, joined: None) -> None:
     yaml = YAML()

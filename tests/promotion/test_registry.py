@@ -266,6 +266,7 @@ def test_a_version_of_other_classes_is_not_compared(registered: Registered, judg
         score_registered(scoring(registered, registered.version, tmp_path / "packed"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_version_of_other_classes_is_compared_as_dataset_yaml_says(
     registered: Registered, judging: Path, tmp_path: Path

@@ -12,6 +12,7 @@ import pytest
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "version_mutations.py"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_kind_of_mutation_is_refused_and_the_version_itself_is_not(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARK), "--mutations", "23", "--seed", "7", "--megabytes", "1", "--json"]

@@ -151,6 +151,7 @@ def test_a_version_that_predicts_otherwise_than_evaluate_measured_is_not_judged(
         judge(case)
 
 
+@pytest.mark.long
 def test_the_true_gain_is_measured_once_on_groups_that_arrived_since(case: Case) -> None:
     assert measured_since(case) is None, "the first champion took nobody's place"
     book, workspace = book_of(case.workspace), case.workspace
@@ -168,6 +169,7 @@ def test_the_true_gain_is_measured_once_on_groups_that_arrived_since(case: Case)
     assert verdict.facts["since_promotion"]["version"] == "1"
 
 
+@pytest.mark.long
 def test_time_and_size_are_measured_where_they_are_asked_for(case: Case) -> None:
     guards = "promotion.guards={latency_ratio: 50, size_ratio: 1.5}"
     asked = changed(case, guards, "promotion.floor_miou=0", "promotion.rule=plain", "promotion.confidence=0.7")

@@ -35,6 +35,7 @@ def shards(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_dvc_records_linked_shards_and_leaves_them_alone(workspace: Workspace) -> None:
     first = prepare(workspace)

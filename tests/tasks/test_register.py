@@ -28,6 +28,7 @@ from tasks.version import packed_version, version
 SCORES = {"miou": 0.5, "mdice": 0.6, "accuracy": 0.7, "iou": {"road": 0.5}, "dice": {"road": 0.6}}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_data_added_and_settings_edited_meanwhile_are_not_what_a_version_was_made_from(
     workspace: Workspace, judging: Path, tmp_path: Path

@@ -70,6 +70,7 @@ def test_a_group_of_train_is_not_sealed(brought: Workspace) -> None:
         bring_up_to_date(brought, "validate")
 
 
+@pytest.mark.long
 def test_a_group_that_is_named_before_it_is_added_goes_to_test(brought: Workspace, tmp_path: Path) -> None:
     """Scenes of two new groups come: the sealed one goes to test, and validate takes it."""
     more = tmp_path / "more"

@@ -68,6 +68,7 @@ def shards(workspace: Workspace) -> int:
     return sum(path.stat().st_size for path in files(workspace.packed) if path.suffix == ".bin")
 
 
+@pytest.mark.long
 def test_packed_pixels_lie_once_and_the_data_twice(made: Workspace) -> None:
     assert in_common(made.packed, made.shards, cache(made)) == shards(made)
     data = made.root / read_params(made.params).data.path
@@ -126,6 +127,7 @@ def test_a_damaged_copy_is_not_put_in_the_place_of_a_sound_one(made: Workspace) 
     assert shard.read_bytes() == sound
 
 
+@pytest.mark.long
 def test_a_clone_that_pulls_makes_the_packed_splits_again(made: Workspace, tmp_path: Path) -> None:
     for command in (["git", "add", "-A"], ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"]):
         subprocess.run(command, cwd=made.root, check=True, env=terminal())

@@ -267,6 +267,7 @@ main()
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_add_that_is_killed_while_it_pushes_to_s3_is_completed_by_the_next(
     workspace: Workspace, more: Path, tmp_path: Path, credentials: None

@@ -132,6 +132,7 @@ def test_groups_that_look_wrong_are_said(checked: Workspace) -> None:
     assert "80 of 80 samples are groups of their own" in said and "street_s0000_f00, street_s0000_f01" in said
 
 
+@pytest.mark.long
 def test_what_a_training_did_counts_in_the_next_plan(checked: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
     params = read_params(checked.params)

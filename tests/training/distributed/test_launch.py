@@ -79,6 +79,7 @@ def a_job(root: Path, packed: Path, **own: Any) -> TrainJob:
     return train_job(root, packed, **{"epochs": 6, "seed": 3, "precision": "fp32", "size_px": (64, 64), **own})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_member_is_the_same(joined: None, packed: Path, tmp_path: Path) -> None:
     from segmill.models.members import Member

@@ -215,6 +215,7 @@ def test_too_little_memory_is_one_sentence(packed: Path, tmp_path: Path, monkeyp
         fit_svm(a_job(packed, tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_features_of_a_backbone_travel_with_the_member_that_ray_fitted(
     joined: None, packed: Path, tmp_path: Path
