@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-faults check docs-tree stack stack-down clean
+.PHONY: help demo test test-quick test-faults chaos check docs-tree stack stack-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,13 +31,16 @@ demo: $(VENV)/.installed-demo ## retrain on the built-in brain atlas, from the d
 	@segmill demo --workspace .demo
 
 test: $(VENV)/.installed-dev ## the test suite, with real servers
-	@$(PYTEST) -m 'not fault and not long'
+	@$(PYTEST) -m 'not fault and not long and not chaos'
 
 test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: two minutes
-	@$(PYTEST) -m 'not slow and not fault and not long'
+	@$(PYTEST) -m 'not slow and not fault and not long and not chaos'
 
 test-faults: $(VENV)/.installed-dev ## long runs, many of them killed or starved in their middle
 	@$(PYTEST) -m 'fault or long'
+
+chaos: $(VENV)/.installed-dev ## some fifty runs, each killed or starved at a seeded moment; an hour
+	@$(BIN)/python -m pytest -n0 -m chaos tests/chaos
 
 check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports
 	@ruff check . && ruff format --check . && mypy && lint-imports

@@ -28,9 +28,16 @@ def begin(workspace: Workspace) -> None:
     progress.report(workspace.begun, began=time.time())
 
 
-def end(workspace: Workspace) -> None:
-    """Note that it came to its end, or failed."""
+def end(workspace: Workspace, *, settled: bool = True) -> None:
+    """Note that it came to its end, or failed; not ``settled``: a server still takes it for running."""
+    if not settled:
+        progress.report_failure(workspace.unsettled, ended=time.time())
     workspace.begun.unlink(missing_ok=True)
+
+
+def is_unsettled(workspace: Workspace) -> bool:
+    """Tell whether a server may still take a run for running that is over; ask only while none runs."""
+    return workspace.begun.exists() or workspace.unsettled.exists()
 
 
 def interrupted(workspace: Workspace) -> InterruptedRun | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -33,6 +35,7 @@ from segmill.passwords import public_address
 
 GONE = "its process ended without saying so; a later start noticed it"
 _OPEN = [StateType.RUNNING, StateType.CANCELLING]
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _silent = threading.Event()
 
 
@@ -107,10 +110,13 @@ def is_silent() -> bool:
     return _silent.is_set()
 
 
-def claim_run() -> None:
-    """Say at Prefect's server that the flow run this is called in is this process's."""
+def claim_run(run_id: str = "") -> None:
+    """Say at Prefect's server that a flow run is this process's, which is alive; without an id the one it is called in.
+
+    Raises httpx.HTTPError.
+    """
     with get_client(sync_client=True) as client:
-        client.update_flow_run_labels(flow_run.id, {owner.TAG: owner.this_process()})
+        client.update_flow_run_labels(UUID(run_id or str(flow_run.id)), dict(owner.beat()))
 
 
 def end_abandoned_flow_runs(home: Path) -> int:
@@ -124,8 +130,8 @@ def end_abandoned_flow_runs(home: Path) -> int:
         found = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN)))
         )
-        named = {run.id: str(run.labels.get(owner.TAG, "")) for run in found if str(run.id) != str(flow_run.id)}
-        gone = [run_id for run_id, process in named.items() if owner.is_gone(process) or (ours_alone and not process)]
+        others = [run for run in found if str(run.id) != str(flow_run.id)]
+        gone = [run.id for run in others if owner.is_over(run.labels) or (ours_alone and owner.TAG not in run.labels)]
         if not gone:
             return 0
         tasks = client.read_task_runs(
@@ -143,7 +149,7 @@ def _reason(error: BaseException) -> BaseException | None:
     """Return the error of ours that was to be reported to Prefect when it did not answer; None where there is none."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, SegmillError) or (isinstance(inner, OSError) and not isinstance(inner, ConnectionError)):
+        if isinstance(inner, SegmillError) or getattr(inner, "errno", None) in _OF_THE_DISK:
             return inner
         inner = inner.__context__
     return None

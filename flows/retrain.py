@@ -21,11 +21,11 @@ from rich.console import Console
 from flows import interrupted
 from flows.display import clock, showing, telling
 from flows.environment import artifact_location, ray_address, tracking_uri
-from flows.leftovers import send_unsent, settle
+from flows.leftovers import saying_alive, send_unsent, settle
 from flows.members import log_incidents, train_members
 from flows.notices import deliver_pending
 from flows.pipeline_graph import PipelineGraph, name_run
-from flows.prefect_server import claim_run, run_flow, start_server
+from flows.prefect_server import claim_run, is_silent, run_flow, start_server
 from flows.source import publish_results
 from flows.summary import markdown, next_steps, publish, run_scores, shown_interval
 from segmill import progress, tracking
@@ -145,12 +145,12 @@ def run_retrain(
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(workspace.root)
         progress.report_failure(workspace.last_run, finished=_now(), outcome=f"failed: {error}")
-        interrupted.end(workspace)
+        interrupted.end(workspace, settled=not is_silent())
         raise
     result["seconds"] = round(time.monotonic() - began, 1)
     result["outcome"] += f", in {clock(result['seconds'])}"
     progress.report(workspace.last_run, **result)
-    interrupted.end(workspace)
+    interrupted.end(workspace, settled=not is_silent())
     return result
 
 
@@ -186,7 +186,10 @@ def retrain(folder: str) -> dict[str, Any]:
             name_run(f"{inputs.model} data {data.md5[:8]}: {reason(workspace, params, data)}")
         artifacts = artifact_location(workspace, uri)
         named = f"data {data.md5[:8]}"
-        with tracking.open_run(uri, inputs.model, named, members, workspace.unsent, artifacts=artifacts) as run:
+        with (
+            tracking.open_run(uri, inputs.model, named, members, workspace.unsent, artifacts=artifacts) as run,
+            saying_alive(run),
+        ):
             outcomes = [graph.run(stage, stage_step, workspace, params, stage) for stage in READING_DATA]
             refuse_what_cannot_be_judged(workspace, params, uri, inputs.model)
             reading_data.close()  # from here the packed splits are read: `segmill data add` is allowed

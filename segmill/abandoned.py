@@ -13,8 +13,8 @@ PAGE = 1000  # runs in one answer
 def end_abandoned_runs(uri: str, experiment: str) -> int:
     """End the runs in state RUNNING of an experiment whose process is gone, as KILLED; return how many.
 
-    A run says whose it is in the tag ``owner.TAG``; that of another machine is left alone. Nothing where there is no
-    such experiment.
+    A run says whose it is in its tags, and a nested one is alive while the run above it is; ``owner.is_over`` decides.
+    Nothing where there is no such experiment.
 
     Raises:
         InfrastructureError: MLflow does not answer.
@@ -24,7 +24,12 @@ def end_abandoned_runs(uri: str, experiment: str) -> int:
         if found is None:
             return 0
         running = client.search_runs([found.experiment_id], "attributes.status = 'RUNNING'", max_results=PAGE)
-        gone = [run.info.run_id for run in running if owner.is_gone(run.data.tags.get(owner.TAG, ""))]
+        alive = {run.info.run_id: run.data.tags.get(owner.ALIVE, "") for run in running}
+        gone = []
+        for run in running:
+            above = alive.get(run.data.tags.get("mlflow.parentRunId", ""))
+            if owner.is_over(run.data.tags | ({owner.ALIVE: above} if above else {})):
+                gone.append(run.info.run_id)
         for run_id in gone:
             client.set_terminated(run_id, status="KILLED", end_time=int(time.time() * 1000))
     return len(gone)

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-TAG = "segmill.process"  # of a run in MLflow, and the name of a label in Prefect
+# Tags of a run in MLflow, and labels in Prefect: whose it is, and when that was last alive (s since 1970).
+TAG, ALIVE = "segmill.process", "segmill.alive"
+BEAT_EVERY_S, DEAD_AFTER_S = 60, 900  # of a process of another machine, by that one's clock
 
 
 def this_process() -> str:
     """Return a text that names this process among all of all machines: host, process id, when it began."""
     return f"{socket.gethostname()} {os.getpid()} {_began(os.getpid())}"
+
+
+def beat() -> dict[str, str]:
+    """Return what says that this process is alive now."""
+    return {TAG: this_process(), ALIVE: f"{time.time():.0f}"}
+
+
+def is_over(facts: Mapping[str, Any]) -> bool:
+    """Tell whether the process of a run is gone, by the run's tags or labels.
+
+    On this machine the process is looked for; on another it is gone when it last said long ago that it was alive.
+    """
+    named, alive = str(facts.get(TAG, "")), str(facts.get(ALIVE, ""))
+    if named.partition(" ")[0] == socket.gethostname():
+        return is_gone(named)
+    return alive.isdigit() and time.time() - int(alive) > DEAD_AFTER_S
 
 
 def is_gone(named: str) -> bool:

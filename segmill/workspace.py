@@ -150,6 +150,11 @@ class Workspace:
         return self.scratch / "begun_run.json"
 
     @property
+    def unsettled(self) -> Path:
+        """There where a server may still take a run for running that is over."""
+        return self.scratch / "unsettled_run.json"
+
+    @property
     def unsent(self) -> Path:
         """What MLflow could not be sent yet."""
         return self.scratch / "unsent"

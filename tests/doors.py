@@ -26,7 +26,8 @@ class Door:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        self.url = self._server._replace(netloc=f"127.0.0.1:{self._port}").geturl()
+        user, at, _ = self._server.netloc.rpartition("@")
+        self.url = self._server._replace(netloc=f"{user}{at}127.0.0.1:{self._port}").geturl()
 
     def set(self, state: State) -> None:
         """Change how it answers from here on; shut, it also breaks what is under way."""

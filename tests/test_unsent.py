@@ -108,12 +108,19 @@ def test_runs_of_processes_that_are_gone_are_ended_and_no_others(tmp_path: Path)
     alive = tracking.start_run(uri, "brain", "data")
     elsewhere = tracking.start_run(uri, "brain", "data", tags={})
     client = MlflowClient(uri)
-    client.set_tag(elsewhere, owner.TAG, "elsewhere 1 1000")
+    nested = tracking.start_run(uri, "brain", "fpn", parent=elsewhere)
+    for run_id in (elsewhere, nested):
+        client.set_tag(run_id, owner.TAG, "elsewhere 1 1000")
     by_hand = client.create_run(client.get_run(alive).info.experiment_id).info.run_id
     assert end_abandoned_runs(uri, "brain") == 2
-    found = {run_id: client.get_run(run_id).info.status for run_id in (*killed, alive, elsewhere, by_hand)}
-    assert list(found.values()) == ["KILLED", "KILLED", "RUNNING", "RUNNING", "RUNNING"]
-    assert end_abandoned_runs(uri, "brain") == 0
+    found = {run_id: client.get_run(run_id).info.status for run_id in (*killed, alive, elsewhere, nested, by_hand)}
+    assert list(found.values()) == ["KILLED", "KILLED", "RUNNING", "RUNNING", "RUNNING", "RUNNING"]
+    client.set_tag(elsewhere, owner.ALIVE, str(int(time.time() - owner.DEAD_AFTER_S / 2)))
+    assert end_abandoned_runs(uri, "brain") == 0, "it may be alive, on another machine"
+    client.set_tag(elsewhere, owner.ALIVE, str(int(time.time() - 2 * owner.DEAD_AFTER_S)))
+    assert end_abandoned_runs(uri, "brain") == 2, "and what is nested in it"
+    client.set_tag(alive, owner.ALIVE, "1000")
+    assert end_abandoned_runs(uri, "brain") == 0, "its process is here: MLflow was away when it said so"
 
 
 def test_a_process_id_that_was_given_again_is_another_process() -> None:

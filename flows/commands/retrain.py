@@ -124,11 +124,11 @@ def _settle(change: ParamsChange) -> None:
 
 
 def _settle_interrupted(workspace: Workspace, params: Params) -> None:
-    """End in MLflow and Prefect what a run left there that was interrupted, and forget it."""
+    """End in MLflow and Prefect what a run left there that was interrupted, or that could not tell them."""
     from flows.leftovers import settle
     from tasks.register import model_name
 
-    if interrupted.interrupted(workspace):
+    if interrupted.is_unsettled(workspace):
         from flows.prefect_server import start_server
 
         start_server()

@@ -36,9 +36,12 @@ def status_command(workspace: WorkspaceOption = HERE) -> None:
     from tasks.stage import survey
 
     space, params = open_workspace(workspace)
-    send_unsent(space, params)
+    unsent = send_unsent(space, params)
     with registry_asked(space, params) as registry:
         found = look(space, params, survey(space, params), registry())
+    if unsent:
+        late = f"MLflow did not answer, and {unsent} updates of its runs wait: a later command sends them"
+        found = replace(found, noticed=[*found.noticed, late])
     notices = notices_state(space, params)
     found = replace(found, notices=notices, bytes=store_sizes(space, params), schedule=_schedule(space, params))
     if not tell(**found.facts()):

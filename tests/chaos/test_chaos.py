@@ -1,0 +1,309 @@
+"""Some fifty runs, each disturbed at a seeded moment: all end as the undisturbed one, and nothing is left of them."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from databases import postgresql
+from disturbed import (
+    DONE,
+    GONE_WITHIN_S,
+    PREFECT,
+    Moment,
+    Running,
+    curve_steps,
+    cut,
+    disturb,
+    end_state,
+    kill,
+    open_runs,
+    running,
+    versions,
+)  # fmt: skip
+from doors import Door, State, door_before
+from shared_servers import serving
+
+from segmill import progress
+from segmill.params_change import set_params
+from segmill.workspace import Workspace
+
+pytestmark = pytest.mark.chaos
+
+SEED = 15
+EPOCHS = 6
+MEMBERS = ("fpn", "unet")
+TRAINING = tuple(f"finetune@{member}" for member in MEMBERS)
+STEPS = ("prepare", "ensemble", "evaluate", "register", "promote", "report")
+ENDS = {"flow": -signal.SIGKILL, "term": 130, "raylet": 4, "gcs": 4}  # the exit code of a run that it ends
+PROMISED_S = 60
+
+Make = Callable[..., Workspace]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A disturbance (``kind``) at a moment."""
+
+    kind: str
+    moment: Moment
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.moment}"
+
+
+def in_training(rng: random.Random, least: int = 0) -> Moment:
+    return Moment(rng.choice(TRAINING), rng.randint(least, EPOCHS - 1), rng.uniform(0, 0.5))
+
+
+def in_step(rng: random.Random, *steps: str) -> Moment:
+    return Moment(rng.choice(steps or STEPS), 0, rng.uniform(0, 0.5))
+
+
+def points() -> list[Point]:
+    """Return the points to disturb a run at; the seed decides the moments."""
+    rng = random.Random(SEED)
+    on_ray = ("ensemble", "evaluate")
+    return [
+        *(Point("flow", in_training(rng)) for _ in range(6)),
+        *(Point("flow", in_step(rng, step)) for step in STEPS),
+        *(Point("term", in_training(rng)) for _ in range(2)),
+        *(Point("term", in_step(rng)) for _ in range(2)),
+        *(Point("worker", in_training(rng)) for _ in range(8)),
+        *(Point("raylet", in_training(rng)) for _ in range(3)),
+        *(Point("gcs", in_training(rng)) for _ in range(3)),
+        *(Point(kind, in_step(rng, *on_ray)) for kind in ("raylet", "gcs")),
+        *(Point("prefect", in_training(rng)) for _ in range(2)),
+        *(Point("prefect", in_step(rng)) for _ in range(3)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, brain_workspace: Make) -> dict[str, Any]:
+    """What a run comes to that nobody disturbs."""
+    workspace = brain_workspace(tmp_path_factory.mktemp("undisturbed"), *MEMBERS, epochs=EPOCHS)
+    with running(workspace, "segmill", "retrain") as run:
+        assert run.end() in DONE, run.said
+    return end_state(workspace)
+
+
+def disturbance(kind: str, moment: Moment) -> Callable[[Running], None]:
+    """Return what disturbs a run."""
+
+    def worker(run: Running) -> None:
+        """Kill the process that trains; before its first step it has not said which that is."""
+        note = run.workspace.progress / f"{moment.step}.member.json"
+        until = time.monotonic() + PROMISED_S
+        while "pid" not in (facts := progress.read(note) or {}) and time.monotonic() < until:
+            time.sleep(0.02)
+        kill(psutil.Process(facts["pid"]))
+
+    return {
+        "flow": lambda run: kill(run.process),
+        "term": lambda run: run.process.terminate(),
+        "worker": worker,
+        "raylet": lambda run: kill(run.named("raylet/raylet")),
+        "gcs": lambda run: kill(run.named("gcs/gcs_server")),
+        "prefect": lambda run: kill(run.named(PREFECT)),
+    }[kind]
+
+
+def check(workspace: Workspace, undisturbed: dict[str, Any], database: Path | None = None, ledger: str = "") -> None:
+    """Assert that it came to the same, and nothing was done twice or is still taken for running."""
+    database = database or workspace.root / "mlflow.db"
+    assert end_state(workspace, ledger) == undisturbed
+    assert versions(database) == 1
+    assert open_runs(workspace, database) == {"mlflow": [], "flows": [], "tasks": []}
+    assert [curve_steps(database, member) for member in MEMBERS] == 2 * [list(range(1, EPOCHS + 1))]
+    assert not list(workspace.unsent.glob("*"))
+
+
+def note(record_property: Callable[[str, object], None], what: object, recovered: Any) -> None:
+    facts = asdict(recovered)
+    for key in ("code", "ended_s", "resume_s"):
+        value = facts[key]
+        record_property(key, f"{value:.1f}" if isinstance(value, float) else value)
+    record_property("repeated", max(facts["repeated"].values(), default=0))
+    record_property("what", what)
+
+
+@pytest.mark.parametrize("point", points(), ids=str)
+def test_a_killed_process_costs_at_most_an_epoch_and_changes_nothing(
+    point: Point,
+    tmp_path: Path,
+    brain_workspace: Make,
+    undisturbed: dict[str, Any],
+    record_property: Callable[[str, object], None],
+) -> None:
+    workspace = brain_workspace(tmp_path, *MEMBERS, epochs=EPOCHS)
+    with running(workspace, "segmill", "retrain") as run:
+        recovered = disturb(run, point.moment, disturbance(point.kind, point.moment), MEMBERS)
+    expected = (ENDS[point.kind],) if point.kind in ENDS else DONE
+    assert recovered.code in expected, recovered
+    assert max(recovered.repeated.values(), default=0) <= 1, recovered
+    check(workspace, undisturbed)
+    note(record_property, point, recovered)
+
+
+@pytest.fixture
+def mlflow(tmp_path: Path) -> Iterator[tuple[Door, Path]]:
+    """A door before MLflow's server, and the server's database."""
+    database = tmp_path / "server.db"
+    options = ("--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(tmp_path / "artifacts"))
+    with serving("mlflow", "server", "--workers", "1", *options, "--port") as uri, door_before(uri) as door:
+        yield door, database
+
+
+def away() -> list[tuple[State, float, Moment]]:
+    """Return how MLflow's server fails, for how long (0: until the run is over), and when."""
+    rng = random.Random(SEED)
+    return [
+        *(("shut", 3.0, in_training(rng)) for _ in range(3)),
+        *(("shut", 10.0, in_step(rng, step)) for step in ("register", "promote", "report")),
+        ("500", 10.0, in_training(rng)),
+        ("500", 5.0, in_step(rng, "register")),
+        ("slow", 0.0, in_training(rng)),
+        *(("shut", 0.0, in_step(rng, step)) for step in ("evaluate", "register", "promote", "report")),
+        ("500", 0.0, in_step(rng, "register")),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "for_s", "moment"), away(), ids=str)
+def test_an_mlflow_server_that_fails_costs_no_metric_and_no_verdict(
+    state: State,
+    for_s: float,
+    moment: Moment,
+    tmp_path: Path,
+    brain_workspace: Make,
+    undisturbed: dict[str, Any],
+    mlflow: tuple[Door, Path],
+    record_property: Callable[[str, object], None],
+) -> None:
+    door, database = mlflow
+    workspace = brain_workspace(tmp_path, *MEMBERS, epochs=EPOCHS)
+
+    def fail(run: Running) -> None:
+        door.set(state)
+        if for_s:
+            time.sleep(for_s)
+            door.set("shut")  # breaks what was begun
+            door.set("open")
+
+    with running(workspace, "segmill", "retrain", servers={"MLFLOW_TRACKING_URI": door.url}) as run:
+        recovered = disturb(run, moment, fail, MEMBERS, before_next=lambda: door.set("open"))
+    assert recovered.code in ((4,) if state != "slow" and not for_s else DONE), recovered
+    if recovered.code == 4:
+        assert recovered.ended_s is not None and recovered.ended_s < PROMISED_S + GONE_WITHIN_S
+        assert "MLflow at " in run.said and "does not answer" in run.said
+    assert max(recovered.repeated.values(), default=0) == 0
+    check(workspace, undisturbed, database)
+    note(record_property, f"mlflow {state} {for_s:g} s {moment}", recovered)
+
+
+@pytest.mark.parametrize(("for_s", "step"), [(5.0, "promote"), (0.0, "promote"), (0.0, "register")], ids=str)
+def test_a_ledger_whose_postgresql_dies_gets_one_verdict(
+    for_s: float,
+    step: str,
+    tmp_path: Path,
+    brain_workspace: Make,
+    undisturbed: dict[str, Any],
+    record_property: Callable[[str, object], None],
+) -> None:
+    workspace, moment = brain_workspace(tmp_path, *MEMBERS, epochs=EPOCHS), Moment(step)
+    with postgresql() as url, door_before(url) as door:
+
+        def fail(run: Running) -> None:
+            door.set("shut")
+            if for_s:
+                time.sleep(for_s)
+                door.set("open")
+
+        with running(workspace, "segmill", "retrain", servers={"SEGMILL_LEDGER_URL": door.url}) as run:
+            recovered = disturb(run, moment, fail, MEMBERS, before_next=lambda: door.set("open"))
+        assert recovered.code in (DONE if for_s else (4,)), recovered
+        assert for_s or "the ledger at " in recovered.said
+        check(workspace, undisturbed, ledger=url)
+    note(record_property, f"ledger {for_s:g} s {moment}", recovered)
+
+
+def test_a_stage_that_dvc_runs_is_killed(
+    tmp_path: Path,
+    brain_workspace: Make,
+    undisturbed: dict[str, Any],
+    record_property: Callable[[str, object], None],
+) -> None:
+    """`dvc repro` says that it failed; `segmill retrain` resumes the training."""
+    workspace, moment = brain_workspace(tmp_path, *MEMBERS, epochs=EPOCHS), Moment("finetune@fpn", 2, 0.1)
+    note_path = workspace.progress / f"{moment.step}.json"
+    with running(workspace, "dvc", "repro", "finetune@fpn") as run:
+        progress.report(note_path, state="running")  # `segmill stage` writes no note of its own
+        recovered = disturb(run, moment, lambda run: kill(run.named("finetune@fpn")), MEMBERS)
+    assert recovered.code not in DONE and recovered.repeated.get("fpn", 0) <= 1, recovered
+    check(workspace, undisturbed)
+    note(record_property, f"dvc repro {moment}", recovered)
+
+
+def files_cut() -> list[tuple[str, str, float, Moment]]:
+    """Return what is cut while the run is dead: a glob, and what share of the file is left."""
+    rng = random.Random(SEED)
+    later = Moment("evaluate")
+    return [
+        *((".segmill/**/state.pt", "", share, in_training(rng, 2)) for share in (0.0, 0.5)),
+        (".segmill/**/*.json", "checkpoint", 0.3, in_training(rng, 2)),
+        ("models/members/fpn/weights.safetensors", "", 0.5, later),
+        ("data/packed/train/*.npy", "", 0.5, later),
+        (".dvc/cache/runs/**/*", "", 0.5, later),
+    ]
+
+
+@pytest.mark.parametrize(("pattern", "within", "share", "moment"), files_cut(), ids=str)
+def test_a_file_that_was_cut_is_made_again(
+    pattern: str,
+    within: str,
+    share: float,
+    moment: Moment,
+    tmp_path: Path,
+    brain_workspace: Make,
+    undisturbed: dict[str, Any],
+    record_property: Callable[[str, object], None],
+) -> None:
+    workspace = brain_workspace(tmp_path, *MEMBERS, epochs=EPOCHS)
+
+    def cut_files() -> None:
+        found = [path for path in workspace.root.glob(pattern) if path.is_file() and within in str(path)]
+        assert found, pattern
+        for path in found:
+            cut(path, share)
+
+    with running(workspace, "segmill", "retrain") as run:
+        recovered = disturb(run, moment, disturbance("flow", moment), MEMBERS, before_next=cut_files)
+    check(workspace, undisturbed)
+    note(record_property, f"cut {pattern} to {share:g}, {moment}", recovered)
+
+
+def test_one_of_two_ranks_is_killed(
+    tmp_path_factory: pytest.TempPathFactory,
+    brain_workspace: Make,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """At the same number of ranks the weights are the same."""
+    moment, found = Moment("finetune@fpn", 2, 0.1), []
+    for what in ("undisturbed", "disturbed"):
+        workspace = brain_workspace(tmp_path_factory.mktemp(what), "fpn", epochs=EPOCHS)
+        set_params(workspace.params, ["ray.workers=2", "ray.cpus_per_worker=0.5"])
+        with running(workspace, "segmill", "retrain") as run:
+            if what == "undisturbed":
+                assert run.end() in DONE, run.said
+            else:
+                recovered = disturb(run, moment, disturbance("worker", moment), ("fpn",))
+                assert recovered.code in DONE and recovered.repeated["fpn"] <= 1, recovered
+                note(record_property, f"one rank of two {moment}", recovered)
+        found.append(end_state(workspace))
+    assert found[0] == found[1]
