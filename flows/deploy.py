@@ -302,7 +302,8 @@ def _store_url(client: SyncPrefectClient, made: Deployed, model: str, variable: 
     if made.dry_run:
         return there.id if there else UUID(int=0)
     stored = Webhook(url=url, headers={"content-type": "application/json"}).save(name, overwrite=True)
-    return stored  # type: ignore[return-value]
+    assert isinstance(stored, UUID)  # not its coroutine: there is no event loop
+    return stored
 
 
 def _remove_addresses(client: SyncPrefectClient, made: Deployed, model: str, keep: Iterable[str] = ()) -> None:
