@@ -60,6 +60,7 @@ def stage_command(
     """Run one stage and nothing else, as `dvc repro` does."""
     from flows.environment import ray_address
     from segmill.cluster.connection import connect
+    from segmill.orphans import end_with_this_process
     from tasks.inputs import refuse_other_settings
     from tasks.stage import run
 
@@ -70,6 +71,8 @@ def stage_command(
     ):
         _, params = open_workspace(workspace)
         refuse_other_settings(space, params, name)
+        if base in ON_RAY:
+            end_with_this_process(temporary_folder=True)
         with connect(ray_address(params)) if base in ON_RAY else nullcontext():
             run(space, name, params)
 
