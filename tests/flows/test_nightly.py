@@ -82,6 +82,21 @@ def test_a_process_that_does_not_obey_is_cut_off(hours: float) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_an_alarm_that_a_library_sets_at_each_signal_aborts_nothing() -> None:
+    """As Ray's handler does: it would abort the process before Prefect's server hears how the run ended."""
+    alarmed = STUCK.replace("lambda *_: None", "lambda *_: signal.alarm(3)").replace(
+        "PATIENCE_S = 1.0", "PATIENCE_S = 6.0"
+    )
+    assert alarmed.count("alarm(3)") == alarmed.count("6.0") == 1
+    own = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    process = subprocess.Popen([sys.executable, "-c", alarmed, "0"], stdout=subprocess.PIPE, text=True, env=own)
+    assert process.stdout and process.stdout.readline() == "runs\n"
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)
+    assert process.wait(timeout=60) == 1, "it is cut off; SIGALRM would be -14"
+
+
 @pytest.mark.parametrize("argument", [[], ["stays"]])
 def test_a_run_whose_lease_was_lost_says_so_and_what_obeys_is_not_cut_off(argument: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LISTENS, *argument], capture_output=True, text=True, timeout=120)
