@@ -51,6 +51,7 @@ def _contents() -> dict[str, str]:
         "mlflow.env": f"MLFLOW_FLASK_SERVER_SECRET_KEY={_secret()}\n",
         "prefect.env": f"PREFECT_SERVER_API_AUTH_STRING={prefect}\n",
         "pipeline.env": "".join(f"{name}={value}\n" for name, value in pipeline.items()),
+        "ray.env": f"MLFLOW_TRACKING_USERNAME=ray\nMLFLOW_TRACKING_PASSWORD={_secret()}\n",
         "ray": _secret(),
     }
 

@@ -12,7 +12,8 @@ _NAMES = re.compile(
     r"(?i)PASSW|PWD_|SECRET|TOKEN|CREDENTIAL|API_KEY|ACCESS_KEY|SIGNING_KEY|AUTH_STRING|PGPASSFILE|LEDGER_URL"
     r"|CONNECTION_URL|WEBHOOK|MLFLOW_TRACKING_"
 )
-NEEDED_BY_WORK = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "HF_TOKEN", "HF_TOKEN_PATH")  # joins Ray, fetches weights
+_NEEDED_BY_WORK = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "HF_TOKEN", "HF_TOKEN_PATH")  # joins Ray, fetches weights
+_REACHES_MLFLOW = re.compile(r"(?i)^MLFLOW_TRACKING_|^AWS_|^AZURE_|^GOOGLE_|^PGPASS|_PROXY$")  # and where its files are
 _HOLDS_PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@")
 _helpers: list[subprocess.Popen[bytes]] = []  # multiprocessing waits for them itself
 
@@ -23,6 +24,11 @@ def without_credentials(environment: Mapping[str, str] = os.environ, *, keep: It
     A variable is left out by its name, or because its value is an address with a password; those of ``keep`` stay.
     """
     return {name: value for name, value in environment.items() if name in keep or not _opens(name, value)}
+
+
+def needed_by_work(environment: Mapping[str, str]) -> list[str]:
+    """Return the names of what work on Ray needs: it fetches weights, and from MLflow the versions to judge."""
+    return [name for name in environment if name in _NEEDED_BY_WORK or _REACHES_MLFLOW.search(name)]
 
 
 def keep_from_helpers() -> None:

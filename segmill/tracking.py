@@ -36,6 +36,7 @@ METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
 
 FOLLOW_INTERVAL_S = 2.0
+REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")  # codes of MLflow's errors
 
 
 def start_run(
@@ -327,7 +328,7 @@ def reaching(uri: str) -> Iterator[MlflowClient]:
     except ModuleNotFoundError as error:
         raise InfrastructureError(f"MLflow at {without_password(uri)} needs {error.name}; pip install it.") from error
     except MlflowException as error:
-        if error.error_code == "TEMPORARILY_UNAVAILABLE" or "API request to" in str(error):
+        if error.error_code in ("TEMPORARILY_UNAVAILABLE", *REFUSALS) or "API request to" in str(error):
             raise _unreachable(uri, error) from error
         raise
 
@@ -344,10 +345,12 @@ def _knock(uri: str) -> None:
 
 
 def _unreachable(uri: str, error: Exception) -> InfrastructureError:
-    return InfrastructureError(
-        f"MLflow at {without_password(uri)} does not answer ({without_passwords(str(error)).strip().splitlines()[0]}); "
-        "start it, or set mlflow.tracking_uri or MLFLOW_TRACKING_URI."
-    )
+    said = without_passwords(str(error)).strip().splitlines()[0]
+    if getattr(error, "error_code", None) in REFUSALS:
+        fix = "check MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD and what this user may do there."
+        return InfrastructureError(f"MLflow at {without_password(uri)} refuses ({said}); {fix}")
+    fix = "start it, or set mlflow.tracking_uri or MLFLOW_TRACKING_URI."
+    return InfrastructureError(f"MLflow at {without_password(uri)} does not answer ({said}); {fix}")
 
 
 def _follow(run: Run, member: str, growing: Path, final: Path, over: threading.Event) -> None:

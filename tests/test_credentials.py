@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from segmill.credentials import NEEDED_BY_WORK, without_credentials
+from segmill.credentials import needed_by_work, without_credentials
 
 OPEN_SOMETHING = {
     "MLFLOW_TRACKING_PASSWORD": "canary",
@@ -39,13 +39,19 @@ OPEN_NOTHING = {
 
 
 def test_what_opens_something_is_left_out() -> None:
-    everything = OPEN_SOMETHING | OPEN_NOTHING
-    assert without_credentials(everything, keep=NEEDED_BY_WORK) == OPEN_NOTHING
-    less = without_credentials(everything)
+    less = without_credentials(OPEN_SOMETHING | OPEN_NOTHING)
     assert OPEN_NOTHING.items() - less.items() == {
         ("RAY_AUTH_TOKEN", "joins the cluster"),
         ("HF_TOKEN", "fetches weights"),
     }
+    assert less.items() <= OPEN_NOTHING.items()
+
+
+def test_work_on_ray_reaches_mlflow_and_nothing_else() -> None:
+    everything = OPEN_SOMETHING | OPEN_NOTHING
+    kept = without_credentials(everything, keep=needed_by_work(everything))
+    lost = {"PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "SEGMILL_LEDGER_URL", "SEGMILL_SIGNING_KEY", "GITHUB_TOKEN"}
+    assert everything.keys() - kept.keys() == {*lost, "ALERTS_WEBHOOK_SECRET"}
 
 
 HELPERS = """

@@ -25,7 +25,7 @@ from segmill.files import replacing
 
 MANIFEST = "backup.json"
 # MLflow's users are in a database that is restored, so that their passwords must be those of before.
-SECRETS = ("mlflow-admin", "mlflow-pipeline")
+SECRETS = ("mlflow-admin", "mlflow-pipeline", "mlflow-ray")
 # The ledger names versions of MLflow: it is dumped before, so that no row of it names one that the dump lacks.
 DUMPED = ("ledger", "mlflow", "mlflow_users", "prefect")
 BUCKETS = (DATA_BUCKET, MODEL_BUCKET)

@@ -74,14 +74,16 @@ def buckets_granted(place: Place) -> bool:
 
 
 def grant_mlflow(place: Place) -> None:
-    """Make MLflow's user `pipeline`, who is no admin: it manages the experiments and models that it made itself."""
-    user = json.dumps({"username": "pipeline", "password": place.secret("mlflow-pipeline")}).encode()
+    """Make MLflow's users, who are no admins: `pipeline` manages the experiments and models that it made itself, `ray`,
+    with which Ray's nodes fetch the versions that they judge, reads."""
     admin = f"admin:{place.secret('mlflow-admin')}"
-    try:
-        ask(f"{urls(place)['mlflow']}/api/2.0/mlflow/users/create", user, user=admin)
-    except urllib.error.HTTPError as error:
-        if b"RESOURCE_ALREADY_EXISTS" not in error.read():
-            raise
+    for name in ("pipeline", "ray"):
+        user = json.dumps({"username": name, "password": place.secret(f"mlflow-{name}")}).encode()
+        try:
+            ask(f"{urls(place)['mlflow']}/api/2.0/mlflow/users/create", user, user=admin)
+        except urllib.error.HTTPError as error:
+            if b"RESOURCE_ALREADY_EXISTS" not in error.read():
+                raise
 
 
 def _policy(buckets: list[str]) -> dict[str, Any]:

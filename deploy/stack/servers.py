@@ -206,7 +206,15 @@ def _ray(place: Place, name: str, start: list[str]) -> Server:
         "--min-worker-port", "0", "--max-worker-port", "0",  # free ones: two nodes share this machine
     ]  # fmt: skip
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    environment = {**_ray_access(place), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    environment = {
+        **_ray_access(place),
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        # A version is judged where it is loaded: these fetch it, and may do no more.
+        "MLFLOW_TRACKING_USERNAME": "ray",
+        "MLFLOW_TRACKING_PASSWORD": place.secret("mlflow-ray"),
+        **THROUGH_SERVER,
+    }
     # It ends where its own processes take longer than 30 s, as they do on a busy machine.
     port = place.ports["ray"] if name == "ray-head" else None
     return Server(

@@ -14,7 +14,7 @@ from segmill.alongside import alongside
 from segmill.cluster.alive import watching
 from segmill.cluster.sessions import mark
 from segmill.cluster.work import allow_waiting, first_line, stop_waiting
-from segmill.credentials import NEEDED_BY_WORK, without_credentials
+from segmill.credentials import needed_by_work, without_credentials
 from segmill.errors import InfrastructureError
 from segmill.orphans import end_with_this_process
 
@@ -145,7 +145,7 @@ def _init(address: str, num_cpus: int | None) -> bool:
 
 @contextlib.contextmanager
 def _without_credentials() -> Iterator[None]:
-    """Keep credentials out of the environment of the processes that Ray starts meanwhile, which hand it to their own.
+    """Keep credentials that work does not need out of the environment of the processes that Ray starts meanwhile.
 
     They stay in this process's environment: other threads, which fetch and record, use them at the same time.
     """
@@ -154,7 +154,7 @@ def _without_credentials() -> Iterator[None]:
     popen = services.ConsolePopen
 
     def start(*args: Any, env: Mapping[str, str], **options: Any) -> Any:
-        return popen(*args, env=without_credentials(env, keep=NEEDED_BY_WORK), **options)
+        return popen(*args, env=without_credentials(env, keep=needed_by_work(env)), **options)
 
     services.ConsolePopen = start
     try:

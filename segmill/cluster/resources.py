@@ -31,11 +31,12 @@ def total_resources() -> Resources:
 def even_share(workers: int) -> float:
     """Return the CPUs for each of ``workers`` processes that train at the same time: whole ones where it can be.
 
-    At least half a CPU, so that never more than two trainings crowd on one; the others wait.
+    At least half a CPU, so that never more than two trainings crowd on one; the others wait. At most those of the node
+    with the most: a process runs on one node.
     """
     import ray
 
-    share = ray.cluster_resources().get("CPU", 0) / workers
+    share = min(ray.cluster_resources().get("CPU", 0) / workers, whole_node().num_cpus)
     return float(int(share)) if share >= 1 else max(0.5, int(share * 100) / 100)
 
 
@@ -48,11 +49,19 @@ def whole_node() -> Resources:
 
 
 def check_resources(what: str, each: Resources, times: int = 1) -> None:
-    """Raise InfrastructureError where the whole cluster, when idle, has less than ``times`` x ``each``."""
+    """Raise InfrastructureError where the cluster, when idle, has no room for ``times`` x ``each``.
+
+    Each is on one node: Ray would wait for ever for one that is larger than any.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     total = total_resources()
     for kind, amount, has in (("CPU", each.num_cpus, total.num_cpus), ("GPU", each.num_gpus, total.num_gpus)):
+        said = f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has"
+        fix = f"lower ray.workers or ray.{kind.lower()}s_per_worker, or add nodes"
         if amount * times > has:
-            raise InfrastructureError(
-                f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has {has:g}; lower "
-                f"ray.workers or ray.{kind.lower()}s_per_worker, or add nodes"
-            )
+            raise InfrastructureError(f"{said} {has:g}; {fix}")
+        room = sum(int(node.get(kind, 0) / amount) for node in nodes) if amount else times
+        if room < times:
+            raise InfrastructureError(f"{said} nodes with room for {room} of these; {fix}")

@@ -161,8 +161,23 @@ def aliased(uri: str, model_name: str, alias: str) -> Version | None:
             # MLflow reports a missing alias as INVALID_PARAMETER_VALUE, a missing model as RESOURCE_DOES_NOT_EXIST.
             if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
                 return None
+            # A server with users refuses those who are no administrators to look for an alias of a missing model.
+            if error.error_code == "PERMISSION_DENIED" and not _is_there(client, model_name):
+                return None
             raise
     return Version(str(found.version), str(found.run_id), dict(found.tags))
+
+
+def _is_there(client: MlflowClient, model_name: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(model_name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
 
 
 def version_called(uri: str, model_name: str, called: str) -> str:

@@ -93,12 +93,13 @@ def variables_of(names: tuple[str, ...]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_ray_that_is_started_here_gets_no_credential(monkeypatch: pytest.MonkeyPatch) -> None:
-    planted = {"MLFLOW_TRACKING_PASSWORD": "canary-7f3a", "AWS_SECRET_ACCESS_KEY": "canary-7f3a", "OPENS_NOTHING": "1"}
+def test_a_ray_that_is_started_here_gets_no_credential_but_what_reaches_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = {"MLFLOW_TRACKING_PASSWORD": "fetches versions", "OPENS_NOTHING": "1"}
+    planted = {"SEGMILL_SIGNING_KEY": "canary-7f3a", "PREFECT_API_AUTH_STRING": "canary-7f3a", **needed}
     for name, value in planted.items():
         monkeypatch.setenv(name, value)
     with connect("local", 1):
-        assert wait(on_ray(variables_of, tuple(planted))) == {"OPENS_NOTHING": "1"}
+        assert wait(on_ray(variables_of, tuple(planted))) == needed
         children = psutil.Process().children(recursive=True)
         assert len(children) > 3
         for child in children:

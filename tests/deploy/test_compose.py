@@ -59,7 +59,7 @@ def test_every_file_it_names_is_there(compose: dict[str, Any], services: dict[st
     assert all((tmp_path / "secrets" / name).stat().st_mode & 0o777 == 0o600 for name in names)
     named = [secret["file"] for secret in compose["secrets"].values()]
     named += [file for service in services.values() for file in service.get("env_file", [])]
-    assert sorted(named) == sorted(f"secrets/{name}" for name in names)
+    assert set(named) == {f"secrets/{name}" for name in names}
     for service in services.values():
         assert set(service.get("secrets", [])) <= set(compose["secrets"])
         if build := service.get("build"):
