@@ -28,6 +28,7 @@ from segmill.promotion.lease import Lease, leased
 from segmill.promotion.ledger_url import ledger_url
 from segmill.workspace import Workspace
 from segmill.workspace_lock import Part, writing
+from tasks.collect import collect_after_run
 
 FOREVER_S = 10 * 365 * 86400.0
 # Prefect's clock, which says when a run was due, and the ledger's, which says when one began, may differ by so much.
@@ -107,6 +108,8 @@ def _retrain(model: str, workspace: Workspace, source: str | None, changes: list
             name, said = "Refused", str(refused)
         if not changes:
             lease.complete(work)
+        for sentence in collect_after_run(workspace, params):
+            say(sentence)
     return Completed(name=name, message=said)
 
 
