@@ -40,6 +40,7 @@ def age(root: Path, days: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_the_plan_to_a_rollback(nights: Nights) -> None:
     space = nights.workspace
     assert "there is nothing to delete" in run(space, "segmill", "gc", "--dry-run")
