@@ -13,6 +13,7 @@ from shared_servers import folder_of_servers, shared_server
 from terminal import NICENESS
 
 from flows.environment import switch_telemetry_off
+from segmill.cluster.connection import LOOPBACK_ONLY
 from segmill.data.ingest.builtin import write_street
 from segmill.workspace import Workspace
 
@@ -24,8 +25,8 @@ for _name in ("COLUMNS", "LINES"):
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers give way to every other process, the tests beside them too, which may keep them waiting for minutes.
 os.environ[NICENESS] = "0"
-# What `ray.init` sets for a cluster that it starts; who joins that one needs it before Ray is imported.
-os.environ["RAY_AUTH_MODE"] = "token"
+# What is set for a cluster that is started here; who joins that one needs it before Ray is imported, by whatever test.
+os.environ |= {"RAY_AUTH_MODE": "token", LOOPBACK_ONLY: "0"}
 STREET_PX = (64, 64)
 
 

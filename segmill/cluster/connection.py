@@ -18,6 +18,7 @@ from segmill.credentials import needed_by_work, without_credentials
 from segmill.errors import InfrastructureError
 from segmill.orphans import end_with_this_process
 
+LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # a variable of Ray's; 0: no other machine joins
 LOOPBACK = ("127.", "localhost:", "[::1]:")  # how an address on this machine alone begins
 
 # How glibc gives memory to the processes of a cluster that is started here (mallopt(3)): one heap that keeps what is
@@ -97,9 +98,9 @@ def _no_cluster(address: str, reason: Exception) -> InfrastructureError:
 
 def _import_ray(address: str) -> Any:
     if address == "local" or address.startswith(LOOPBACK):
-        # Ray's own switch for "no other machine joins", read when it is imported: its servers listen on loopback, and
-        # an address there is not taken for this machine's address in its network, where they would not answer.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Ray reads it when it is imported: its servers listen on loopback then, and an address there is not taken for
+        # this machine's address in its network, where they would not answer.
+        os.environ.setdefault(LOOPBACK_ONLY, "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A thread that asks Ray when the connection has ended would start a new cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

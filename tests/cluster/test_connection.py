@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
+from terminal import terminal
 
 from segmill.cluster.connection import connect
 from segmill.cluster.work import on_ray, wait
@@ -83,7 +84,8 @@ with connect("local", num_cpus=1):
 @pytest.mark.slow
 def test_a_ray_that_is_started_here_listens_on_loopback_alone() -> None:
     """Its servers run what they are sent, and listened on every interface of the machine."""
-    done = subprocess.run([sys.executable, "-c", LISTENS], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", LISTENS]
+    done = subprocess.run(command, env=terminal(), capture_output=True, text=True, check=True)
     found = set(json.loads(done.stdout.splitlines()[-1]))
     assert found and found <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
