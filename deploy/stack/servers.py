@@ -136,7 +136,9 @@ def prefect(place: Place) -> Server:
 
 def worker(place: Place) -> Server:
     """Return the Prefect worker that runs the deployed flows, with the rights of the pipeline."""
-    command = [program("prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--limit", "1", "--name", "stack"]
+    command = [
+        program("prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--limit", "1", "--name", "stack"
+    ]  # fmt: skip
     environment = {"PREFECT_HOME": str(place.folder / "home" / "prefect"), **pipeline_environment(place)}
 
     def ready() -> bool:
