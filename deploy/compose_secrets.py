@@ -47,7 +47,8 @@ def _contents() -> dict[str, str]:
         "mlflow-users.ini": "[mlflow]\ndefault_permission = READ\n"
         "database_uri = postgresql+psycopg://mlflow@postgres/mlflow_users\n"
         f"admin_username = admin\nadmin_password = {admin}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 60\n",  # else each request hashes the password, of a thousand for a version
         "mlflow.env": f"MLFLOW_FLASK_SERVER_SECRET_KEY={_secret()}\n",
         "prefect.env": f"PREFECT_SERVER_API_AUTH_STRING={prefect}\n",
         "pipeline.env": "".join(f"{name}={value}\n" for name, value in pipeline.items()),

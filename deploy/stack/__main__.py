@@ -95,7 +95,8 @@ def _end(place: Place) -> list[str]:
 def restore(folder: Path, kept: Path) -> None:
     """Start a stack where none is, and put a backup's stores into it."""
     place = up(folder)
-    processes.stop(place, {name: STOP[name] for name in ("worker", "prefect", "mlflow")})
+    # All that has a password of the new stack: those of MLflow's users are the backup's from here on, Ray's nodes' too.
+    processes.stop(place, {name: how for name, how in STOP.items() if name not in ("postgres", "s3")})
     restore_stores(place, kept)
     _start(place)
 

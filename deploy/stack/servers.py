@@ -103,7 +103,8 @@ def mlflow(place: Place) -> Server:
         "[mlflow]\ndefault_permission = READ\n"
         f"database_uri = {database_url(place, 'mlflow_users', 'postgresql+psycopg')}\n"
         f"admin_username = admin\nadmin_password = {place.secret('mlflow-admin')}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 60\n",  # else each request hashes the password, of a thousand for a version
     )
     command = [
         program("mlflow"), "server", "--app-name", "basic-auth", "--host", LOOPBACK,
