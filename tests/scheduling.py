@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import Any
 
 from postings import Endpoint
@@ -36,6 +38,14 @@ def begin_run(servers: PrefectServers, **parameters: Any) -> FlowRun:
     with servers.client() as client:
         found = client.read_deployment_by_name(f"nightly/{MODEL}")
         return client.create_flow_run_from_deployment(found.id, parameters=parameters)
+
+
+def wait_for_epochs(servers: PrefectServers, curves: Path, epochs: int) -> None:
+    """Wait until a training's curve, below its line of names, has so many epochs."""
+    until = time.monotonic() + 200
+    while not curves.exists() or len(curves.read_text().splitlines()) < 1 + epochs:
+        assert time.monotonic() < until, servers.said()
+        time.sleep(0.2)
 
 
 def names(runs: list[FlowRun]) -> list[str]:

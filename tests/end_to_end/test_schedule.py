@@ -13,7 +13,7 @@ import pytest
 from postings import Endpoint
 from prefect.states import Cancelling
 from prefect_servers import PrefectServers, prefect_servers
-from scheduling import MODEL, all_ended, begin_run, deploy, heard_of, names, schedule, status
+from scheduling import MODEL, all_ended, begin_run, deploy, heard_of, names, schedule, status, wait_for_epochs
 from sources import git, lasting
 from terminal import run, states
 
@@ -86,10 +86,7 @@ def test_cancel_ends_everything_within_30_s(
     curves = curves_path(workspace, "unet")
     with prefect.worker() as worker:
         begin_run(prefect)
-        until = time.monotonic() + 200
-        while not curves.exists() or len(curves.read_text().splitlines()) < 2:
-            assert time.monotonic() < until, prefect.said()
-            time.sleep(0.2)
+        wait_for_epochs(prefect, curves, 1)
         (running,) = prefect.runs()
         started = worker.children(recursive=True)
         assert len(started) > 3, "Ray's"
@@ -153,10 +150,7 @@ def test_a_killed_run_is_ended_by_the_next_one(
     curves = curves_path(workspace, "unet")
     with prefect.worker() as worker:
         begin_run(prefect)
-        until = time.monotonic() + 200
-        while not curves.exists() or len(curves.read_text().splitlines()) < 4:
-            assert time.monotonic() < until, prefect.said()
-            time.sleep(0.2)
+        wait_for_epochs(prefect, curves, 3)
         started = [worker, *worker.children(recursive=True)]
         for process in started:  # the machine dies
             process.kill()
