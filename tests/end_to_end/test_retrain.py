@@ -285,6 +285,7 @@ def a_schedule_fires(api: str, folder: Path) -> None:
     runner.wait(timeout=60)
 
 
+@pytest.mark.long
 def test_the_pages_answer_on_any_port_know_the_run_and_end_with_the_command(
     first: tuple[Workspace, str], tmp_path: Path
 ) -> None:

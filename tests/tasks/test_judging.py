@@ -103,6 +103,7 @@ def changed(case: Case, *assignments: str) -> Case:
     return replace(case, params=read_params(case.workspace.params))
 
 
+@pytest.mark.long
 def test_few_groups_decide_nothing_but_the_figures_are_there(case: Case) -> None:
     counts = sorted((case.workspace.scratch / "predictions").glob("*.npy"))
     times = [path.stat().st_mtime_ns for path in counts]
@@ -141,6 +142,7 @@ def test_nothing_of_sealed_groups_leaves_the_gate(case: Case, judging: Path) -> 
         assert len(np.load(path)) == counts, "of open images alone"
 
 
+@pytest.mark.long
 def test_a_version_that_predicts_otherwise_than_evaluate_measured_is_not_judged(case: Case) -> None:
     path = case.workspace.reports / "counts.npz"
     with np.load(path) as kept:

@@ -185,6 +185,7 @@ def test_two_ranks_write_one_member(joined: None, packed: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_the_worker_refuses_comes_out_as_one_sentence(joined: None, packed: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^member a: weights file:/no.pth: there is no file"):
         launch.train_member(a_job(tmp_path, packed, weights="file:/no.pth"))
