@@ -9,9 +9,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from segmill.cluster.connection import connect
-from segmill.cluster.resources import Resources
+from segmill.cluster.resources import Resources, check_resources, even_share
 from segmill.cluster.room import Room, room
 from segmill.cluster.work import on_ray, wait
+from segmill.errors import InfrastructureError
 
 GIB = 2**30
 
@@ -38,6 +39,18 @@ def test_workers_of_all_nodes_that_memory_allows(two_nodes: Cluster) -> None:
     assert room(2 * GIB) == Room(Resources(1, 0, 2 * GIB), 2 + 4)
     assert room(5 * GIB) == Room(Resources(1, 0, 5 * GIB), 1)
     assert room(10 * GIB) == Room(Resources(1, 0), 1)  # it is tried all the same
+
+
+@pytest.mark.slow
+def test_a_process_takes_no_more_than_a_node_has(two_nodes: Cluster) -> None:
+    assert even_share(1) == 5, "of the 7 that both nodes have"
+    check_resources("member a", Resources(2), times=3)
+    with pytest.raises(
+        InfrastructureError, match=r"^member a asks for 2 x 3 CPU and .* nodes with room for 1 of these"
+    ):
+        check_resources("member a", Resources(3), times=2)
+    with pytest.raises(InfrastructureError, match=r"^member a asks for 4 x 2 CPU and the Ray cluster has 7; lower"):
+        check_resources("member a", Resources(2), times=4)
 
 
 @pytest.mark.slow
