@@ -165,7 +165,7 @@ def link_file(store: Store, rng: random.Random) -> None:
 
 
 def link_folder(store: Store, rng: random.Random) -> None:
-    path = rng.choice([store.folder / "code", store.folder / "artifacts"])
+    path = store.folder / "artifacts"
     shutil.move(path, store.root / "elsewhere")
     os.symlink(store.root / "elsewhere", path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -32,6 +33,7 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 DIGEST_TAG = "ensemble_sha256"
 CLASSES_TAG = "classes"
+CODE = "code.zip"  # of a version: this package
 LOGGED_TAG = "logged_model"  # of a version: the id of MLflow's logged model that it is
 VERSIONS_TAG = "mlflow.modelVersions"  # of a logged model: where MLflow's pages read which versions it is
 # What the served code imports, directly or through the members.
@@ -129,18 +131,29 @@ def save_model(model_dir: Path, ensemble_dir: Path) -> None:
         str(model_dir),
         python_model=str(Path(__file__).with_name("served.py")),
         artifacts={"ensemble": str(ensemble_dir)},
-        code_paths=[str(Path(segmill.__file__).parent)],
         signature=_signature(),
         input_example=np.zeros((1, 32, 32, 3), np.uint8),
         pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in REQUIREMENTS],
     )
+    _write_code(model_dir / CODE)
     # MLflow notes where code and ensemble came from on this machine; loading needs only what is inside.
     model = Model.load(str(model_dir))
     flavor = model.flavors["python_function"]
+    flavor[mlflow.pyfunc.CODE] = CODE
     flavor["model_code_path"] = Path(flavor["model_code_path"]).name
     for artifact in flavor["artifacts"].values():
         artifact["uri"] = artifact["path"]
     model.save(str(model_dir / "MLmodel"))
+
+
+def _write_code(path: Path) -> None:
+    """Write this package as one file that Python imports from: a store is asked once for each file of a version."""
+    package = Path(segmill.__file__).parent
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(package.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                name = zipfile.ZipInfo(file.relative_to(package.parent).as_posix())  # with no time: bytes repeat
+                archive.writestr(name, file.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def find_version(uri: str, model_name: str, digest: str) -> str | None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,10 @@ def test_holds_no_pickle_and_no_path_of_this_machine(registered: Registered, jud
     assert str(judging) not in model and os.path.dirname(registry.__file__) not in model
     requirements = next(path for path in files if path.name == "requirements.txt").read_text().split()
     assert all("==" in line for line in requirements) and any(line.startswith("torch==") for line in requirements)
+    with zipfile.ZipFile(next(path for path in files if path.name == registry.CODE)) as code:
+        names = code.namelist()
+    assert "segmill/ensembling/predict.py" in names and not [name for name in names if name.endswith(".pyc")]
+    assert len(files) < 30, "a store is asked for each"
 
 
 def test_the_same_ensemble_is_registered_once(registered: Registered, judging: Path, tmp_path: Path) -> None:
