@@ -12,7 +12,7 @@ from prefect.futures import PrefectFuture
 from flows.pipeline_graph import PipelineGraph
 from segmill import progress, tracking
 from segmill.cluster.queue import TRAININGS, planned
-from segmill.cluster.work import ClusterLost
+from segmill.cluster.waiting import ClusterLost
 from segmill.errors import InfrastructureError, InputError, Interrupted, SegmillError
 from segmill.params import Params
 from segmill.workspace import Workspace

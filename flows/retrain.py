@@ -31,7 +31,8 @@ from flows.summary import markdown, next_steps, publish, run_scores, shown_inter
 from segmill import progress, tracking
 from segmill.cluster.connection import connect, connecting
 from segmill.cluster.queue import TRAININGS
-from segmill.cluster.work import ClusterLost, Running
+from segmill.cluster.waiting import ClusterLost
+from segmill.cluster.work import Running
 from segmill.data.versioning.cloning import source_of
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
@@ -271,9 +272,9 @@ def _is_retryable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
     return False
 
 
-# Only what talks to a server is tried again, and only where that did not answer.
+# Only what talks to a server is tried again, and only where that did not answer: within a minute all have given up.
 _step: Any = partial(task, persist_result=False, cache_policy=NO_CACHE)
-_talking_step: Any = partial(_step, retries=3, retry_delay_seconds=[3, 9, 27], retry_condition_fn=_is_retryable)
+_talking_step: Any = partial(_step, retries=3, retry_delay_seconds=[2, 6, 18], retry_condition_fn=_is_retryable)
 
 
 @_step(name="stage", task_run_name="{stage}")

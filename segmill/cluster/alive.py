@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from segmill.alongside import alongside
-from segmill.cluster.work import say_lost
+from segmill.cluster.waiting import say_lost
 
 LOOK_EVERY_S = 0.5
 ANSWERS_WITHIN_S = 5.0

@@ -13,7 +13,8 @@ from typing import Any
 from segmill.alongside import alongside
 from segmill.cluster.alive import watching
 from segmill.cluster.sessions import mark
-from segmill.cluster.work import allow_waiting, first_line, stop_waiting
+from segmill.cluster.waiting import allow_waiting, stop_waiting
+from segmill.cluster.work import first_line
 from segmill.credentials import needed_by_work, without_credentials
 from segmill.errors import InfrastructureError
 from segmill.orphans import end_with_this_process

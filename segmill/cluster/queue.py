@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from segmill.cluster.resources import Resources, total_resources
-from segmill.cluster.work import LOOK_EVERY_S, raise_if_stopped
+from segmill.cluster.waiting import LOOK_EVERY_S, raise_if_stopped
 
 # Expected work that is not there yet (its inputs are still compared) holds up shorter work for this long at most.
 PATIENCE_S = 30.0

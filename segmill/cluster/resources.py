@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from segmill.cluster.waiting import in_thread
 from segmill.errors import InfrastructureError
 
 
@@ -24,8 +26,15 @@ def total_resources() -> Resources:
     """Return the CPUs and GPUs of the whole cluster."""
     import ray
 
-    total = ray.cluster_resources()
+    total = in_thread(ray.cluster_resources)
     return Resources(total.get("CPU", 0), total.get("GPU", 0))
+
+
+def each_node() -> list[Mapping[str, float]]:
+    """Return what each node that is alive has, by Ray's names (CPU, GPU, memory)."""
+    import ray
+
+    return [node["Resources"] for node in in_thread(ray.nodes) if node["Alive"]]
 
 
 def even_share(workers: int) -> float:
@@ -34,17 +43,13 @@ def even_share(workers: int) -> float:
     At least half a CPU, so that never more than two trainings crowd on one; the others wait. At most those of the node
     with the most: a process runs on one node.
     """
-    import ray
-
-    share = min(ray.cluster_resources().get("CPU", 0) / workers, whole_node().num_cpus)
+    share = min(total_resources().num_cpus / workers, whole_node().num_cpus)
     return float(int(share)) if share >= 1 else max(0.5, int(share * 100) / 100)
 
 
 def whole_node() -> Resources:
     """Return all CPUs, and a GPU where there is one, of the node with the most CPUs."""
-    import ray
-
-    largest = max((node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda has: has.get("CPU", 0))
+    largest = max(each_node(), key=lambda has: has.get("CPU", 0))
     return Resources(largest.get("CPU", 0), min(1, largest.get("GPU", 0)))
 
 
@@ -53,10 +58,7 @@ def check_resources(what: str, each: Resources, times: int = 1) -> None:
 
     Each is on one node: Ray would wait for ever for one that is larger than any.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    total = total_resources()
+    nodes, total = each_node(), total_resources()
     for kind, amount, has in (("CPU", each.num_cpus, total.num_cpus), ("GPU", each.num_gpus, total.num_gpus)):
         said = f"{what} asks for {times} x {amount:g} {kind} and the Ray cluster has"
         fix = f"lower ray.workers or ray.{kind.lower()}s_per_worker, or add nodes"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from segmill.cluster.resources import Resources
+from segmill.cluster.resources import Resources, each_node
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,7 @@ def room(memory_bytes: int) -> Room:
     last bit of what it predicts, and no result may depend on the machine. The memory of the host limits how many; where
     no node has as much, there is one worker, which asks for none.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = each_node()
     each = Resources(1, int(any(has.get("GPU", 0) >= 1 for has in nodes)), memory_bytes)
     workers = sum(_held(has, each) for has in nodes)
     return Room(each, workers) if workers else Room(Resources(1, each.num_gpus), 1)

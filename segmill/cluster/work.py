@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segmill.cluster.memory import ran_out_of_memory
 from segmill.cluster.resources import Resources, check_resources
-from segmill.errors import InfrastructureError, InputError, Interrupted, SegmillError
+from segmill.cluster.waiting import fetch, raise_if_stopped
+from segmill.errors import InfrastructureError, InputError, SegmillError
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -22,15 +21,6 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 ONE_CPU = Resources()
-LOOK_EVERY_S = 0.5
-
-_STOPPED = threading.Event()
-_lost: list[str] = []  # why the cluster is gone
-_WAITING: set[int] = set()  # threads
-
-
-class ClusterLost(InfrastructureError):
-    """The cluster that this run is connected to is gone; only another run can connect to a new one."""
 
 
 @dataclass(frozen=True)
@@ -140,74 +130,6 @@ def wait(running: Running[Result]) -> Result:
         if isinstance(fault, MemoryError | RuntimeError) and ran_out_of_memory(fault):
             raise InputError(f"the work ran out of memory ({first_line(fault)}); lower prepare.size_px") from error
         raise
-
-
-def fetch(reference: ObjectRef) -> Any:
-    """Return what ``ray.get`` returns, and raise what it raises.
-
-    A thread that is inside ``ray.get`` while another ends the connection may never come out of it. One that waits here
-    leaves before that, with Interrupted.
-    """
-    import ray
-
-    thread = threading.get_ident()
-    _WAITING.add(thread)
-    try:
-        raise_if_stopped()
-        while not ray.wait([reference], timeout=LOOK_EVERY_S)[0]:
-            raise_if_stopped()
-        return ray.get(reference)
-    finally:
-        _WAITING.discard(thread)
-
-
-def raise_if_stopped() -> None:
-    """Raise ClusterLost where the cluster is gone, Interrupted where the connection ends: ask nothing of Ray then."""
-    if _lost:
-        raise ClusterLost(_lost[0])
-    if _STOPPED.is_set():
-        raise Interrupted
-
-
-def stop_waiting() -> None:
-    """Make every other thread leave ``fetch``, until ``allow_waiting``; return when all have, or after some seconds."""
-    _STOPPED.set()
-    until = time.monotonic() + 10 * LOOK_EVERY_S
-    while _WAITING - {threading.get_ident()} and time.monotonic() < until:
-        time.sleep(LOOK_EVERY_S / 10)
-
-
-def allow_waiting() -> None:
-    """Take back ``stop_waiting`` and ``say_lost``: there is a new connection."""
-    _STOPPED.clear()
-    _lost.clear()
-
-
-def say_lost(why: str) -> None:
-    """Make every thread that waits for work, or asks for more, fail with ClusterLost, until ``allow_waiting``."""
-    _lost.append(why)
-
-
-def in_thread(function: Callable[[], Any]) -> None:
-    """Call ``function``, which waits inside Ray, and leave it there where the run is stopped or the cluster is gone.
-
-    Raises what it raises, Interrupted or ClusterLost.
-    """
-    raised: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            function()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(LOOK_EVERY_S)
-        raise_if_stopped()
-    if raised:
-        raise raised[0]
 
 
 def first_line(error: BaseException) -> str:

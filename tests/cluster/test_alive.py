@@ -15,11 +15,16 @@ PROGRAM = """
 import sys, time
 import psutil
 from segmill.cluster.connection import connect
-from segmill.cluster.work import in_thread, on_ray, wait
+from segmill.cluster.resources import total_resources
+from segmill.cluster.work import on_ray, wait
 from segmill.errors import SegmillError
 
 def nap(seconds):
     time.sleep(seconds)
+
+def ask():
+    while total_resources():
+        time.sleep(0.1)
 
 try:
     with connect("local", 1):
@@ -29,7 +34,7 @@ try:
         next(one for one in psutil.Process().children(recursive=True) if victim in one.name()).kill()
         began = time.monotonic()
         try:
-            wait(work) if how == "wait" else in_thread(lambda: time.sleep(300))
+            wait(work) if how == "wait" else ask()
         finally:
             print(f"after {time.monotonic() - began:.1f} s", flush=True)
 except SegmillError as error:
@@ -40,7 +45,7 @@ except SegmillError as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "named"), [("raylet", "raylet"), ("gcs_server", "head (GCS)")])
-@pytest.mark.parametrize("how", ["wait", "in_thread"])
+@pytest.mark.parametrize("how", ["wait", "ask"])
 def test_the_sentence_comes_before_ray_ends_the_process(victim: str, named: str, how: str) -> None:
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", PROGRAM, victim, how], capture_output=True, text=True, timeout=120)

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from segmill.cluster import queue, work
+from segmill.cluster import queue
 from segmill.cluster.queue import Queue, planned
 from segmill.cluster.resources import Resources
+from segmill.cluster.waiting import allow_waiting, stop_waiting
 from segmill.errors import Interrupted
 
 ONE = Resources(1)
@@ -143,11 +144,11 @@ def test_a_run_that_is_stopped_ends_whoever_waits() -> None:
 
         waiting = threads.submit(wait_for_turn)
         try:
-            work.stop_waiting()
+            stop_waiting()
             with pytest.raises(Interrupted):
                 waiting.result(timeout=10)
         finally:
-            work.allow_waiting()
+            allow_waiting()
     works.end_all()
 
 

@@ -97,8 +97,8 @@ HOLDS = {
 }
 # What watches, starts, records or shows a run: no result depends on it.
 AROUND = (
-    "alongside", "cluster.connection", "cluster.resources", "cluster.work", "data.ingest", "data.versioning",
-    "progress", "promotion", "tracking", "training.distributed", "tuning", "workspace",
+    "alongside", "cluster.connection", "cluster.resources", "cluster.waiting", "cluster.work", "data.ingest",
+    "data.versioning", "progress", "promotion", "tracking", "training.distributed", "tuning", "workspace",
 )  # fmt: skip
 LACKS = {
     "validate": ("models", "training", "data.packing", "reports"),

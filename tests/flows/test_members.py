@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.members import every_result, may_continue, raise_all, reason
-from segmill.cluster.work import ClusterLost
+from segmill.cluster.waiting import ClusterLost
 from segmill.errors import InfrastructureError, InputError, Interrupted
 from segmill.params import Params, parse_params, read_params
 from segmill.workspace import template

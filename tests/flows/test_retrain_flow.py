@@ -9,7 +9,7 @@ import pytest
 from prefect.states import Completed, exception_to_failed_state
 
 from flows.retrain import _is_retryable
-from segmill.cluster.work import ClusterLost
+from segmill.cluster.waiting import ClusterLost
 from segmill.errors import InfrastructureError, InputError
 from segmill.training.distributed.launch import WorkersLost
 

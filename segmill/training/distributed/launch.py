@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from segmill import progress
 from segmill.cluster.memory import out_of_memory, ran_out_of_memory
 from segmill.cluster.resources import Resources, check_resources
-from segmill.cluster.work import fetch, first_line, in_thread, on_ray, raise_if_stopped
+from segmill.cluster.waiting import fetch, in_thread, raise_if_stopped
+from segmill.cluster.work import first_line, on_ray
 from segmill.errors import InfrastructureError, SegmillError
 from segmill.training.distributed.run_folder import FINISHED, copy_finished, has_finished, incidents_path
 from segmill.training.distributed.stall import ending_stopped, stacks_path
