@@ -28,11 +28,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
-from soak_project import LOOK_S, Project, is_begun, wait_for
+from soak_project import LOOK_S, Fault, Project, is_begun, wait_for
 from stack_figures import figures
 
 from deploy.stack.processes import families, find
 from flows.environment import switch_telemetry_off
+from segmill.errors import SegmillError
 from segmill.retention.plan import DAY_S
 
 MORE = (2, 4)  # samples of a night
@@ -81,7 +82,9 @@ class Night:
 
 def plans(nights: int, seed: int) -> list[Night]:
     """Return the nights: of each three one is disturbed, the first never; each kind of kill is as frequent."""
-    rng, found, kinds = random.Random(seed), [], []
+    rng = random.Random(seed)
+    found: list[Night] = []
+    kinds: list[str] = []
     for number in range(nights):
         if number % 3 == 0:
             disturbed = number + rng.randrange(0 if number else 1, 3)
@@ -163,6 +166,14 @@ class Soak:
             process.kill()
         if night.kills not in RUN_ONLY:
             time.sleep(night.up_after_s)
+            self._up(night)
+
+    def _up(self, night: Night) -> None:
+        """Start what was killed, as an operator does, who tries again where that fails."""
+        try:
+            self.project.up()
+        except SegmillError as error:
+            night.faults.append(f"the stack did not come up again: {error}")
             self.project.up()
 
     def _victims(self, kind: str) -> list[psutil.Process]:
@@ -188,9 +199,13 @@ class Soak:
         night.version, lacking = self.project.verdict()
         night.faults += left + lacking
 
-    def collect(self) -> str:
-        """Delete what `keep` does not keep, as if all before the last nights were a day old."""
-        return self.project.collect(self.began[-min(KEEP_NIGHTS, len(self.began))] + DAY_S)
+    def collect(self, night: Night) -> str:
+        """Delete what `keep` does not keep, as if all before the last nights were a day old; say what that was."""
+        try:
+            return self.project.collect(self.began[-min(KEEP_NIGHTS, len(self.began))] + DAY_S)
+        except (Fault, SegmillError, OSError) as error:
+            night.faults.append(f"nothing could be collected: {error}")
+            return night.faults[-1]
 
 
 @contextmanager
@@ -234,10 +249,13 @@ def main() -> int:
         print(f"the stack is up and the project deployed after {time.monotonic() - began:.0f} s", flush=True)
         soak = Soak(project, random.Random(options.seed))
         for night in nights:
-            soak.live(night)
+            try:
+                soak.live(night)
+            except (Fault, SegmillError, OSError) as error:
+                night.faults.append(f"{type(error).__name__}: {error}")
             print(night.line(), flush=True)
             if night.number % COLLECT_EVERY == 0:
-                print(f"    {soak.collect()}", flush=True)
+                print(f"    {soak.collect(night)}", flush=True)
             taken[night.number] = figures(project.place)
             if night.number % COLLECT_EVERY == 0 or night.number == 1:
                 print(table(taken, options.nights), flush=True)

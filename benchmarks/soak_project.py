@@ -23,6 +23,7 @@ from deploy.stack.processes import families, find
 from deploy.stack.servers import ask, ask_prefect, pipeline_environment, superuser, urls
 from flows.environment import prepare_environment
 from segmill import progress
+from segmill.data.ingest.builtin import FRAMES as STREET_FRAMES
 from segmill.data.ingest.builtin import write_street
 from segmill.params import read_params
 from segmill.params_change import set_params
@@ -30,7 +31,7 @@ from segmill.workspace import Workspace
 
 SEGMILL = str(Path(sys.executable).parent / "segmill")
 MODEL = "segmill-street"
-SAMPLES, SIZE_PX = 300, (64, 64)  # six groups judge: fewer can't show that a version is better
+SEQUENCES, FRAMES, SIZE_PX = 30, 3, (64, 64)  # six groups judge: fewer can't show that a version is better
 MEMBER = {"backbone": "mobilenetv3_small_050", "decoder": "fpn", "weights": "none", "lr": 0.003}
 SETTINGS = (
     "train.epochs=1", "train.val_every=1", "prepare.size_px=[64, 64]", "promotion.floor_miou=0.0",
@@ -46,13 +47,17 @@ OPEN_AT = (  # database, what a row of it means, query
 )
 IDLE = re.compile("ray::(IDLE|.*Agent)")  # of Ray's processes, those that work for no run
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-ENDS_WITHIN_S, LEFT_OPEN_S, LOOK_S = 600, 20, 0.5
+ENDS_WITHIN_S, LEFT_OPEN_S, LOOK_S, TRIES = 900, 20, 0.5, 20
 Found = TypeVar("Found")
+
+
+class Fault(Exception):
+    """Something that must hold does not, in a sentence."""
 
 
 @dataclass
 class Project:
-    """A project with one tiny member in ``folder``, and the stack beside it; ``drawn``: samples made so far."""
+    """A project with one tiny member in ``folder``, and the stack beside it; ``drawn``: sequences made so far."""
 
     folder: Path
     drawn: int = 0
@@ -72,7 +77,7 @@ class Project:
         """Start the stack and deploy the project onto it; it never ran before."""
         (self.folder / "tmp").mkdir()
         self.up()
-        root, first = self.author.root, self.draw(SAMPLES)
+        root, first = self.author.root, self.draw(SEQUENCES, FRAMES)
         self.command(SEGMILL, "init", str(root), "--data", str(first), "--name", "street", at=self.folder)
         yaml, source = YAML(), f"{urls(self.place)['git']}/{REPOSITORY}"
         yaml.dump({**yaml.load(self.author.params), "members": {"net": MEMBER}}, self.author.params)
@@ -97,7 +102,7 @@ class Project:
         environment = {**kept, "TMPDIR": str(self.folder / "tmp"), **pipeline_environment(self.place)}
         done = subprocess.run(words, cwd=at or self.author.root, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise Fault(f"{' '.join(words)} ended with {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def git(self, *words: str) -> None:
@@ -105,7 +110,7 @@ class Project:
 
     def pull(self) -> None:
         """Fetch what nights pushed."""
-        self.git("pull", "-q", "--rebase", "origin", "main")
+        self.git("pull", "-q", "--rebase", "--autostash", "origin", "main")
 
     def commit(self) -> None:
         """Commit everything and push it."""
@@ -113,17 +118,20 @@ class Project:
         self.git("-c", "user.name=author", "-c", "user.email=author@localhost", "commit", "-qm", "Settings")
         self.git("push", "-q", "-u", "origin", "main")
 
-    def draw(self, count: int) -> Path:
-        """Draw the next samples into a new folder."""
+    def draw(self, sequences: int, frames: int) -> Path:
+        """Draw the next sequences of street scenes, each a group of so many samples, into a new folder."""
         folder = self.folder / f"samples-{self.drawn}"
-        write_street(folder, count=count, size=SIZE_PX, first=self.drawn)
-        self.drawn += count
+        write_street(folder, count=sequences * STREET_FRAMES, size=SIZE_PX, first=self.drawn * STREET_FRAMES)
+        for path in [*folder.glob("images/*"), *folder.glob("masks/*")]:
+            if int(path.stem.rpartition("_f")[2]) >= frames:
+                path.unlink()
+        self.drawn += sequences
         return folder
 
     def add_data(self, count: int, message: str) -> None:
-        """Add so many samples and push the version, which starts a run."""
+        """Add a group of so many samples and push the version, which starts a run."""
         self.pull()
-        more = self.draw(count)
+        more = self.draw(1, count)
         self.command(SEGMILL, "data", "add", str(more), "-m", message)
         shutil.rmtree(more)
         self.command(SEGMILL, "data", "push")
@@ -149,11 +157,21 @@ class Project:
     def runs(self) -> list[Any]:
         """Return the newest runs of the deployment, the last one first."""
         body = {"deployments": {"id": {"any_": [self.deployment]}}, "limit": 100, "sort": "EXPECTED_START_TIME_DESC"}
-        return list(json.loads(ask_prefect(self.place, "/flow_runs/filter", json.dumps(body).encode())))
+        return list(self._prefect("/flow_runs/filter", json.dumps(body).encode()))
 
     def read(self, flow_run: str) -> Any:
         """Return a run, as Prefect's API has it."""
-        return json.loads(ask_prefect(self.place, f"/flow_runs/{flow_run}"))
+        return self._prefect(f"/flow_runs/{flow_run}")
+
+    def _prefect(self, path: str, body: bytes | None = None) -> Any:
+        """Ask Prefect's API, which answers 500 while its database comes back."""
+        for tries_left in reversed(range(TRIES)):
+            try:
+                return json.loads(ask_prefect(self.place, path, body))
+            except OSError:
+                if not tries_left:
+                    raise
+                time.sleep(4 * LOOK_S)
 
     def runners(self) -> list[psutil.Process]:
         """Return the processes that Prefect's worker started, one per run."""
@@ -214,11 +232,11 @@ class Project:
     def collect(self, now_s: float) -> str:
         """Delete what `keep` does not keep, as if it were ``now_s`` seconds since 1970; say what that was."""
         self.pull()
-        from tasks.collect import collect
-
         os.environ.update(pipeline_environment(self.place))
         params = read_params(self.author.params)
         prepare_environment(self.author, params)
+        from tasks.collect import collect  # MLflow and Prefect read their variables when they are imported
+
         done = collect(self.author, params, now_s=now_s, wait=True)
         return f"{'; '.join(done.sentences()) or 'nothing to delete'} ({done.seconds:.0f} s)"
 
@@ -237,11 +255,11 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def wait_for(what: Callable[[], Found], absent: str, within_s: float) -> Found:
-    """Return what is found once that is something. Raises SystemExit, saying ``absent``, after so many seconds."""
+    """Return what is found once that is something. Raises Fault, saying ``absent``, after so many seconds."""
     until = time.monotonic() + within_s
     while not (found := what()):
         if time.monotonic() > until:
-            raise SystemExit(f"{absent} within {within_s:g} s")
+            raise Fault(f"{absent} within {within_s:g} s")
         time.sleep(LOOK_S)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import segmill
 from segmill.ensembling.predict import read_ensemble
 from segmill.errors import InputError
+from segmill.fingerprint import fingerprints, reached_modules
 from segmill.promotion import signing
 from segmill.promotion.golden import Golden, write_golden
 from segmill.promotion.keys import SignatureError, SigningKey
@@ -34,6 +36,7 @@ DIGEST_TAG = "ensemble_sha256"
 CLASSES_TAG = "classes"
 LOGGED_TAG = "logged_model"  # of a version: the id of MLflow's logged model that it is
 VERSIONS_TAG = "mlflow.modelVersions"  # of a logged model: where MLflow's pages read which versions it is
+SERVED = "segmill.promotion.served"  # the module that loads a version
 # What the served code imports, directly or through the members.
 REQUIREMENTS = (
     "mlflow",
@@ -125,15 +128,16 @@ def save_model(model_dir: Path, ensemble_dir: Path) -> None:
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    mlflow.pyfunc.save_model(
-        str(model_dir),
-        python_model=str(Path(__file__).with_name("served.py")),
-        artifacts={"ensemble": str(ensemble_dir)},
-        code_paths=[str(Path(segmill.__file__).parent)],
-        signature=_signature(),
-        input_example=np.zeros((1, 32, 32, 3), np.uint8),
-        pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in REQUIREMENTS],
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.pyfunc.save_model(
+            str(model_dir),
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts={"ensemble": str(ensemble_dir)},
+            code_paths=[str(_served_code(Path(folder)))],
+            signature=_signature(),
+            input_example=np.zeros((1, 32, 32, 3), np.uint8),
+            pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        )
     # MLflow notes where code and ensemble came from on this machine; loading needs only what is inside.
     model = Model.load(str(model_dir))
     flavor = model.flavors["python_function"]
@@ -141,6 +145,27 @@ def save_model(model_dir: Path, ensemble_dir: Path) -> None:
     for artifact in flavor["artifacts"].values():
         artifact["uri"] = artifact["path"]
     model.save(str(model_dir / "MLmodel"))
+
+
+def _served_code(folder: Path) -> Path:
+    """Copy into ``folder`` the part of this package that a served model can reach; return the copy.
+
+    That is a tenth of the files, each of which is a request to a server, once when it is stored and again whenever a
+    version is fetched.
+    """
+    top = Path(segmill.__file__).parent
+    reached = reached_modules(fingerprints({"served": [SERVED]})["served"])
+    for name in reached:
+        package, _, data = name.partition("/")  # a file that is no module is PACKAGE/NAME
+        path = top.parent.joinpath(*package.split("."))
+        files = [path / data] if data else [path / "__init__.py"] if path.is_dir() else [path.with_suffix(".py")]
+        # Packages without a statement are not among those that are reached.
+        files += [above / "__init__.py" for above in files[0].parents if above.is_relative_to(top)]
+        for file in files:
+            copied = folder / file.relative_to(top.parent)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
+    return folder / top.name
 
 
 def find_version(uri: str, model_name: str, digest: str) -> str | None:

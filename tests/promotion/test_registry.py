@@ -126,6 +126,7 @@ def test_the_served_model_answers_the_auxiliary_heads_that_were_kept(tmp_path: P
 def test_holds_no_pickle_and_no_path_of_this_machine(registered: Registered, judging: Path) -> None:
     files = registered.files
     assert {"MLmodel", "served.py", "ensemble.json", "weights.safetensors"} <= {path.name for path in files}
+    assert len(files) < 50, "each is a request to a server, and most of the package is not needed to predict"
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".pyc")]
     model = next(path for path in files if path.name == "MLmodel").read_text()
     assert str(judging) not in model and os.path.dirname(registry.__file__) not in model
