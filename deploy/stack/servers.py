@@ -104,7 +104,7 @@ def mlflow(place: Place) -> Server:
         f"database_uri = {database_url(place, 'mlflow_users', 'postgresql+psycopg')}\n"
         f"admin_username = admin\nadmin_password = {place.secret('mlflow-admin')}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        "auth_cache_ttl_seconds = 60\n",  # else each request hashes the password, of a thousand for a version
+        "auth_cache_ttl_seconds = 60\n",  # else each request hashes the password, and each file of a version is one
     )
     command = [
         program("mlflow"), "server", "--app-name", "basic-auth", "--host", LOOPBACK,

@@ -70,7 +70,7 @@ def register(
 ) -> str:
     """Register an ensemble folder, signed, and return its version; the same folder content is registered once.
 
-    The model holds the ensemble folder, the package's code, MLflow's signature of inputs and outputs, a bill of
+    The model holds the ensemble folder, the code that predicts, MLflow's signature of inputs and outputs, a bill of
     materials, golden predictions, and the signed manifest of all its files; no file of it is a pickle, and no path of
     this machine is written into it. A version whose registration was cut short before it was tagged as signed is tagged
     by the next call, and one whose files `segmill gc` deleted gets them again.
