@@ -130,19 +130,21 @@ class Soak:
         """Let what starts the night happen; return the run that begins."""
         project = self.project
         before = {one["id"] for one in project.runs()}
+        if night.begins == "hand":
+            return project.start(change)
         if night.begins == "data":
             project.add_data(night.samples, f"night {night.number}")
-        elif night.begins == "hand":
-            return project.start(change)
         else:
             project.change(change)
             project.schedule("0.5")
-        begun = wait_for(
-            lambda: [one["id"] for one in project.runs() if one["id"] not in before and is_begun(one)],
-            f"night {night.number}: no run begins by {night.begins}", BEGINS_WITHIN_S,
-        )  # fmt: skip
-        if night.begins == "schedule":
-            project.schedule("null")
+        try:
+            begun = wait_for(
+                lambda: [one["id"] for one in project.runs() if one["id"] not in before],
+                f"night {night.number}: no run begins by {night.begins}", BEGINS_WITHIN_S,
+            )  # fmt: skip
+        finally:
+            if night.begins == "schedule":
+                project.schedule("null")
         return str(begun[-1])
 
     def _run(self, flow_run: str, disturbed: Night | None) -> tuple[float, tuple[str, str]]:
@@ -161,7 +163,8 @@ class Soak:
             time.sleep(max(0.0, run_began + night.at * self.run_s - time.monotonic()))
         victims = self._victims(night.kills)
         if not victims:
-            night.faults.append(f"there was no {night.kills} to kill")
+            night.kills += " (there was none any more)"
+            return
         for process in victims:
             process.kill()
         if night.kills not in RUN_ONLY:
@@ -181,7 +184,8 @@ class Soak:
         if kind == "run":
             return project.runners()
         if kind == "trainer":
-            return wait_for(project.trainers, "nothing trains", TRAINS_WITHIN_S)
+            wait_for(lambda: project.trainers() or not project.runners(), "nothing trains", TRAINS_WITHIN_S)
+            return project.trainers()
         if kind in NAMES:
             nodes = known["ray-head"] | known["ray-node"]
             found = sorted((one for one in nodes if one.name() == NAMES[kind]), key=lambda one: one.pid)

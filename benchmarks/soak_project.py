@@ -155,8 +155,13 @@ class Project:
         return str(json.loads(ask_prefect(self.place, f"/deployments/{self.deployment}/create_flow_run", body))["id"])
 
     def runs(self) -> list[Any]:
-        """Return the newest runs of the deployment, the last one first."""
-        body = {"deployments": {"id": {"any_": [self.deployment]}}, "limit": 100, "sort": "EXPECTED_START_TIME_DESC"}
+        """Return the newest runs that began, the last one first; a schedule plans a hundred others."""
+        body = {
+            "deployments": {"id": {"any_": [self.deployment]}},
+            "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED", "PENDING"]}}},
+            "sort": "EXPECTED_START_TIME_DESC",
+            "limit": 100,
+        }
         return list(self._prefect("/flow_runs/filter", json.dumps(body).encode()))
 
     def read(self, flow_run: str) -> Any:
