@@ -155,6 +155,15 @@ def ray_head(place: Place) -> Server:
     return _ray(place, "ray-head", [program("ray"), "start", *options])
 
 
+def delete_ray_sessions(place: Place) -> None:
+    """Delete the folders of Ray's sessions but the last one's, whose logs say why it ended; no head may run.
+
+    Each start of the head makes another.
+    """
+    for old in sorted((place.run / "ray").glob("session_[0-9]*"))[:-1]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def ray_node(place: Place) -> Server:
     """Return Ray's second node, with the other half."""
     command = [sys.executable, "-P", ray_node_program.__file__, "start", "--address", urls(place)["ray"]]

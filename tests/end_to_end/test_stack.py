@@ -40,13 +40,15 @@ from segmill.params_change import set_params
 from segmill.workspace import Workspace
 
 pytestmark = pytest.mark.long
+NIGHTS_WITHIN_S = 600
 
 # In whose environment a secret may be, by words of the command line: the pipeline's in that of its own commands (and of
 # the process with which one asks MLflow meanwhile), and what MLflow's server signs its pages' cookies with.
 COMMANDS = [str(BIN / "segmill"), "spawn_main"]
+DEPLOYED = "prefect.engine"  # the process of a deployed run
 MAY_HAVE = {
-    "mlflow-pipeline": [*COMMANDS, "prefect worker"],
-    "prefect": [*COMMANDS, "prefect worker", "prefect server"],
+    "mlflow-pipeline": [*COMMANDS, "prefect worker", DEPLOYED],
+    "prefect": [*COMMANDS, "prefect worker", DEPLOYED, "prefect server"],
     "mlflow-ray": ["ray", "python", "fc-list"],  # Ray's nodes and all that they start; Matplotlib looks for fonts
     "mlflow-cookies": ["mlflow server", "uvicorn"],
     "git": [*COMMANDS, "git"],  # where it talks to the source
@@ -124,19 +126,20 @@ def versions(place: Place) -> list[dict[str, str]]:
 def wait_for_runs(place: Place, count: int) -> list[dict[str, Any]]:
     """Wait until so many runs of the deployment came to their end and none is open; return them, the first one first.
 
-    Runs that another one covered are left out.
+    Runs that another one covered are left out. No secret may meanwhile be in a process that does not need it.
     """
     wanted = {"flows": {"name": {"any_": ["nightly"]}}, "sort": "EXPECTED_START_TIME_ASC"}
-    until = time.monotonic() + 400
-    while True:
-        found = json.loads(ask_prefect(place, "/flow_runs/filter", json.dumps(wanted).encode()))
-        ended = [one for one in found if one["end_time"]]
-        ran = [one for one in ended if one["state_name"] != "Skipped"]
-        planned = [one for one in found if one["state_type"] == "SCHEDULED"]
-        if len(ran) >= count and len(ended) + len(planned) == len(found):
-            return ran
-        assert time.monotonic() < until, place.log("worker").read_text()
-        time.sleep(1)
+    until = time.monotonic() + NIGHTS_WITHIN_S
+    with watching_processes(planted(place), MAY_HAVE) as found:
+        while time.monotonic() < until and not found:
+            runs = json.loads(ask_prefect(place, "/flow_runs/filter", json.dumps(wanted).encode()))
+            ended = [one for one in runs if one["end_time"]]
+            ran = [one for one in ended if one["state_name"] != "Skipped"]
+            planned = [one for one in runs if one["state_type"] == "SCHEDULED"]
+            if len(ran) >= count and len(ended) + len(planned) == len(runs):
+                return ran
+            time.sleep(1)
+    raise AssertionError(f"{sorted(found)}\n{place.log('worker').read_text()}")
 
 
 def wait_for_alarm(sink: Endpoint, kind: str) -> dict[str, Any]:
@@ -257,7 +260,7 @@ def test_the_pipeline_has_no_more_rights_than_its_work_takes(stack: Callable[[],
 
 
 def test_a_schedule_data_and_a_person_start_nights_whose_verdicts_mlflow_and_the_sink_get(
-    stack: Callable[[], Place], author: Workspace, night: Path, sink: Endpoint, tmp_path: Path
+    stack: Callable[[], Place], author: Workspace, sink: Endpoint, tmp_path: Path
 ) -> None:
     """The first night finds a champion, the second one that waits for approval, the third one none."""
     place, before = stack(), len(versions(stack()))
