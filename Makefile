@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-faults chaos check docs-tree stack stack-down clean
+.PHONY: help demo test test-quick test-faults chaos check docs-tree stack stack-down soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ docs-tree: $(VENV)/.installed-dev ## write the file tree of docs/architecture.md
 
 stack: $(VENV)/.installed-stack ## production's servers on this machine, on loopback: PostgreSQL, S3, MLflow, Prefect, Ray
 	@python -m deploy.stack up
+
+soak: $(VENV)/.installed-stack ## fifty nights on a stack of their own, with random kills; an hour or more
+	@python benchmarks/soak.py --nights 50 --seed 15
 
 stack-down: $(VENV)/.installed-stack ## stop them and delete what they keep
 	@python -m deploy.stack down

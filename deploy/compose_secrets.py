@@ -48,7 +48,7 @@ def _contents() -> dict[str, str]:
         "database_uri = postgresql+psycopg://mlflow@postgres/mlflow_users\n"
         f"admin_username = admin\nadmin_password = {admin}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        "auth_cache_ttl_seconds = 60\n",  # else each request hashes the password, of a thousand for a version
+        "auth_cache_ttl_seconds = 60\n",  # else each request hashes the password, and each file of a version is one
         "mlflow.env": f"MLFLOW_FLASK_SERVER_SECRET_KEY={_secret()}\n",
         "prefect.env": f"PREFECT_SERVER_API_AUTH_STRING={prefect}\n",
         "pipeline.env": "".join(f"{name}={value}\n" for name, value in pipeline.items()),

@@ -65,6 +65,8 @@ def _start(place: Place) -> None:
     git = place.folder / "git" / REPOSITORY
     if not git.exists():
         subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch", "main", str(git)], check=True)
+    if not alive(place, "ray-head"):
+        servers.delete_ray_sessions(place)
     postgres, s3, head = servers.postgres(place), servers.s3(place), servers.ray_head(place)
     for server in (postgres, s3, head):
         start(place, server)

@@ -196,3 +196,15 @@ def _with_children(process: psutil.Process) -> set[psutil.Process]:
     with contextlib.suppress(psutil.Error):
         return {process, *process.children(recursive=True)}
     return {process}
+
+
+def families(place: Place) -> dict[str, set[psutil.Process]]:
+    """Return each running server's processes: its own and all that it started.
+
+    Those that overwrite their environment, as Ray's agents do, are found as children.
+    """
+    found = {}
+    for name in place.processes:
+        if process := find(place, name):
+            found[name] = _with_children(process) | marked(place, name)
+    return found

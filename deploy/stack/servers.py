@@ -104,7 +104,7 @@ def mlflow(place: Place) -> Server:
         f"database_uri = {database_url(place, 'mlflow_users', 'postgresql+psycopg')}\n"
         f"admin_username = admin\nadmin_password = {place.secret('mlflow-admin')}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        "auth_cache_ttl_seconds = 60\n",  # else each request hashes the password, of a thousand for a version
+        "auth_cache_ttl_seconds = 60\n",  # else each request hashes the password, and each file of a version is one
     )
     command = [
         program("mlflow"), "server", "--app-name", "basic-auth", "--host", LOOPBACK,
@@ -153,6 +153,15 @@ def ray_head(place: Place) -> Server:
     options = ["--head", "--port", str(place.ports["ray"]), "--temp-dir", str(place.run / "ray")]
     options += ["--include-dashboard", "false", "--ray-client-server-port", str(place.ports["ray_client"])]
     return _ray(place, "ray-head", [program("ray"), "start", *options])
+
+
+def delete_ray_sessions(place: Place) -> None:
+    """Delete the folders of Ray's sessions but the last one's, whose logs say why it ended; no head may run.
+
+    Each start of the head makes another.
+    """
+    for old in sorted((place.run / "ray").glob("session_[0-9]*"))[:-1]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def ray_node(place: Place) -> Server:

@@ -21,7 +21,7 @@ EXTRAS = {
     "flows": [],
     "deploy": ["stack", "postgres"],
     "tests": ["demo", "dev", "stack", "postgres"],
-    "benchmarks": ["demo", "bench"],
+    "benchmarks": ["demo", "bench", "stack"],
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -19,6 +19,7 @@ import pytest
 
 from deploy.stack.place import Place
 from deploy.stack.processes import MARK, Server, alive, find, marked, start, stop, stop_rest, wait_ready
+from deploy.stack.servers import delete_ray_sessions
 from segmill.errors import InfrastructureError, InputError
 
 PARENT = """
@@ -168,3 +169,13 @@ def test_a_stack_whose_making_was_cut_off_is_completed(place: Place) -> None:
     again.make_folders()
     again.secret_file("ray").touch()  # as after a kill before it was written
     assert len(again.secret("ray")) == 32 and (again.run / "tmp").is_dir()
+
+
+def test_of_rays_sessions_the_last_one_stays(place: Place) -> None:
+    delete_ray_sessions(place)
+    ray = place.run / "ray"
+    for name in ("session_2026-11-29_02-00-00_1_7", "session_2026-11-30_02-00-00_1_8"):
+        (ray / name / "logs").mkdir(parents=True)
+    (ray / "session_latest").symlink_to(ray / "session_2026-11-30_02-00-00_1_8")
+    delete_ray_sessions(place)
+    assert sorted(path.name for path in ray.iterdir()) == ["session_2026-11-30_02-00-00_1_8", "session_latest"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import boto3
 import psutil
@@ -16,25 +18,37 @@ import psycopg
 import pytest
 from botocore.exceptions import ClientError
 from canaries import in_bytes, in_file, in_files, watching_processes
+from postings import Endpoint
 from sources import git
 from terminal import BIN, states, terminal
 
 from deploy.stack.__main__ import ENVIRONMENT, REPOSITORY, STOP, run
 from deploy.stack.place import Place
-from deploy.stack.processes import marked
-from deploy.stack.servers import DATABASES, MODEL_BUCKET, REGION, ask, database_url, pipeline_environment, urls
+from deploy.stack.processes import families, marked
+from deploy.stack.servers import (
+    DATABASES,
+    MODEL_BUCKET,
+    REGION,
+    ask,
+    ask_prefect,
+    database_url,
+    pipeline_environment,
+    urls,
+)
 from segmill.data.ingest.builtin import write_brain
 from segmill.params_change import set_params
 from segmill.workspace import Workspace
 
 pytestmark = pytest.mark.long
+NIGHTS_WITHIN_S = 600
 
 # In whose environment a secret may be, by words of the command line: the pipeline's in that of its own commands (and of
 # the process with which one asks MLflow meanwhile), and what MLflow's server signs its pages' cookies with.
 COMMANDS = [str(BIN / "segmill"), "spawn_main"]
+DEPLOYED = "prefect.engine"  # the process of a deployed run
 MAY_HAVE = {
-    "mlflow-pipeline": [*COMMANDS, "prefect worker"],
-    "prefect": [*COMMANDS, "prefect worker", "prefect server"],
+    "mlflow-pipeline": [*COMMANDS, "prefect worker", DEPLOYED],
+    "prefect": [*COMMANDS, "prefect worker", DEPLOYED, "prefect server"],
     "mlflow-ray": ["ray", "python", "fc-list"],  # Ray's nodes and all that they start; Matplotlib looks for fonts
     "mlflow-cookies": ["mlflow server", "uvicorn"],
     "git": [*COMMANDS, "git"],  # where it talks to the source
@@ -67,13 +81,13 @@ def keys(place: Place) -> dict[str, str]:
     return {"aws_access_key_id": lines[3], "aws_secret_access_key": lines[6]}
 
 
-def segmill(place: Place, folder: Path, *command: str) -> str:
+def segmill(place: Place, folder: Path, *command: str, **variables: str) -> str:
     """Run a command with the pipeline's environment, which is all it knows; return what it printed.
 
     No secret may be in that, nor in a command line or in the environment of a process that does not need it.
     """
     canaries = planted(place)
-    environment = terminal({**pipeline_environment(place), **in_variables(place)})
+    environment = terminal({**pipeline_environment(place), **in_variables(place), **variables})
     with watching_processes(canaries, MAY_HAVE) as found:
         done = subprocess.run(
             [str(BIN / "segmill"), *command, "-w", str(folder)], env=environment, capture_output=True, text=True
@@ -109,10 +123,39 @@ def versions(place: Place) -> list[dict[str, str]]:
     return [{tag["key"]: tag["value"] for tag in version["tags"]} for version in listed]
 
 
+def wait_for_runs(place: Place, count: int) -> list[dict[str, Any]]:
+    """Wait until so many runs of the deployment came to their end and none is open; return them, the first one first.
+
+    Runs that another one covered are left out. No secret may meanwhile be in a process that does not need it.
+    """
+    wanted = {"flows": {"name": {"any_": ["nightly"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    until = time.monotonic() + NIGHTS_WITHIN_S
+    with watching_processes(planted(place), MAY_HAVE) as found:
+        while time.monotonic() < until and not found:
+            runs = json.loads(ask_prefect(place, "/flow_runs/filter", json.dumps(wanted).encode()))
+            ended = [one for one in runs if one["end_time"]]
+            ran = [one for one in ended if one["state_name"] != "Skipped"]
+            planned = [one for one in runs if one["state_type"] == "SCHEDULED"]
+            if len(ran) >= count and len(ended) + len(planned) == len(runs):
+                return ran
+            time.sleep(1)
+    raise AssertionError(f"{sorted(found)}\n{place.log('worker').read_text()}")
+
+
+def wait_for_alarm(sink: Endpoint, kind: str) -> dict[str, Any]:
+    """Wait until an alarm of this kind comes; return it."""
+    until = time.monotonic() + 60
+    while not (
+        found := [one for one in (json.loads(posting.body) for posting in sink.postings) if one["type"] == kind]
+    ):
+        assert time.monotonic() < until, [posting.body for posting in sink.postings]
+        time.sleep(0.2)
+    return dict(found[-1])
+
+
 def processes_of(place: Place) -> set[psutil.Process]:
     """Return the stack's processes, also those that overwrite their environment, as Ray's agents do."""
-    servers = [psutil.Process(pid) for pid, _ in place.processes.values()]
-    return marked(place) | set(chain.from_iterable(server.children(recursive=True) for server in servers))
+    return marked(place) | set(chain.from_iterable(families(place).values()))
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +257,47 @@ def test_the_pipeline_has_no_more_rights_than_its_work_takes(stack: Callable[[],
             database_url(place, "ledger", "postgresql").replace("/ledger", "/mlflow"),
             passfile=str(place.secret_file("pipeline.pgpass")),
         )
+
+
+def test_a_schedule_data_and_a_person_start_nights_whose_verdicts_mlflow_and_the_sink_get(
+    stack: Callable[[], Place], author: Workspace, sink: Endpoint, tmp_path: Path
+) -> None:
+    """The first night finds a champion, the second one that waits for approval, the third one none."""
+    place, before = stack(), len(versions(stack()))
+    passes = ["goal=noninferiority", "margin=1.0", "guards.class_loss=null", "screen=false"]  # whatever it scores
+    schedule = [f"source={source(place)}", "interval_minutes=0.5", "alarms=[{url_env: SINK}]"]
+    settings = [f"promotion.{one}" for one in passes] + [f"schedule.{one}" for one in schedule]
+    push(place, author, "members.fpn.lr=0.002", *settings)
+    segmill(place, author.root, "deploy", SINK=sink.url)
+    first = wait_for_runs(place, 1)[0]
+    set_params(author.params, ["schedule.interval_minutes=null"])
+    segmill(place, author.root, "deploy", SINK=sink.url)
+    assert first["auto_scheduled"] and first["state_name"] == "Completed", first["state"]
+    assert versions(place)[before]["verdict"] == "PASS"
+    assert wait_for_alarm(sink, "segmill.promoted")["data"]["facts"]["version"] == str(before + 1)
+
+    known = len(wait_for_runs(place, 1))
+    push(place, author, "promotion.approval=one")
+    git(author.root, "remote", "add", "origin", source(place))
+    git(author.root, "push", "-q", "-u", "origin", "HEAD:main")
+    more = tmp_path / "more"
+    write_brain(more, every=1)
+    assert "samples added" in segmill(place, author.root, "data", "add", str(more), "-m", "all slices")
+    assert "is pushed" in segmill(place, author.root, "data", "push")
+    second = wait_for_runs(place, known + 1)[-1]
+    assert not second["auto_scheduled"] and second["state_name"] == "Completed", second["state"]
+    made = versions(place)[before + 1]
+    assert made["verdict"] == "PASS" and made["data_version"] != versions(place)[before]["data_version"]
+    assert wait_for_alarm(sink, "segmill.approval_wanted")["data"]["facts"]["version"] == str(before + 2)
+
+    changes = {"parameters": {"changes": ["members.fpn.lr=0.004", "promotion.floor_miou=0.99"]}}
+    deployment = f"/deployments/{second['deployment_id']}"
+    ask_prefect(place, f"{deployment}/create_flow_run", json.dumps(changes).encode())
+    third = wait_for_runs(place, known + 2)[-1]
+    assert third["state_name"] == "Refused", third["state"]
+    assert versions(place)[before + 2]["verdict"] == "FAIL"
+    assert wait_for_alarm(sink, "segmill.refused")["data"]["facts"]["version"] == str(before + 3)
+    push(place, author, "promotion.approval=none", "promotion.floor_miou=0.05")
 
 
 def test_no_secret_is_in_what_nights_wrote(
