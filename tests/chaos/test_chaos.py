@@ -258,7 +258,7 @@ def files_cut() -> list[tuple[str, str, float, Moment]]:
     later = Moment("evaluate")
     return [
         *((".segmill/**/state.pt", "", share, in_training(rng, 2)) for share in (0.0, 0.5)),
-        (".segmill/**/*.json", "checkpoint", 0.3, in_training(rng, 2)),
+        (".segmill/progress/*.json", "", 0.3, in_training(rng, 2)),
         ("models/members/fpn/weights.safetensors", "", 0.5, later),
         ("data/packed/train/*.bin", "", 0.5, later),
         (".dvc/cache/runs/**/*", "", 0.5, later),
