@@ -41,6 +41,7 @@ def small_disk(folder: Path) -> Iterator[SmallDisk]:
     if os.geteuid() or subprocess.call(["mount", "-t", "tmpfs", "-o", f"size={LARGE_BYTES}", "tmpfs", str(folder)]):
         pytest.skip("mounting a small file system needs root")
     try:
+        (folder / "something").write_text("a size of 0 is no limit")
         yield SmallDisk(folder)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
