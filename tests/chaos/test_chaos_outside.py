@@ -1,4 +1,4 @@
-"""What a run needs from outside fails at a seeded moment: PostgreSQL, a bucket, a machine that is taken away."""
+"""What a run needs from outside fails at a seeded moment: PostgreSQL, a bucket, a disk, a machine on loan."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import boto3
 import psutil
 import pytest
 from databases import PostgreSQL, postgresql_server
+from disks import SmallDisk, small_disk
 from disturbed import (
     DONE,
     EPOCHS,
@@ -163,6 +164,32 @@ def from_nothing(folder: Path, author: Workspace, remote: str) -> Source:
     clone = folder / "clone"
     clone.mkdir()
     return Source(Workspace(clone), stores)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk") as found:
+        yield found
+
+
+def test_the_disk_of_dvcs_remote_is_full(
+    workspace: Workspace,
+    tmp_path: Path,
+    disk: SmallDisk,
+    servers: dict[str, str],
+    one_member: dict[str, Any],
+    record_property: Record,
+) -> None:
+    moment = Moment("evaluate")
+    source = from_nothing(tmp_path, workspace, str(disk.folder / "remote"))
+    with running(source.clone, *source.command, servers=servers) as run:
+        recovered = disturb(
+            run, moment, lambda _: disk.fill(), MEMBERS, disk.make_room, source.command
+        )  # fmt: skip
+    assert recovered.code == 4 and "No space left on device" in recovered.said, recovered
+    assert max(recovered.repeated.values(), default=0) == 0
+    source.check(one_member)
+    note(record_property, f"disk of DVC's remote full {moment}", recovered)
 
 
 def failing_buckets() -> list[tuple[State, float, Moment]]:
