@@ -27,12 +27,13 @@ def beat() -> dict[str, str]:
 def is_over(facts: Mapping[str, Any]) -> bool:
     """Tell whether the process of a run is gone, by the run's tags or labels.
 
-    On this machine the process is looked for; on another it is gone when it last said long ago that it was alive.
+    On this machine the process is looked for; on another it is gone when it last said long ago that it was alive, or
+    far in the future: by a clock that is wrong nobody can be waited for.
     """
     named, alive = str(facts.get(TAG, "")), str(facts.get(ALIVE, ""))
     if named.partition(" ")[0] == socket.gethostname():
         return is_gone(named)
-    return alive.isdigit() and time.time() - int(alive) > DEAD_AFTER_S
+    return alive.isdigit() and abs(time.time() - int(alive)) > DEAD_AFTER_S
 
 
 def is_gone(named: str) -> bool:

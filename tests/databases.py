@@ -1,4 +1,4 @@
-"""A real PostgreSQL server on loopback, for as long as a block runs."""
+"""A real PostgreSQL server on loopback, for as long as a block runs; it can be killed and started again."""
 
 from __future__ import annotations
 
@@ -10,12 +10,56 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class PostgreSQL:
+    """A server whose data are in ``folder``; ``drop``: what runs its programs, which root may not.
+
+    Attributes:
+        url: the SQLAlchemy URL of its database.
+    """
+
+    folder: Path
+    port: int
+    drop: list[str]
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://segmill@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -h 127.0.0.1 -c fsync=off"
+        self.run("pg_ctl", "-D", "data", "-o", options, "-w", "-l", "log", "start")
+
+    def stop(self) -> None:
+        """Stop it, if it runs."""
+        if (self.folder / "data" / "postmaster.pid").exists() and psutil.pid_exists(self._pid()):
+            self.run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
+
+    def kill(self) -> None:
+        """Kill every process of it at once, as a machine that dies does."""
+        server = psutil.Process(self._pid())
+        processes = [server, *server.children(recursive=True)]
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, timeout=20)
+
+    def run(self, *command: str) -> None:
+        with self.folder.with_suffix(".log").open("ab") as log:
+            subprocess.run([*self.drop, *command], cwd=self.folder, check=True, stdout=log, stderr=log)
+
+    def _pid(self) -> int:
+        return int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
 
 
 @contextmanager
-def postgresql() -> Iterator[str]:
-    """Give the SQLAlchemy URL of a fresh database. Root can't run the server, so that nobody does then."""
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """Give a server with a fresh database. Root can't run it, so that nobody does then."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -25,20 +69,23 @@ def postgresql() -> Iterator[str]:
         nobody = pwd.getpwnam("nobody")
         os.chown(folder, nobody.pw_uid, nobody.pw_gid)
         drop = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
-
-    def run(*command: str) -> None:
-        with (folder.with_suffix(".log")).open("ab") as log:
-            subprocess.run([*drop, *command], cwd=folder, check=True, stdout=log, stderr=log)
-
-    data = str(folder / "data")
-    options = f"-p {port} -k {folder} -h 127.0.0.1 -c fsync=off"
+    server = PostgreSQL(folder, port, drop)
     try:
-        run("initdb", "-D", data, "-U", "segmill", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-        run("pg_ctl", "-D", data, "-o", options, "-w", "-l", str(folder / "log"), "start")
+        server.run(
+            "initdb", "-D", "data", "-U", "segmill", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"
+        )
+        server.start()
         try:
-            yield f"postgresql+psycopg://segmill@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_suffix(".log").unlink(missing_ok=True)
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """Give the SQLAlchemy URL of a fresh database."""
+    with postgresql_server() as server:
+        yield server.url

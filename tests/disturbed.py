@@ -6,18 +6,18 @@ import hashlib
 import json
 import shutil
 import signal
-import sqlite3
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 from terminal import BIN, terminal
 
 from segmill import progress
@@ -25,6 +25,10 @@ from segmill.workspace import Workspace
 from tasks.finetune import curves_path
 
 LOOK_S = 0.02
+SEED = 15  # decides the moments
+EPOCHS = 6
+MEMBERS = ("fpn", "unet")
+PROMISED_S = 60  # from the loss of a server to the end of the run that can't do without
 GONE_WITHIN_S = 60  # after the disturbance, or the end of a run that it does not end
 RUN_WITHIN_S = 400
 DONE = (0, 3)  # the run came to a verdict
@@ -101,15 +105,29 @@ class Running:
                 continue
         raise AssertionError(f"no process {words}: {[one.name() for one in self.family()]}")
 
+    def rank(self, step: str) -> psutil.Process:
+        """Return the process that trains a member; before its first step it has not said which that is."""
+        note = self.workspace.progress / f"{step}.member.json"
+        until = time.monotonic() + PROMISED_S
+        while "pid" not in (facts := progress.read(note) or {}):
+            assert time.monotonic() < until, f"nothing trains in {step}"
+            time.sleep(LOOK_S)
+        return psutil.Process(facts["pid"])
+
     def end(self, patience_s: float = RUN_WITHIN_S) -> int:
         return int(self.process.wait(patience_s))
 
 
 @contextmanager
-def running(workspace: Workspace, *command: str, servers: Mapping[str, str] | None = None) -> Iterator[Running]:
-    """Run a command with a temporary folder of its own; what is left of it at the end of the block is killed."""
+def running(
+    workspace: Workspace, *command: str, servers: Mapping[str, str] | None = None, output: Path | None = None
+) -> Iterator[Running]:
+    """Run a command with a temporary folder of its own; what is left of it at the end of the block is killed.
+
+    ``output``: the file for what it says; None: one beside the workspace.
+    """
     folder = Path(tempfile.mkdtemp(prefix="c-", dir="/tmp"))  # short: sockets are made in it
-    output = workspace.root.with_name(f"said-{time.monotonic_ns()}")
+    output = output or workspace.root.with_name(f"said-{time.monotonic_ns()}")
     with output.open("w") as out:
         process = psutil.Popen(
             [str(BIN / command[0]), *command[1:]], cwd=workspace.root, stdout=out, stderr=out,
@@ -176,11 +194,12 @@ def disturb(
     disturbance: Callable[[Running], None],
     members: tuple[str, ...],
     before_next: Callable[[], None] = lambda: None,
+    command: tuple[str, ...] = ("segmill", "retrain"),
 ) -> Recovered:
     """Disturb the run at the moment, wait for its end, and start again: that comes to a verdict where it did not.
 
     Asserts what is promised of a run that ends: no process and no temporary file of it is left. ``before_next`` is
-    called before the next start, which has nothing to do where the disturbed run came to a verdict.
+    called before the next start, by ``command``, which has nothing to do where the disturbed run came to a verdict.
     """
     run.wait_for(moment)
     family, resumption, began = run.family(), Resumption(run.workspace, members), time.monotonic()
@@ -193,7 +212,7 @@ def disturb(
     before_next()
     if not over:
         resumption = Resumption(run.workspace, members)  # a worker may train on until it is ended too
-    with running(run.workspace, "segmill", "retrain", servers=run.servers) as again:
+    with running(run.workspace, *command, servers=run.servers) as again:
         assert again.end() in DONE, again.said
         assert_nothing_is_left(again, [], time.monotonic())
         assert not over or "nothing to do" in again.said, again.said
@@ -228,12 +247,42 @@ def end_state(workspace: Workspace, ledger: str = "") -> dict[str, Any]:
     }
 
 
-def versions(database: Path) -> int:
+def check(
+    workspace: Workspace,
+    undisturbed: dict[str, Any],
+    database: Path | str = "",
+    ledger: str = "",
+    members: tuple[str, ...] = MEMBERS,
+    epochs: int = EPOCHS,
+) -> None:
+    """Assert that it came to the same, and nothing was done twice or is still taken for running.
+
+    ``database``: MLflow's, and ``ledger``: the ledger's address, where they are not the workspace's own.
+    """
+    database = database or workspace.root / "mlflow.db"
+    assert end_state(workspace, ledger) == undisturbed
+    assert versions(database) == 1
+    assert open_runs(workspace, database) == {"mlflow": [], "flows": [], "tasks": []}
+    assert [curve_steps(database, member) for member in members] == len(members) * [list(range(1, epochs + 1))]
+    assert not list(workspace.unsent.glob("*"))
+
+
+def note(record_property: Callable[[str, object], None], what: object, recovered: Recovered) -> None:
+    """Record what a disturbance cost, for the table at the end."""
+    facts = asdict(recovered)
+    for key in ("code", "ended_s", "resume_s"):
+        value = facts[key]
+        record_property(key, f"{value:.1f}" if isinstance(value, float) else value)
+    record_property("repeated", max(facts["repeated"].values(), default=0))
+    record_property("what", what)
+
+
+def versions(database: Path | str) -> int:
     """Return how many versions are registered in an MLflow database."""
     return int(_ask(database, "SELECT count(*) FROM model_versions")[0][0])
 
 
-def open_runs(workspace: Workspace, database: Path) -> dict[str, list[Any]]:
+def open_runs(workspace: Workspace, database: Path | str) -> dict[str, list[Any]]:
     """Return the runs that MLflow's database and the workspace's Prefect still take for running."""
     prefect = workspace.prefect_home / "prefect.db"
     running = "state_type IN ('RUNNING', 'PENDING', 'CANCELLING')"
@@ -244,18 +293,20 @@ def open_runs(workspace: Workspace, database: Path) -> dict[str, list[Any]]:
     }
 
 
-def curve_steps(database: Path, member: str) -> list[int]:
+def curve_steps(database: Path | str, member: str) -> list[int]:
     """Return the epochs of a member's loss in its last run that came to its end."""
     query = (
-        "SELECT step FROM metrics WHERE key = 'loss' AND run_uuid = (SELECT run_uuid FROM runs WHERE name = ? AND "
+        "SELECT step FROM metrics WHERE key = 'loss' AND run_uuid = (SELECT run_uuid FROM runs WHERE name = :name AND "
         "status = 'FINISHED' ORDER BY start_time DESC LIMIT 1) ORDER BY step"
     )
-    return [int(step) for (step,) in _ask(database, query, member)]
+    return [int(step) for (step,) in _ask(database, query, name=member)]
 
 
-def _ask(database: Path, query: str, *values: str) -> list[Any]:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
-        return connection.execute(query, values).fetchall()
+def _ask(database: Path | str, query: str, **values: str) -> list[Any]:
+    address = database if isinstance(database, str) else f"sqlite:///file:{database}?mode=ro&uri=true&timeout=30"
+    engine = create_engine(address, poolclass=NullPool)
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query), values)]
 
 
 def _sha256(path: Path) -> str:

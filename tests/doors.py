@@ -12,13 +12,20 @@ from urllib.parse import urlsplit
 
 State = Literal["open", "shut", "500", "slow"]
 SLOW_S = 3.0
-FAILS = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\nfail"
+# Without a body, which the answer to a HEAD request must not have.
+FAILS = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Door:
-    """Passes bytes on to a server. ``url`` is its own address, with the path of the server's."""
+    """Passes bytes on to a server.
 
-    def __init__(self, server: str) -> None:
+    Attributes:
+        url: its own address, with the path of the server's.
+        slow_s: what a connection takes to be made where it is slow.
+    """
+
+    def __init__(self, server: str, slow_s: float = SLOW_S) -> None:
+        self.slow_s = slow_s
         self._server = urlsplit(server)
         self._state: State = "shut"
         self._listener: socket.socket | None = None
@@ -56,7 +63,7 @@ class Door:
                 connection.sendall(FAILS)
             return
         if self._state == "slow":
-            time.sleep(SLOW_S)
+            time.sleep(self.slow_s)
         server = socket.create_connection((self._server.hostname or "", self._server.port or 80))
         self._open |= {connection, server}
         threading.Thread(target=self._pump, args=(server, connection), daemon=True).start()
@@ -73,6 +80,15 @@ class Door:
         _break(other)
 
 
+def failing(door: Door, state: State, for_s: float) -> None:
+    """Let it fail for so many seconds; 0: from here on."""
+    door.set(state)
+    if for_s:
+        time.sleep(for_s)
+        door.set("shut")  # breaks what was begun
+        door.set("open")
+
+
 def _break(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
@@ -80,9 +96,9 @@ def _break(connection: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def door_before(server: str) -> Iterator[Door]:
+def door_before(server: str, slow_s: float = SLOW_S) -> Iterator[Door]:
     """Give an open door; shut after the block."""
-    door = Door(server)
+    door = Door(server, slow_s)
     door.set("open")
     try:
         yield door

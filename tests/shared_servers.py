@@ -57,12 +57,13 @@ def shared_server(kind: str) -> str:
 
 
 @contextmanager
-def serving(program: str, *options: str) -> Iterator[str]:
+def serving(program: str, *options: str, **variables: str) -> Iterator[str]:
     """Run a server of the environment on a free port of loopback while the block runs; give its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen([str(Path(sys.executable).with_name(program)), *options, str(port)])
+    command = [str(Path(sys.executable).with_name(program)), *options, str(port)]
+    server = subprocess.Popen(command, env={**os.environ, **variables})
     url = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + 120
@@ -77,6 +78,14 @@ def serving(program: str, *options: str) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+@contextmanager
+def mlflow_server(database: str, files: Path) -> Iterator[str]:
+    """Run an MLflow server with this database and folder of files, without the four processes of its jobs."""
+    options = ("--workers", "1", "--backend-store-uri", database, "--artifacts-destination", str(files))
+    with serving("mlflow", "server", *options, "--port", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false") as url:
+        yield url
 
 
 @contextmanager

@@ -119,6 +119,10 @@ def test_runs_of_processes_that_are_gone_are_ended_and_no_others(tmp_path: Path)
     assert end_abandoned_runs(uri, "brain") == 0, "it may be alive, on another machine"
     client.set_tag(elsewhere, owner.ALIVE, str(int(time.time() - 2 * owner.DEAD_AFTER_S)))
     assert end_abandoned_runs(uri, "brain") == 2, "and what is nested in it"
+    ahead = tracking.start_run(uri, "brain", "data")
+    client.set_tag(ahead, owner.TAG, "elsewhere 1 1000")
+    client.set_tag(ahead, owner.ALIVE, str(int(time.time() + 2 * 86400)))
+    assert end_abandoned_runs(uri, "brain") == 1, "it is not taken for running until its wrong clock is right"
     client.set_tag(alive, owner.ALIVE, "1000")
     assert end_abandoned_runs(uri, "brain") == 0, "its process is here: MLflow was away when it said so"
 

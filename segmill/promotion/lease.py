@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -53,6 +53,7 @@ LEASES = Table(
     Column("covered_work", String(256), nullable=False),
 )
 # SQLite has no clock but that of the process which asks, so an expired lease is watched there before it is taken over.
+# One that expires later than any could by the clock which asks was written by a clock that was wrong: expired as well.
 _CLOCKS = {
     "postgresql": "EXTRACT(EPOCH FROM clock_timestamp())::float8",
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
@@ -175,9 +176,8 @@ class Lease:
         with self._database.writing() as connection:
             row = _locked(connection, self.model)
             now = _now(connection)
-            expired = now > row["expires_s"]
-            if row["token"] and watched_s < self._watch_s(connection, row, expired):
-                return Held(_holder(row, expired), (row["number"], row["renewals"]))
+            if row["token"] and watched_s < self._watch_s(connection, row, now):
+                return Held(_holder(row, now, self._timing), (row["number"], row["renewals"]))
             mine = {
                 "number": row["number"] + 1, "token": self._token, "what": self._what[:256],
                 "process": owner.this_process(), "since_s": now, "expires_s": now + self._timing.duration_s,
@@ -219,11 +219,11 @@ class Lease:
         with suppress(SegmillError, OSError), self._database.writing() as connection:
             connection.execute(self._mine(update).values(token="", expires_s=0.0))
 
-    def _watch_s(self, connection: Connection, row: dict[str, Any], expired: bool) -> float:
+    def _watch_s(self, connection: Connection, row: dict[str, Any], now: float) -> float:
         """Return for how many seconds the holder must be seen not to renew it before it is taken for dead."""
-        if owner.is_gone(row["process"]) or (expired and connection.dialect.name == "postgresql"):
+        if owner.is_gone(row["process"]) or (now > row["expires_s"] and connection.dialect.name == "postgresql"):
             return 0.0
-        return 2 * self._timing.renew_s if expired else self._timing.duration_s
+        return 2 * self._timing.renew_s if _expired(row, now, self._timing) else self._timing.duration_s
 
     def _mine(self, verb: Callable[[Table], Any]) -> Any:
         return _of(verb, self.model).where(LEASES.c.number == self.number, LEASES.c.token == self._token)
@@ -303,18 +303,20 @@ def who_holds(url: str, model: str) -> Holder | None:
         row = connection.execute(_of(select, model)).mappings().one_or_none()
         if row is None or not row["token"] or owner.is_gone(row["process"]):
             return None
-        return _holder(dict(row), _now(connection) > row["expires_s"])
+        return _holder(dict(row), _now(connection), Timing())
 
 
 def _wait_for(lease: Lease, wait_s: float, say: Callable[[str], None], timing: Timing) -> None:
-    began, seen, seen_at, said = time.monotonic(), None, 0.0, False
+    began, seen, seen_at, alive, said = time.monotonic(), None, 0.0, False, False
     while held := lease.take(time.monotonic() - seen_at if seen else 0.0):
         if held.state != seen:
+            alive = seen is not None  # it renewed, whatever the clocks say
             seen, seen_at = held.state, time.monotonic()
-        if time.monotonic() - began >= wait_s and not held.by.expired:
-            raise LeaseHeld(f"{lease.model} is being retrained by {held.by}; wait until that is done")
+        by = replace(held.by, expired=held.by.expired and not alive)
+        if time.monotonic() - began >= wait_s and not by.expired:
+            raise LeaseHeld(f"{lease.model} is being retrained by {by}; wait until that is done")
         if wait_s and not said:
-            say(f"waiting for {held.by}, which retrains {lease.model}")
+            say(f"waiting for {by}, which retrains {lease.model}")
             said = True
         time.sleep(timing.look_s)
 
@@ -338,7 +340,11 @@ def _now(connection: Connection) -> float:
     return float(connection.execute(select(literal_column(_CLOCKS[connection.dialect.name]))).scalar_one())
 
 
-def _holder(row: dict[str, Any], expired: bool) -> Holder:
+def _expired(row: dict[str, Any], now: float, timing: Timing) -> bool:
+    return not now <= row["expires_s"] <= now + 2 * timing.duration_s
+
+
+def _holder(row: dict[str, Any], now: float, timing: Timing) -> Holder:
     since = datetime.fromtimestamp(row["since_s"]).astimezone().isoformat(" ", "seconds")
     host, pid, _ = row["process"].split(" ")
-    return Holder(row["model"], row["what"], host, int(pid), since, expired)
+    return Holder(row["model"], row["what"], host, int(pid), since, _expired(row, now, timing))

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from brain import brain_workspace
+from disturbed import DONE, EPOCHS, end_state, running
+
+from segmill.workspace import Workspace
 
 __all__ = ["brain_workspace"]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, brain_workspace: Callable[..., Workspace]) -> Workspace:
+    """A workspace with one member."""
+    return brain_workspace(tmp_path, "fpn", epochs=EPOCHS)
+
+
+@pytest.fixture(scope="session")
+def one_member(
+    tmp_path_factory: pytest.TempPathFactory, brain_workspace: Callable[..., Workspace], servers: dict[str, str]
+) -> dict[str, Any]:
+    """What a run with one member comes to that nothing disturbs."""
+    workspace = brain_workspace(tmp_path_factory.mktemp("undisturbed"), "fpn", epochs=EPOCHS)
+    with running(workspace, "segmill", "retrain", servers=servers) as run:
+        assert run.end() in DONE, run.said
+    return end_state(workspace)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,30 +6,32 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from databases import postgresql
 from disturbed import (
     DONE,
+    EPOCHS,
     GONE_WITHIN_S,
+    MEMBERS,
     PREFECT,
+    PROMISED_S,
+    SEED,
     Moment,
     Running,
-    curve_steps,
+    check,
     cut,
     disturb,
     end_state,
     kill,
-    open_runs,
+    note,
     running,
-    versions,
 )  # fmt: skip
-from doors import Door, State, door_before
-from shared_servers import serving
+from doors import Door, State, door_before, failing
+from shared_servers import mlflow_server
 
 from segmill import progress
 from segmill.params_change import set_params
@@ -37,13 +39,9 @@ from segmill.workspace import Workspace
 
 pytestmark = pytest.mark.chaos
 
-SEED = 15
-EPOCHS = 6
-MEMBERS = ("fpn", "unet")
 TRAINING = tuple(f"finetune@{member}" for member in MEMBERS)
 STEPS = ("prepare", "ensemble", "evaluate", "register", "promote", "report")
 ENDS = {"flow": -signal.SIGKILL, "term": 130, "raylet": 4, "gcs": 4}  # the exit code of a run that it ends
-PROMISED_S = 60
 
 Make = Callable[..., Workspace]
 
@@ -96,42 +94,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, brain_workspace: Make)
 
 def disturbance(kind: str, moment: Moment) -> Callable[[Running], None]:
     """Return what disturbs a run."""
-
-    def worker(run: Running) -> None:
-        """Kill the process that trains; before its first step it has not said which that is."""
-        note = run.workspace.progress / f"{moment.step}.member.json"
-        until = time.monotonic() + PROMISED_S
-        while "pid" not in (facts := progress.read(note) or {}) and time.monotonic() < until:
-            time.sleep(0.02)
-        kill(psutil.Process(facts["pid"]))
-
     return {
         "flow": lambda run: kill(run.process),
         "term": lambda run: run.process.terminate(),
-        "worker": worker,
+        "worker": lambda run: kill(run.rank(moment.step)),
         "raylet": lambda run: kill(run.named("raylet/raylet")),
         "gcs": lambda run: kill(run.named("gcs/gcs_server")),
         "prefect": lambda run: kill(run.named(PREFECT)),
     }[kind]
-
-
-def check(workspace: Workspace, undisturbed: dict[str, Any], database: Path | None = None, ledger: str = "") -> None:
-    """Assert that it came to the same, and nothing was done twice or is still taken for running."""
-    database = database or workspace.root / "mlflow.db"
-    assert end_state(workspace, ledger) == undisturbed
-    assert versions(database) == 1
-    assert open_runs(workspace, database) == {"mlflow": [], "flows": [], "tasks": []}
-    assert [curve_steps(database, member) for member in MEMBERS] == 2 * [list(range(1, EPOCHS + 1))]
-    assert not list(workspace.unsent.glob("*"))
-
-
-def note(record_property: Callable[[str, object], None], what: object, recovered: Any) -> None:
-    facts = asdict(recovered)
-    for key in ("code", "ended_s", "resume_s"):
-        value = facts[key]
-        record_property(key, f"{value:.1f}" if isinstance(value, float) else value)
-    record_property("repeated", max(facts["repeated"].values(), default=0))
-    record_property("what", what)
 
 
 @pytest.mark.parametrize("point", points(), ids=str)
@@ -158,8 +128,7 @@ def test_a_killed_process_costs_at_most_an_epoch_and_changes_nothing(
 def mlflow(tmp_path: Path) -> Iterator[tuple[Door, Path]]:
     """A door before MLflow's server, and the server's database."""
     database = tmp_path / "server.db"
-    options = ("--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(tmp_path / "artifacts"))
-    with serving("mlflow", "server", "--workers", "1", *options, "--port") as uri, door_before(uri) as door:
+    with mlflow_server(f"sqlite:///{database}", tmp_path / "artifacts") as uri, door_before(uri) as door:
         yield door, database
 
 
@@ -191,15 +160,10 @@ def test_an_mlflow_server_that_fails_costs_no_metric_and_no_verdict(
     door, database = mlflow
     workspace = brain_workspace(tmp_path, *MEMBERS, epochs=EPOCHS)
 
-    def fail(run: Running) -> None:
-        door.set(state)
-        if for_s:
-            time.sleep(for_s)
-            door.set("shut")  # breaks what was begun
-            door.set("open")
-
     with running(workspace, "segmill", "retrain", servers={"MLFLOW_TRACKING_URI": door.url}) as run:
-        recovered = disturb(run, moment, fail, MEMBERS, before_next=lambda: door.set("open"))
+        recovered = disturb(
+            run, moment, lambda _: failing(door, state, for_s), MEMBERS, before_next=lambda: door.set("open")
+        )
     assert recovered.code in ((4,) if state != "slow" and not for_s else DONE), recovered
     if recovered.code == 4:
         assert recovered.ended_s is not None and recovered.ended_s < PROMISED_S + GONE_WITHIN_S

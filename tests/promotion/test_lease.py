@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from databases import postgresql
 from ledgers import MODEL, ledger_at, record
 from sqlalchemy import create_engine, text
+from wrong_clock import wrong_clock
 
 from segmill.promotion.lease import LeaseHeld, LeaseLost, Timing, holds, leased, refuse_lost_of, who_holds
 from segmill.promotion.ledger_url import URL_VARIABLE
@@ -65,9 +67,9 @@ def change(url: str, statement: str) -> None:
     engine.dispose()
 
 
-def begin_holder(url: str) -> subprocess.Popen[str]:
+def begin_holder(url: str, **variables: str) -> subprocess.Popen[str]:
     """Start a process that holds the lease, and records a row once it is sent a line."""
-    own = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    own = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **variables}
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own
     )
@@ -234,20 +236,37 @@ def test_a_clock_that_is_a_day_ahead_takes_nothing_from_a_living_holder(tmp_path
         connection.close()
         time.sleep(2 * QUICK.renew_s)
         assert (holder := who_holds(f"sqlite:///{path}", MODEL)) and holder.expired
-        with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        with (
+            pytest.raises(LeaseHeld, match=r"night 1 on .* since [-\d]+ [:+\d]+; wait"),
+            leased(f"sqlite:///{path}", MODEL, "night 2", timing=QUICK),
+        ):
+            pass
+        assert time.monotonic() - began < 5
+        with (
+            pytest.raises(LeaseHeld),
+            leased(f"sqlite:///{path}", MODEL, "night 2", wait_s=3 * QUICK.duration_s, timing=QUICK),
+        ):
+            pass
 
-            def steal() -> None:
-                with leased(f"sqlite:///{path}", MODEL, "night 2", timing=QUICK):
-                    pass
 
-            thief = pool.submit(steal)
-            time.sleep(3 * QUICK.duration_s)
-            assert not thief.done()
-            with sqlite3.connect(path) as connection:
-                connection.execute("DROP TRIGGER ahead")
-            connection.close()
-            with pytest.raises(LeaseHeld):
-                thief.result(timeout=10)
+@pytest.mark.parametrize("days", [2, -2])
+def test_a_holder_with_a_wrong_clock_keeps_it_alive_and_loses_it_dead(tmp_path: Path, days: int) -> None:
+    """Also a clock that is two days ahead, by which the lease would last for so long."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    process = begin_holder(url, **wrong_clock(days))
+    change(url, "UPDATE ledger_leases SET process = 'another 1 1'")
+    holder = who_holds(url, MODEL)
+    assert holder and holder.expired
+    assert abs(datetime.fromisoformat(holder.since).timestamp() - time.time() - days * 86400) < 600
+    with pytest.raises(LeaseHeld, match="night 1 on another"), leased(url, MODEL, "night 2", timing=QUICK):
+        pass
+    process.kill()
+    process.wait()
+    began = time.monotonic()
+    with leased(url, MODEL, "night 2", timing=QUICK) as lease:
+        assert lease.number == 2 and time.monotonic() - began < 5
+    assert who_holds(url, MODEL) is None
 
 
 def test_the_ledger_without_a_lease_is_as_before(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 import subprocess
@@ -143,6 +144,8 @@ def git(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[st
 def git_bytes(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> bytes:
     """Run git at ``root`` and return the bytes that it prints. InputError with what git says where it fails.
 
+    A full disk is an OSError.
+
     ``environment``: variables of its own; of this process's it gets no credentials.
     """
     own = {**_environment(), **(environment or {})}
@@ -154,6 +157,8 @@ def git_bytes(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapp
         raise InputError("git is not installed", "install it, DVC keeps its records in git") from None
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip()
+        if os.strerror(errno.ENOSPC) in said:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root)) from None
         raise InputError(f"git {arguments[0]} failed in {root}: {said}") from None
     return done.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -154,6 +155,15 @@ def _trainer(launch: Launch) -> DataParallelTrainer:
     )
 
 
+# How safetensors and torch.save say it; torch knows only that fewer bytes were written than it gave.
+OF_A_FULL_DISK = (
+    os.strerror(errno.ENOSPC),
+    "PytorchStreamWriter failed writing file",
+    "] . unexpected pos ",
+    "basic_ios::clear: iostream error",
+)
+
+
 class Unforeseen(Exception):
     """What a rank raised that is no sentence of ours; its traceback as text, which every process can unpickle."""
 
@@ -173,6 +183,9 @@ def _work(config: dict[str, Launch]) -> None:
     except (SegmillError, OSError, RayError):
         raise
     except Exception as error:
+        if any(said in str(error) for said in OF_A_FULL_DISK):
+            folder = str(config["launch"].job.run_folder)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from None
         raise Unforeseen("".join(traceback.format_exception(error))) from None
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
 import getpass
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 
 from segmill.data.versioning.repository import (
     commit_contents,
@@ -12,6 +15,7 @@ from segmill.data.versioning.repository import (
     commits_runs,
     committed,
     create_repository,
+    git_bytes,
     git_commit,
     who_works,
 )
@@ -89,3 +93,12 @@ def test_git_and_its_hooks_get_no_credentials(tmp_path: Path, monkeypatch: pytes
     seen = (tmp_path / "seen").read_text()
     assert "canary" not in seen and "OPENS_NOTHING=1" in seen
     assert git(tmp_path / "space", "log", "-1", "--format=%an") == "Ann\n"
+
+
+def test_a_full_disk_is_no_fault_of_git(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        create_repository(disk.folder / "workspace")
+        disk.fill()
+        with pytest.raises(OSError, match="No space left on device") as full:
+            git_bytes(disk.folder / "workspace", "hash-object", "-w", "--stdin", stdin=os.urandom(10_000))
+        assert full.value.errno == errno.ENOSPC and full.value.filename == str(disk.folder / "workspace")
