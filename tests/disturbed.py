@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,10 +220,16 @@ def disturb(
     return Recovered(code, None if over else ended_s, resumption.repeated(), resume_s, last)
 
 
+def is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def assert_nothing_is_left(run: Running, family: list[psutil.Process], since: float) -> float:
     """Wait until no process and no temporary file of the run is left; return the seconds that took."""
     while True:
-        left = [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        left = [process for process in family if is_alive(process)]
         files = list(run.folder.iterdir())
         if not left and not files:
             return time.monotonic() - since
