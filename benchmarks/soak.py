@@ -187,11 +187,11 @@ class Soak:
             wait_for(lambda: project.trainers() or not project.runners(), "nothing trains", TRAINS_WITHIN_S)
             return project.trainers()
         if kind in NAMES:
-            nodes = known["ray-head"] | known["ray-node"]
+            nodes = known.get("ray-head", set()) | known.get("ray-node", set())
             found = sorted((one for one in nodes if one.name() == NAMES[kind]), key=lambda one: one.pid)
             return [self.rng.choice(found)] if found else []
         if kind in ("mlflow", "prefect"):
-            return list(known[kind])  # the first one alone only starts the one that serves
+            return list(known.get(kind, ()))  # the first one alone only starts the one that serves
         server = find(project.place, kind)
         return [server] if server else []
 
@@ -202,6 +202,8 @@ class Soak:
             time.sleep(LOOK_S)
         night.version, lacking = self.project.verdict()
         night.faults += left + lacking
+        if any("does not run" in one for one in left):
+            self._up(night)
 
     def collect(self, night: Night) -> str:
         """Delete what `keep` does not keep, as if all before the last nights were a day old; say what that was."""

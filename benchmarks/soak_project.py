@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import psutil
 from ruamel.yaml import YAML
 
-from deploy.stack.__main__ import REPOSITORY, run
+from deploy.stack.__main__ import REPOSITORY, STOP, run
 from deploy.stack.place import Place
 from deploy.stack.processes import families, find
 from deploy.stack.servers import ask, ask_prefect, pipeline_environment, superuser, urls
@@ -210,8 +210,9 @@ class Project:
         for database, what, query in OPEN_AT:
             with superuser(place, database) as connection:
                 found += [f"{what}: {name}" for (name,) in connection.execute(query).fetchall()]
-        known = families(place)
-        found += [f"a process of the run: {one.name()}" for one in known["worker"] - {find(place, "worker")}]
+        known = {name: set[psutil.Process]() for name in STOP} | families(place)
+        found += [f"{name} does not run" for name, processes in known.items() if not processes]
+        found += [f"a process of the run: {_title(one)}" for one in known["worker"] - {find(place, "worker")}]
         titles = [_title(process) for server in ("ray-head", "ray-node") for process in known[server]]
         found += [f"Ray works: {title}" for title in titles if title.startswith("ray::") and not IDLE.search(title)]
         names = [path.name for path in (place.run / "tmp").iterdir()]

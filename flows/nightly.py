@@ -21,6 +21,7 @@ from flows.prefect_server import claim_run
 from flows.source import open_source, run_source
 from flows.stops import Stops, end_children
 from flows.waiting_runs import end_dead, skip_waiting
+from segmill.credentials import keep_from_helpers
 from segmill.errors import GateRefused, InputError, SegmillError
 from segmill.orphans import end_with_this_process
 from segmill.params import read_params
@@ -56,6 +57,7 @@ def nightly(
     """
     with suppress(httpx.HTTPError):
         claim_run()
+    keep_from_helpers()
     with Stops(max_hours) as stops:
         end_with_this_process(temporary_folder=True)  # the clone is in that folder
         try:

@@ -45,10 +45,10 @@ NIGHTS_WITHIN_S = 600
 # In whose environment a secret may be, by words of the command line: the pipeline's in that of its own commands (and of
 # the process with which one asks MLflow meanwhile), and what MLflow's server signs its pages' cookies with.
 COMMANDS = [str(BIN / "segmill"), "spawn_main"]
-DEPLOYED = "prefect.engine"  # the process of a deployed run
+DEPLOYED = ("prefect.runner", "prefect.engine")  # the process of a deployed run, first the one and then the other
 MAY_HAVE = {
-    "mlflow-pipeline": [*COMMANDS, "prefect worker", DEPLOYED],
-    "prefect": [*COMMANDS, "prefect worker", DEPLOYED, "prefect server"],
+    "mlflow-pipeline": [*COMMANDS, "prefect worker", *DEPLOYED],
+    "prefect": [*COMMANDS, "prefect worker", *DEPLOYED, "prefect server"],
     "mlflow-ray": ["ray", "python", "fc-list"],  # Ray's nodes and all that they start; Matplotlib looks for fonts
     "mlflow-cookies": ["mlflow server", "uvicorn"],
     "git": [*COMMANDS, "git"],  # where it talks to the source
