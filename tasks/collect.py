@@ -136,7 +136,12 @@ def collect(
 
 
 def collect_after_run(workspace: Workspace, params: Params) -> list[str]:
-    """Collect at the end of a nightly run; return sentences on what was deleted, or on why not: the verdict counts."""
+    """Collect at the end of a nightly run; return sentences on what was deleted, or on why not: the verdict counts.
+
+    A clone in which nothing was fetched, since its verdict was known, made nothing that would have to go.
+    """
+    if not (workspace.root / params.data.path).exists():
+        return []
     try:
         done = collect(workspace, params)
     except (SegmillError, OSError) as error:

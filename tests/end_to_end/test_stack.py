@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -123,20 +124,32 @@ def versions(place: Place) -> list[dict[str, str]]:
     return [{tag["key"]: tag["value"] for tag in version["tags"]} for version in listed]
 
 
+def nightly_runs(place: Place) -> list[dict[str, Any]]:
+    """Return the deployed runs, the one that is due first first."""
+    wanted = {"flows": {"name": {"any_": ["nightly"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    return list(json.loads(ask_prefect(place, "/flow_runs/filter", json.dumps(wanted).encode())))
+
+
+def wait_for_a_begin(place: Place) -> None:
+    """Wait until a run of the deployment has begun."""
+    until = time.monotonic() + NIGHTS_WITHIN_S
+    while not any(one["start_time"] for one in nightly_runs(place)):
+        assert time.monotonic() < until, place.log("worker").read_text()
+        time.sleep(1)
+
+
 def wait_for_runs(place: Place, count: int) -> list[dict[str, Any]]:
-    """Wait until so many runs of the deployment came to their end and none is open; return them, the first one first.
+    """Wait until so many runs of the deployment came to their end and all that were due; return them in order.
 
     Runs that another one covered are left out. No secret may meanwhile be in a process that does not need it.
     """
-    wanted = {"flows": {"name": {"any_": ["nightly"]}}, "sort": "EXPECTED_START_TIME_ASC"}
     until = time.monotonic() + NIGHTS_WITHIN_S
     with watching_processes(planted(place), MAY_HAVE) as found:
         while time.monotonic() < until and not found:
-            runs = json.loads(ask_prefect(place, "/flow_runs/filter", json.dumps(wanted).encode()))
-            ended = [one for one in runs if one["end_time"]]
-            ran = [one for one in ended if one["state_name"] != "Skipped"]
-            planned = [one for one in runs if one["state_type"] == "SCHEDULED"]
-            if len(ran) >= count and len(ended) + len(planned) == len(runs):
+            runs, now = nightly_runs(place), datetime.now(UTC)
+            due = [one for one in runs if datetime.fromisoformat(one["expected_start_time"]) < now]
+            ran = [one for one in due if one["end_time"] and one["state_name"] != "Skipped"]
+            if len(ran) >= count and all(one["end_time"] for one in due):
                 return ran
             time.sleep(1)
     raise AssertionError(f"{sorted(found)}\n{place.log('worker').read_text()}")
@@ -269,9 +282,10 @@ def test_a_schedule_data_and_a_person_start_nights_whose_verdicts_mlflow_and_the
     settings = [f"promotion.{one}" for one in passes] + [f"schedule.{one}" for one in schedule]
     push(place, author, "members.fpn.lr=0.002", *settings)
     segmill(place, author.root, "deploy", SINK=sink.url)
-    first = wait_for_runs(place, 1)[0]
+    wait_for_a_begin(place)
     set_params(author.params, ["schedule.interval_minutes=null"])
     segmill(place, author.root, "deploy", SINK=sink.url)
+    first = wait_for_runs(place, 1)[0]
     assert first["auto_scheduled"] and first["state_name"] == "Completed", first["state"]
     assert versions(place)[before]["verdict"] == "PASS"
     assert wait_for_alarm(sink, "segmill.promoted")["data"]["facts"]["version"] == str(before + 1)

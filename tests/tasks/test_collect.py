@@ -265,6 +265,13 @@ def test_where_the_model_is_retrained_elsewhere_nothing_is_deleted_but_its_own_r
     loads(nights, "4")
 
 
+def test_a_night_that_fetched_nothing_collects_nothing_and_says_nothing(nights: Nights) -> None:
+    keeping(nights, versions=1, champions=1)
+    raw = nights.workspace.root / nights.params.data.path
+    raw.rename(raw.with_name("not fetched"))
+    assert collect_after_run(nights.workspace, nights.params) == []
+
+
 def test_where_mlflow_is_another_one_than_that_of_the_last_run_nothing_is_deleted(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
