@@ -130,6 +130,7 @@ def prefect(place: Place) -> Server:
         "PREFECT_HOME": str(place.folder / "home" / "prefect-server"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_url(place, "prefect", "postgresql+asyncpg"),
         "PREFECT_SERVER_API_AUTH_STRING": _prefect_user(place),
+        "PREFECT_SERVER_UI_API_URL": urls(place)["prefect"],  # its pages would ask at Prefect's usual port
         "PGPASSFILE": str(place.secret_file("prefect.pgpass")),
     }
     return Server("prefect", command, environment, place.ports["prefect"], lambda: bool(ask_prefect(place, "/health")))

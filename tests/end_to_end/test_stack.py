@@ -223,6 +223,11 @@ def test_a_second_call_says_that_it_is_up(stack: Callable[[], Place]) -> None:
     assert stack().processes == before and set(before) == set(STOP)
 
 
+def test_prefects_pages_ask_the_stacks_server(stack: Callable[[], Place]) -> None:
+    api = urls(stack())["prefect"]
+    assert json.loads(ask(f"{api.removesuffix('/api')}/ui-settings"))["api_url"] == api
+
+
 def test_everything_listens_on_loopback_alone(stack: Callable[[], Place]) -> None:
     listening = {
         (process.name(), connection.laddr.ip)
