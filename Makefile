@@ -39,7 +39,7 @@ test-quick: $(VENV)/.installed-dev ## the tests that need no server and no train
 test-faults: $(VENV)/.installed-dev ## long runs, many of them killed or starved in their middle
 	@$(PYTEST) -m 'fault or long'
 
-chaos: $(VENV)/.installed-dev ## some fifty runs, each killed or starved at a seeded moment; an hour
+chaos: $(VENV)/.installed-dev ## seventy runs, each killed or starved at a seeded moment; two hours
 	@$(BIN)/python -m pytest -n0 -m chaos tests/chaos
 
 check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports

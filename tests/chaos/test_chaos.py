@@ -1,4 +1,4 @@
-"""Some fifty runs, each disturbed at a seeded moment: all end as the undisturbed one, and nothing is left of them."""
+"""Some sixty runs, each disturbed at a seeded moment: all end as the undisturbed one, and nothing is left of them."""
 
 from __future__ import annotations
 
