@@ -18,8 +18,6 @@ from disks import SmallDisk, small_disk
 from disturbed import (
     DONE,
     EPOCHS,
-    GONE_WITHIN_S,
-    PROMISED_S,
     SEED,
     Moment,
     Running,
@@ -131,10 +129,7 @@ def test_the_postgresql_of_mlflow_is_killed(
 ) -> None:
     with running(workspace, "segmill", "retrain", servers={**servers, "MLFLOW_TRACKING_URI": mlflow}) as run:
         recovered = disturb(run, moment, away(postgres, for_s), MEMBERS, before_next=back(postgres, for_s))
-    assert recovered.code in (DONE if for_s else (4,)), recovered
-    if not for_s:
-        assert recovered.ended_s is not None and recovered.ended_s < PROMISED_S + GONE_WITHIN_S
-        assert "MLflow at " in recovered.said and "does not answer" in recovered.said
+    assert recovered.code in DONE, recovered
     assert max(recovered.repeated.values(), default=0) == 0
     same(workspace, one_member, postgres.url)
     note(record_property, f"MLflow's PostgreSQL {for_s:g} s {moment}", recovered)

@@ -328,7 +328,8 @@ def test_what_watches_starts_records_or_shows_a_run_retrains_nothing(changed: Ca
     around = (
         "tracking.py", "progress.py", "workspace.py", "params.py", "promotion/registry.py",
         "promotion/ledger.py", "training/distributed/launch.py", "training/distributed/worker.py",
-        "cluster/connection.py", "cluster/work.py", "data/versioning/versions.py", "data/validation/issues_page.py",
+        "cluster/connection.py", "cluster/waiting.py", "cluster/work.py", "data/versioning/versions.py",
+        "data/validation/issues_page.py",
         "reports/checks_page.py", "reports/audit_page.py", "reports/checks.html.jinja", "evaluation/report.py",
         "reports/evaluation_page.py", "reports/evaluation.html.jinja", "reports/run_facts.py",
     )  # fmt: skip
