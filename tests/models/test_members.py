@@ -65,6 +65,33 @@ def test_a_decoder_that_needs_more_pixels_gets_them() -> None:
     assert module.net.image_BCHW.shape == (1, 3, 128, 160)
 
 
+@pytest.mark.parametrize(
+    ("size_px", "taken_px"), [((64, 32), (64, 64)), ((33, 7), (64, 64)), ((32, 32), (32, 32)), ((32, 64), (32, 64))]
+)
+def test_no_feature_is_one_column_of_several_rows(size_px: tuple[int, int], taken_px: tuple[int, int]) -> None:
+    module = MemberModule(Seen(), mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert module(torch.zeros(1, *size_px, 3, dtype=torch.uint8))["logits"].shape == (1, 3, *size_px)
+    assert module.net.image_BCHW.shape == (1, 3, *taken_px)
+
+
+def test_narrow_images_give_the_same_bits_whatever_was_in_memory_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = MemberSpec("narrow", "resnet18", "fpn", 3)
+    weights, nothing = Weights("none", None, None), {"params": {}, "data_version": "v1", "metrics": {}, "curves": []}
+    save_member(tmp_path / "member", build(spec), spec, weights=weights, **nothing)
+    image_BHWC = np.random.default_rng(0).integers(0, 256, (1, 64, 32, 3), np.uint8)
+    seen = []
+    for number in range(12):
+        kept = [torch.full((size,), 1e30) for size in (100, 1000, 4000, 16_000, 64_000, 200_000) for _ in range(number)]
+        member = Member.load(tmp_path / "member", "cpu")
+        del kept  # what follows gets its memory
+        member.dtype = torch.bfloat16
+        seen.append(member.predict_probs(image_BHWC))
+    assert len({one.tobytes() for one in seen}) == 1
+    member.dtype = None
+    np.testing.assert_allclose(seen[0], member.predict_probs(image_BHWC), atol=0.05)
+
+
 def test_the_folder_alone_rebuilds_the_member(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("went online"))
     member = Member.load(folder, "cpu")
