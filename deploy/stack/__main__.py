@@ -66,6 +66,7 @@ def _start(place: Place) -> None:
     if not git.exists():
         subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch", "main", str(git)], check=True)
     if not alive(place, "ray-head"):
+        processes.stop(place, {"ray-node": STOP["ray-node"]})  # no head starts beside a node of the one before
         servers.delete_ray_sessions(place)
     postgres, s3, head = servers.postgres(place), servers.s3(place), servers.ray_head(place)
     for server in (postgres, s3, head):

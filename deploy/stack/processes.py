@@ -152,10 +152,14 @@ def alive(place: Place, name: str) -> bool:
 
 
 def stop(place: Place, servers: Mapping[str, signal.Signals]) -> list[str]:
-    """End servers in this order, each with its signal, and what they started; return who had to be killed."""
+    """End servers in this order, each with its signal, and what they started; return who had to be killed.
+
+    What a server left that ended by itself ends too.
+    """
     killed, seen = [], set()
     for name, signal_number in servers.items():
         process = find(place, name)
+        seen |= marked(place, name)
         if process is None:
             continue
         seen |= _with_children(process)

@@ -89,13 +89,17 @@ def test_a_server_ends_with_what_it_started(
     assert marked(place) == set() and not alive(place, "one")
 
 
-def test_what_a_killed_server_left_is_found(place: Place) -> None:
-    start(place, server(place, PARENT.format(how="")))
-    wait_ready(place, server(place, ""))
+def test_what_a_killed_server_left_ends_where_it_is_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.stack.processes.ALONE_S", 1)
+    for name in ("one", "two"):
+        start(place, server(place, PARENT.format(how=""), name))
+        wait_ready(place, server(place, "", name))
     os.kill(place.processes["one"][0], signal.SIGKILL)
     psutil.wait_procs([process for process in marked(place) if process.pid == place.processes["one"][0]], 5)
+    assert len(marked(place, "one")) == 1
     assert stop(place, {"one": signal.SIGTERM}) == []
-    assert len(marked(place)) == 1
+    assert marked(place, "one") == set() and len(marked(place, "two")) == 2
+    place.processes.clear()
     stop_rest(place)
     assert marked(place) == set()
 

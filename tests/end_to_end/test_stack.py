@@ -25,7 +25,7 @@ from terminal import BIN, states, terminal
 
 from deploy.stack.__main__ import ENVIRONMENT, REPOSITORY, STOP, run
 from deploy.stack.place import Place
-from deploy.stack.processes import families, marked
+from deploy.stack.processes import families, find, marked
 from deploy.stack.servers import (
     DATABASES,
     MODEL_BUCKET,
@@ -221,6 +221,16 @@ def test_a_second_call_says_that_it_is_up(stack: Callable[[], Place]) -> None:
     said = run("up", stack().folder)
     assert said.startswith("the stack is up already:") and "NOT RUNNING" not in said
     assert stack().processes == before and set(before) == set(STOP)
+
+
+def test_ray_is_started_again_after_its_head_was_killed(stack: Callable[[], Place]) -> None:
+    gcs = next(process for process in processes_of(stack()) if process.name() == "gcs_server")
+    gcs.kill()
+    head = find(stack(), "ray-head")
+    assert head is not None and not psutil.wait_procs([head], 60)[1]
+    assert find(stack(), "ray-node") is not None, "the other node waits for a head, and would keep one from starting"
+    run("up", stack().folder)
+    assert "NOT RUNNING" not in run("status", stack().folder)
 
 
 def test_prefects_pages_ask_the_stacks_server(stack: Callable[[], Place]) -> None:
