@@ -23,7 +23,9 @@ import psutil
 STARTED_BY = "SEGMILL_STARTED_BY"  # a variable that all processes inherit from the one that started them
 LOOK_EVERY_S = (1.0, 10.0)  # at first and at last: what stays starts soon, and a look costs some ms of a core
 RUN_FOLDER = "sm-"  # how a run's own temporary folder begins, short for Ray's sockets
-LONGEST_FOLDER = 39  # characters: Ray puts 68 more behind them for a socket, whose path may have 107
+MARK = "started_by_segmill"  # a file in it, so that `segmill gc` knows it where nobody was left to delete it
+# Characters: a socket's path may have 107, of which multiprocessing adds 32 to the folder for temporary files, Ray 68.
+LONGEST_FOLDER, LONGEST_FOR_RAY = 75, 39
 END_ALONE_S, TERMINATE_S, KILL_S = 1.0, 3.0, 2.0  # together within 10 s, and the last look
 
 _watchers: list[subprocess.Popen[bytes]] = []  # it holds the pipe that ends with this process
@@ -36,7 +38,7 @@ def end_with_this_process(*, temporary_folder: bool = False) -> None:
     Linux and macOS; then it ends those that it knows by their process ids. Calling it again does nothing.
 
     ``temporary_folder``: give this process and its children a folder of their own for temporary files, Ray's session
-    among them, which ends with them.
+    among them where its path is short enough, which ends with them.
     """
     if not _watchers:
         from segmill.credentials import without_credentials
@@ -63,11 +65,14 @@ def temporary_top() -> Path:
 
 
 def _own_folder() -> list[str]:
-    """Make the folder and let temporary files go there; [] where its path would be too long for Ray's sockets."""
+    """Make the folder and let temporary files go there; [] where its path would be too long for sockets."""
     folder = tempfile.mkdtemp(prefix=RUN_FOLDER)
     if len(folder) > LONGEST_FOLDER:
         os.rmdir(folder)
         return []
+    if len(folder) > LONGEST_FOR_RAY:
+        os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())
+    (Path(folder) / MARK).touch()
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     return [folder]
 

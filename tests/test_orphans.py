@@ -59,6 +59,31 @@ def test_what_a_command_started_ends_within_seconds_of_it(end: str) -> None:
                 process.kill()
 
 
+OWN_FOLDER = """
+import os, tempfile
+from segmill.orphans import end_with_this_process
+end_with_this_process(temporary_folder=True)
+print(tempfile.gettempdir(), os.environ.get("RAY_TMPDIR"))
+"""
+
+
+@pytest.mark.parametrize(("length", "own", "rays"), [(20, True, False), (40, True, True), (70, False, False)])
+def test_its_own_folder_is_no_longer_than_sockets_allow(tmp_path: Path, length: int, own: bool, rays: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:
+        top = short + "/".ljust(length - len(short), "x")
+        os.mkdir(top)
+        said = subprocess.check_output(
+            [sys.executable, "-c", OWN_FOLDER], text=True, env={**os.environ, "TMPDIR": top}
+        )  # fmt: skip
+        folder, ray_folder = said.split()
+        assert len(top) == length and (Path(folder).parent == Path(top)) == own and (folder == top) != own
+        assert ray_folder == (top if rays else "None"), "Ray's sessions are where they would be without it"
+        until = time.monotonic() + 10
+        while os.listdir(top) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert os.listdir(top) == []
+
+
 def test_it_costs_nothing_to_import() -> None:
     code = "import sys, flows.commands.cli; print([m for m in ('psutil', 'ray', 'prefect') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=dict(os.environ)).strip() == "[]"

@@ -6,9 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from segmill.orphans import temporary_top
-
-MARK = "started_by_segmill"  # a file in the session's folder
+from segmill.orphans import MARK, temporary_top
 
 
 def sessions_folder() -> Path:

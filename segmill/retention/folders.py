@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from segmill.cluster.sessions import MARK, sessions_folder
-from segmill.orphans import RUN_FOLDER, temporary_top
+from segmill.cluster.sessions import sessions_folder
+from segmill.orphans import MARK, RUN_FOLDER, temporary_top
 from segmill.retention.plan import DAY_S, FoundFile, Removal
 from segmill.workspace import Workspace
 
@@ -91,7 +91,7 @@ def files_below(path: Path) -> Iterator[FoundFile]:
 
 def _is_ours(path: Path) -> bool:
     return path.name.startswith(OURS) or (
-        path.name.startswith(RUN_FOLDER) and any(path.glob(f"ray/*/{MARK}")) and path != Path(tempfile.gettempdir())
+        path.name.startswith(RUN_FOLDER) and (path / MARK).is_file() and path != Path(tempfile.gettempdir())
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from segmill.cluster import sessions
+from segmill.orphans import MARK
 from segmill.retention import folders
 from segmill.retention.plan import DAY_S
 from segmill.workspace import Workspace
@@ -86,9 +87,8 @@ def test_temporary_folders_of_others_and_new_ones_stay(tmp_path: Path, monkeypat
     link.symlink_to(tmp_path / "somebody")
     os.utime(link, (0, 0), follow_symlinks=False)
     for name in ("sm-killed", "sm-own", "sm-of-another-program"):  # the second is that of the run that asks
-        put(tmp_path / name / "ray" / "session_1" / ("other" if "another" in name else sessions.MARK))
-        for path in (tmp_path / name / "ray", tmp_path / name):
-            os.utime(path, (0, 0))
+        put(tmp_path / name / ("other" if "another" in name else MARK))
+        os.utime(tmp_path / name, (0, 0))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "sm-own"))
     found = folders.temporary(DAYS, time.time())
     assert {Path(one.key).name for one in found} == {"segmill-version-abc", "segmill-link", "sm-killed"}
@@ -103,7 +103,7 @@ def test_sessions_that_run_and_those_of_others_stay(tmp_path: Path, monkeypatch:
         put(tmp_path / "ray" / name / "logs" / "gcs.out")
         if name != "session_of_others":
             sessions.mark(tmp_path / "ray" / name)
-            os.utime(tmp_path / "ray" / name / sessions.MARK, (0, 0))
+            os.utime(tmp_path / "ray" / name / MARK, (0, 0))
         os.utime(tmp_path / "ray" / name, (0, 0))
     (tmp_path / "ray" / "session_latest").symlink_to(tmp_path / "ray" / names[0])
     command = [sys.executable, "-c", "import time; time.sleep(60)", f"--session-dir={tmp_path}/ray/{names[1]}/sockets"]
