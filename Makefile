@@ -36,10 +36,10 @@ test: $(VENV)/.installed-dev ## the test suite, with real servers
 test-quick: $(VENV)/.installed-dev ## the tests that need no server and no training: two minutes
 	@$(PYTEST) -m 'not slow and not fault and not long and not chaos'
 
-test-faults: $(VENV)/.installed-dev ## long runs, many of them killed or starved in their middle
+test-faults: $(VENV)/.installed-dev ## what make test leaves out: long runs, killed or starved ones, more cases
 	@$(PYTEST) -m 'fault or long'
 
-chaos: $(VENV)/.installed-dev ## seventy runs, each killed or starved at a seeded moment; two hours
+chaos: $(VENV)/.installed-dev ## 86 runs, each killed or starved at a seeded moment; two and a half hours
 	@$(BIN)/python -m pytest -n0 -m chaos tests/chaos
 
 check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of imports

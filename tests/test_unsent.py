@@ -39,6 +39,7 @@ def steps(uri: str, run_id: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_is_gone_for_a_while_gets_the_whole_curve_and_the_end(
     mlflow: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ except SegmillError as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "named"), [("raylet", "raylet"), ("gcs_server", "head (GCS)")])
-@pytest.mark.parametrize("how", ["wait", "ask"])
+@pytest.mark.parametrize("how", [pytest.param("wait", marks=pytest.mark.long), "ask"])
 def test_the_sentence_comes_before_ray_ends_the_process(victim: str, named: str, how: str) -> None:
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", PROGRAM, victim, how], capture_output=True, text=True, timeout=120)

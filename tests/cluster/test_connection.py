@@ -45,6 +45,7 @@ def test_a_cluster_that_is_gone_is_said_at_once() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupt_ends_whoever_waits_in_another_thread_and_work_is_taken_again_later() -> None:
     """Within ray.get the thread may stay for ever, taking a whole core."""
     with ThreadPoolExecutor(1) as threads:

@@ -92,6 +92,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_run_and_leaves_its_servers_to_it(
     assert_status_says_interrupted_training(workspace)
 
 
+@pytest.mark.long
 def test_nothing_outlives_a_killed_run(tmp_path: Path, brain_workspace: Callable[..., Workspace]) -> None:
     workspace = brain_workspace(tmp_path, epochs=200)
     said = tmp_path / "said"

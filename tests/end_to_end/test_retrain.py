@@ -129,6 +129,7 @@ def test_the_report_says_the_verdict_and_is_kept_with_the_run(first: tuple[Works
     assert f"`{version.tags['git_commit']}`" in version.description
 
 
+@pytest.mark.long
 def test_a_lost_report_is_written_again(first: tuple[Workspace, str], servers: dict[str, str]) -> None:
     workspace, _ = first
     workspace.page.unlink()
@@ -204,6 +205,7 @@ def test_a_machine_is_told_the_last_run_where_nothing_is_to_do(first: tuple[Work
     assert keys and set(said) == set(re.findall(r"`(\w+)`", keys[1]))
 
 
+@pytest.mark.long
 def test_predict_writes_masks_and_overlays(first: tuple[Workspace, str], tmp_path: Path) -> None:
     workspace, _ = first
     images = sorted((workspace.root / "data" / "raw" / "images").rglob("*.png"))[:2]

@@ -85,6 +85,7 @@ def test_a_bucket_that_answers_500_ends_a_run_in_time_and_gets_all_later(
         assert_all_is_published(clone, tmp_path / "source.git")
 
 
+@pytest.mark.long
 def test_a_remote_whose_disk_is_full_is_named_and_gets_all_later(workspace: Workspace, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         clone = run_light_stages(workspace, tmp_path, str(disk.folder / "remote"))

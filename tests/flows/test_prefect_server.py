@@ -76,7 +76,7 @@ def begin(api: Door, folder: Path, way: str) -> subprocess.Popen[str]:
     ("way", "code", "said"),
     [
         ("ends", 0, "{'steps': ['one', 'two'], 'warnings': ['one before', \"Prefect's server (http://127.0.0.1:"),
-        ("raises", 1, "error members.fpn.lr is wrong; write 0.1\n"),
+        pytest.param("raises", 1, "error members.fpn.lr is wrong; write 0.1\n", marks=pytest.mark.long),
     ],
 )
 def test_a_flow_whose_server_died_ends_with_the_truth_and_no_process_stays(

@@ -28,6 +28,7 @@ def test_a_sound_version_passes(registered: Registered, judging: Path) -> None:
     assert found.manifest_sha256 == versions.check_signed(registered.uri, NAME, "1", registered.trusted)
 
 
+@pytest.mark.long
 def test_another_prediction_than_at_registration_is_refused(
     registered: Registered, judging: Path, tmp_path: Path
 ) -> None:
@@ -52,6 +53,7 @@ def test_a_version_that_does_not_load_says_its_last_words(
         preflight(registered.uri, NAME, version, registered.trusted)
 
 
+@pytest.mark.long
 def test_a_version_of_before_has_to_load_and_predict(registered: Registered, judging: Path, tmp_path: Path) -> None:
     uri = registered.uri
     version = register_unsigned(uri, registered.run_id, judging / "ensemble", "before", tmp_path)

@@ -99,6 +99,7 @@ np.savez(sys.argv[3], **{f"{name}:{head}": one for name, heads in answer["aux"].
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_served_model_answers_the_auxiliary_heads_that_were_kept(tmp_path: Path) -> None:
     spec = MemberSpec("rich", "mobilenetv2_050", "fpn", 3, heads=("presence", "boundary"))
     save_member(

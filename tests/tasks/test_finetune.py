@@ -105,6 +105,7 @@ def _made(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_champions_member_is_found_where_one_may_begin_with_it(workspace: Workspace, tmp_path: Path) -> None:
     params = read_params(workspace.params)
     raw = workspace.root / params.data.path
@@ -158,7 +159,7 @@ def test_the_check_of_members_is_remembered_until_they_change(workspace: Workspa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["network", "svm"])
+@pytest.mark.parametrize("kind", [pytest.param("network", marks=pytest.mark.long), "svm"])
 def test_a_kill_between_the_end_of_a_training_and_its_record_loses_nothing(
     joined: None, workspace: Workspace, kind: str
 ) -> None:

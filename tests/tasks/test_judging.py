@@ -124,6 +124,7 @@ def test_a_challenger_that_is_not_ahead_on_val_costs_no_judgement(case: Case) ->
     assert verdict.facts["judged"] is False and verdict.facts["alpha_spent"] == 0.0
 
 
+@pytest.mark.long
 def test_nothing_of_sealed_groups_leaves_the_gate(case: Case, judging: Path) -> None:
     groups = sorted(set(PackedSplit(case.workspace.packed / "test").groups))
     sealed = changed(case, f"split.sealed={json.dumps(groups[1:])}", "promotion.floor_miou=0", "promotion.rule=plain")

@@ -58,6 +58,7 @@ print(json.dumps([[run.what for run in some] for some in (young, found, left)] +
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_old_runs_of_this_model_go(tmp_path: Path, servers: dict[str, str]) -> None:
     model = f"segmill-{os.getpid()}-{time.time_ns()}"
     arguments = [sys.executable, "-c", ASK, str(tmp_path / "space"), model, str(time.time() + HOUR_S)]

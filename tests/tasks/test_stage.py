@@ -72,6 +72,7 @@ def test_dvc_finds_nothing_to_do_after_the_bridge(brought: Workspace) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_bridge_finds_nothing_to_do_after_dvc(workspace: Workspace) -> None:
     version(workspace, read_params(workspace.params))
     assert "Running stage 'prepare'" in dvc(workspace, "repro", "augment")

@@ -345,7 +345,9 @@ CHANGE = [sample("b", image=9), sample("a/1", image=1, mask=255), sample("c/d", 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moves", [-1, 1, 3])
+@pytest.mark.parametrize(
+    "moves", [pytest.param(-1, marks=pytest.mark.long), 1, pytest.param(3, marks=pytest.mark.long)]
+)
 def test_a_change_that_is_killed_is_old_or_new_and_the_next_try_completes_it(
     tmp_path: Path, raw_dir: Path, packed: bool, moves: int
 ) -> None:

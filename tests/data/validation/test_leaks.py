@@ -230,6 +230,7 @@ def test_the_search_finds_every_neighbour_within_the_radius() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_thousand_hashes_are_searched_in_seconds_and_bounded_memory() -> None:
     """Of the worst kind: 1,000 sequences of 100 frames, whose hashes differ in a few bits, dealt at random."""
     import tracemalloc

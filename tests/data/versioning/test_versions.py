@@ -211,7 +211,7 @@ def kill(root: Path, *arguments: object) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["share", "copy"])
+@pytest.mark.parametrize("how", [pytest.param("share", marks=pytest.mark.long), "copy"])
 def test_a_push_that_is_killed_leaves_the_old_version_and_the_next_completes_it(
     root: Path, tmp_path: Path, how: str
 ) -> None:
@@ -247,7 +247,7 @@ def test_a_push_that_is_killed_leaves_the_old_version_and_the_next_completes_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("finished_by", ["bring_data", "checkout_data"])
+@pytest.mark.parametrize("finished_by", [pytest.param("bring_data", marks=pytest.mark.long), "checkout_data"])
 def test_a_checkout_that_is_killed_is_completed_by_the_next_try(root: Path, finished_by: str) -> None:
     first = bring_data(root, "data/raw", None)
     old = {name: (raw(root) / name).read_bytes() for name in names(root)}

@@ -205,6 +205,7 @@ def test_measuring_ends_in_time_and_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_machine_is_measured_once_for_the_same_candidates_in_all_workspaces(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, joined: None
 ) -> None:

@@ -39,6 +39,7 @@ def test_the_module_is_light() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_member_is_profiled_before_and_after_prepare(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], joined: None
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_version_that_was_tampered_with_does_not_come_to_serve(workspace: Work
     assert len(ledger(workspace).rows()) == 2
 
 
+@pytest.mark.long
 def test_what_waits_is_approved_or_rejected_and_said_by_status(workspace: Workspace, params: Params) -> None:
     set_params(workspace.params, ["promotion.approval=one"])
     said = ask(workspace, "promote", "1", "--because", "a test")

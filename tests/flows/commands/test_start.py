@@ -46,6 +46,7 @@ def test_the_demo_is_a_workspace_with_a_commit_of_its_own_and_grows(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_street_demo_has_its_own_size_and_recipe_and_grows(tmp_path: Path) -> None:
     workspace = create_demo(tmp_path / "demo", sample="street", more=False)
     params = read_params(workspace.params)
@@ -158,10 +159,10 @@ def kill(folder: Path, data: object, module: str, name: str, calls: int) -> None
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
     [
-        ("flows.commands.start", "_lay_down", 0),
-        ("shutil", "copyfile", 1),
+        pytest.param("flows.commands.start", "_lay_down", 0, marks=pytest.mark.long),
+        pytest.param("shutil", "copyfile", 1, marks=pytest.mark.long),
         ("segmill.data.ingest.contents", "LooseWriter.add", 30),
-        ("segmill.data.versioning.history", "append_log", 0),
+        pytest.param("segmill.data.versioning.history", "append_log", 0, marks=pytest.mark.long),
         ("segmill.data.versioning.repository", "commit_files", 0),
     ],
     ids=["with nothing", "with half the templates", "among samples", "behind dvc add", "before the commit"],

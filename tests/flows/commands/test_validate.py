@@ -134,6 +134,7 @@ def test_fix_writes_a_repaired_version_and_keeps_the_one_before(workspace: Works
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fix_of_a_packed_set_adds_a_pack_and_keeps_those_before(
     tmp_path: Path, street: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ def test_a_training_that_is_stuck_ends_with_its_stacks_and_resumes(joined: None,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_write_one_member(joined: None, packed: Path, tmp_path: Path) -> None:
     everything = {
         "aux_heads": {"presence": 0.1, "boundary": 0.4, "distance": 0.2},
