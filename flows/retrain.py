@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -36,6 +38,7 @@ from segmill.cluster.work import Running
 from segmill.data.versioning.cloning import source_of
 from segmill.data.versioning.versions import DataVersion
 from segmill.errors import InfrastructureError, InputError, SegmillError
+from segmill.files import is_of_a_full_disk
 from segmill.former_pipeline import refuse_incomplete_pipeline
 from segmill.orphans import end_with_this_process
 from segmill.params import Params, read_params_and_text
@@ -143,11 +146,11 @@ def run_retrain(
                 _read[str(workspace.root)] = params, params_yaml
                 result = run_flow(lambda: retrain(str(workspace.root)), _ended, str(workspace.root))
     except (SegmillError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(workspace.root)
+        if isinstance(error, OSError):
+            error = _of_the_disk(error, str(workspace.root))
         progress.report_failure(workspace.last_run, finished=_now(), outcome=f"failed: {error}")
         interrupted.end(workspace, settled=not is_silent())
-        raise
+        raise error
     result["seconds"] = round(time.monotonic() - began, 1)
     result["outcome"] += f", in {clock(result['seconds'])}"
     progress.report(workspace.last_run, **result)
@@ -242,6 +245,15 @@ def one_run(workspace: Workspace, params: Params, model: str) -> AbstractContext
         return nullcontext()
     url = ledger_url(workspace.root, params.promotion.ledger_url)
     return leased(url, model, f"`segmill retrain` in {workspace.root}")
+
+
+def _of_the_disk(error: OSError, folder: str) -> OSError:
+    """Return an error that names the folder; libraries that report a full disk without a number lose their words so."""
+    if error.errno is None and is_of_a_full_disk(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
+    if error.errno is not None and error.filename is None:
+        error.filename = folder
+    return error
 
 
 def refuse_full_disk(workspace: Workspace, params: Params) -> None:

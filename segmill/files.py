@@ -7,6 +7,7 @@ import errno
 import glob
 import itertools
 import os
+import re
 import shutil
 import socket
 import time
@@ -17,9 +18,21 @@ from pathlib import Path
 ABANDONED_AFTER_S = 24 * 3600  # a draft of another machine, whose processes can't be asked
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _AT_FDCWD = -100
+# How numpy (two ways), safetensors and torch.save say it; torch knows only that fewer bytes were written than it gave.
+_OF_A_FULL_DISK = re.compile(
+    rf"Not enough free space to write |\d+ requested and \d+ written|{os.strerror(errno.ENOSPC)}|"
+    r"PytorchStreamWriter failed writing file|\] \. unexpected pos |basic_ios::clear: iostream error"
+)
 
 _numbers = itertools.count()
 _open_drafts: set[Path] = set()
+
+
+def is_of_a_full_disk(error: BaseException) -> bool:
+    """Tell whether an error is that a disk is full, also where a library says so in its own words, without a number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return bool(_OF_A_FULL_DISK.search(str(error)))
 
 
 @contextmanager

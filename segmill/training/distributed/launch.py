@@ -18,6 +18,7 @@ from segmill.cluster.resources import Resources, check_resources
 from segmill.cluster.waiting import fetch, in_thread, raise_if_stopped
 from segmill.cluster.work import first_line, on_ray
 from segmill.errors import InfrastructureError, SegmillError
+from segmill.files import is_of_a_full_disk
 from segmill.training.distributed.run_folder import FINISHED, copy_finished, has_finished, incidents_path
 from segmill.training.distributed.stall import ending_stopped, stacks_path
 from segmill.training.job import TrainJob
@@ -155,15 +156,6 @@ def _trainer(launch: Launch) -> DataParallelTrainer:
     )
 
 
-# How safetensors and torch.save say it; torch knows only that fewer bytes were written than it gave.
-OF_A_FULL_DISK = (
-    os.strerror(errno.ENOSPC),
-    "PytorchStreamWriter failed writing file",
-    "] . unexpected pos ",
-    "basic_ios::clear: iostream error",
-)
-
-
 class Unforeseen(Exception):
     """What a rank raised that is no sentence of ours; its traceback as text, which every process can unpickle."""
 
@@ -183,7 +175,7 @@ def _work(config: dict[str, Launch]) -> None:
     except (SegmillError, OSError, RayError):
         raise
     except Exception as error:
-        if any(said in str(error) for said in OF_A_FULL_DISK):
+        if is_of_a_full_disk(error):
             folder = str(config["launch"].job.run_folder)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from None
         raise Unforeseen("".join(traceback.format_exception(error))) from None
