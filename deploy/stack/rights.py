@@ -15,6 +15,7 @@ from deploy.stack.servers import DATA_BUCKET, DATABASES, LOOPBACK, MODEL_BUCKET,
 READ = ["s3:GetObject", "s3:GetObjectVersion"]
 WRITE = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
 LIST = ["s3:ListBucket", "s3:GetBucketLocation"]
+DELETE_SEVERAL = ["s3:DeleteObject"]  # of the bucket: moto asks for it there where one request deletes several objects
 # Which buckets a user of the S3 API may read and write: MLflow's server, who trains, who backs up.
 BUCKETS = {"mlflow": [MODEL_BUCKET], "pipeline": [DATA_BUCKET], "backup": [DATA_BUCKET, MODEL_BUCKET]}
 
@@ -91,7 +92,7 @@ def _policy(buckets: list[str]) -> dict[str, Any]:
     return {
         "Version": "2012-10-17",
         "Statement": [
-            {"Effect": "Allow", "Action": LIST, "Resource": each},
+            {"Effect": "Allow", "Action": LIST + DELETE_SEVERAL, "Resource": each},
             {"Effect": "Allow", "Action": READ + WRITE, "Resource": [f"{one}/*" for one in each]},
         ],
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from segmill.errors import InfrastructureError
 from segmill.promotion import passport, points, sbom, signing
 from segmill.promotion.registry import LOGGED_TAG
 from segmill.promotion.versions import COLLECTED_TAG, DELETION_BEGUN
@@ -137,7 +138,10 @@ def begin_deletion(uri: str, model: str, version: str) -> None:
 
 
 def delete_version_files(uri: str, model: str, version: VersionFacts) -> None:
-    """Delete the files of a version but its ``RECORD``. Called again after an interruption it deletes what is left."""
+    """Delete the files of a version but its ``RECORD``. Called again after an interruption it deletes what is left.
+
+    Raises InfrastructureError where files are there after it: the version counts as one whose deletion was interrupted.
+    """
     with reaching(uri) as client:
         repository = _repository(uri, version.source)
         for entry in repository.list_artifacts():
@@ -146,6 +150,10 @@ def delete_version_files(uri: str, model: str, version: VersionFacts) -> None:
                 if one.path not in RECORD:
                     repository.delete_artifacts(one.path)
                     points.at("in deletion")
+        _refuse_left(
+            f"version {version.version} of {model}",
+            [one for one in _walk(uri, version.source) if one.path not in RECORD],
+        )
         client.set_model_version_tag(model, version.version, COLLECTED_TAG, _now())
 
 
@@ -170,6 +178,9 @@ def delete_runs(uri: str, runs: Collection[PastRun], registered: Collection[str]
 
     Args:
         registered: ids of the runs that any version came from.
+
+    Raises:
+        InfrastructureError: files are there after their deletion.
     """
     with reaching(uri) as client:
         for run in runs:
@@ -177,11 +188,21 @@ def delete_runs(uri: str, runs: Collection[PastRun], registered: Collection[str]
                 repository = _repository(uri, run.artifacts)
                 for entry in repository.list_artifacts():
                     repository.delete_artifacts(entry.path)
+                _refuse_left(f"run {run.name}", repository.list_artifacts())
             if run.run_id in registered:
                 client.set_tag(run.run_id, COLLECTED_TAG, _now())
             else:
                 client.delete_run(run.run_id)
                 _erase(client, uri, run.run_id)
+
+
+def _refuse_left(what: str, left: Collection[object]) -> None:
+    """Raise where something is left: of a bucket whose key may not delete, MLflow says nothing."""
+    if left:
+        raise InfrastructureError(
+            f"{len(left)} files of {what} are still there after MLflow deleted them; give the key by which it reaches "
+            "its artifacts the right to delete (S3: s3:DeleteObject)"
+        )
 
 
 def _now() -> str:

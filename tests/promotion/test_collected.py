@@ -6,9 +6,10 @@ from pathlib import Path
 
 import boto3
 import pytest
+from buckets import deletion_denied
 
 from segmill import tracking
-from segmill.errors import InputError
+from segmill.errors import InfrastructureError, InputError
 from segmill.promotion import collected, passport, registry, signing, versions
 from segmill.promotion.keys import TrustedKeys, make_signing_key
 
@@ -57,6 +58,27 @@ def test_the_files_go_and_come_back_and_the_record_stays(
     assert signing.ensemble_digest(folder / signing.ENSEMBLE) == signing.ensemble_digest(judging / "ensemble")
     (again,), _ = collected.versions_of(uri, MODEL)
     assert (again.going, again.gone) == (False, False)
+
+
+@pytest.mark.slow
+def test_files_that_may_not_be_deleted_are_no_deleted_files(tmp_path: Path, judging: Path, credentials: None) -> None:
+    """S3 answers so with 200 and a list of refusals, which MLflow does not read."""
+    s3, bucket = boto3.client("s3"), "kept"
+    s3.create_bucket(Bucket=bucket)
+    uri, key = f"sqlite:///{tmp_path / 'mlflow.db'}", make_signing_key()
+    run_id = tracking.start_run(uri, MODEL, "retrain", artifacts=f"s3://{bucket}/mlflow")
+    version = registry.register(uri, run_id, judging / "ensemble", MODEL, key=key)
+    s3.put_bucket_policy(Bucket=bucket, Policy=deletion_denied(bucket))
+    (one,), _ = collected.versions_of(uri, MODEL)
+    collected.begin_deletion(uri, MODEL, version)
+    with pytest.raises(InfrastructureError, match=r"\d+ files of version 1 of .* still there .* right to delete"):
+        collected.delete_version_files(uri, MODEL, one)
+    (going,), _ = collected.versions_of(uri, MODEL)
+    assert (going.going, going.gone) == (True, False)
+    s3.delete_bucket_policy(Bucket=bucket)
+    collected.delete_version_files(uri, MODEL, one)
+    (gone,), _ = collected.versions_of(uri, MODEL)
+    assert gone.gone
 
 
 def test_a_model_that_there_is_not_has_no_versions(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import boto3
 import pytest
+from buckets import deletion_denied
 
 from segmill.data.versioning.dvc_adapter import repository
 from segmill.data.versioning.object_store import LISTING, KnownRun, ObjectStore, StoredObject
 from segmill.data.versioning.repository import create_repository
 from segmill.data.versioning.versions import REMOTE_NAME
+from segmill.errors import InfrastructureError
 from segmill.retention import objects
 from segmill.retention.plan import DAY_S
 
@@ -126,6 +128,23 @@ def test_a_remote_in_object_storage(root: Path, credentials: None) -> None:
         assert len(repo.object_stores(remote=True)[1].runs()) == 1
     assert night(root, "one")["listing"] == first["listing"], "it is made and pushed again"
     assert present(root, first["listing"], first["file"]) == [(True, True)] * 2
+
+
+@pytest.mark.slow
+def test_a_remote_whose_key_may_not_delete_says_so(root: Path, credentials: None) -> None:
+    """S3 answers so with 200 and a list of refusals, which s3fs does not read."""
+    s3, bucket = boto3.client("s3"), "retention-kept"
+    s3.create_bucket(Bucket=bucket)
+    with repository(root) as repo:
+        repo.use_remote(REMOTE_NAME, f"s3://{bucket}/prefix")
+    first = night(root, "one", "a")
+    night(root, "two")
+    s3.put_bucket_policy(Bucket=bucket, Policy=deletion_denied(bucket))
+    with pytest.raises(InfrastructureError, match=r"files of the remote are still there .* keep\.remote to false"):
+        collect(root)
+    s3.delete_bucket_policy(Bucket=bucket)
+    collect(root)
+    assert present(root, first["listing"], first["file"]) == [(False, False)] * 2
 
 
 class Project:

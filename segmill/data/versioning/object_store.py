@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from segmill.errors import InfrastructureError
+
 MD5 = re.compile(rb"\b[0-9a-f]{32}(?:\.dir)?\b")
 LISTING = ".dir"  # ends the hash of a folder's listing
 
@@ -92,6 +94,7 @@ class ObjectStore:
         """Delete entries of the run-cache, and the folders that are empty then: DVC fails at a stage that has one."""
         paths = [self._fs.join(self._runs, *name.split("/")) for name in names]
         self._delete(paths)
+        self._refuse_left(self._runs, paths)
         for folder in {os.path.dirname(path) for path in paths} if self._local else ():
             with suppress(OSError):  # another entry is left in it
                 os.rmdir(folder)
@@ -102,6 +105,7 @@ class ObjectStore:
         listings = {name for name in names if name.endswith(LISTING)}
         for some in (listings, names - listings):
             self._delete([self._path(name) for name in sorted(some)])
+        self._refuse_left(self._objects, [self._path(name) for name in names])
 
     def _path(self, name: str) -> str:
         return str(self._fs.join(self._objects, name[:2], name[2:]))
@@ -125,6 +129,16 @@ class ObjectStore:
             return
         for start in range(0, len(paths), 1000):  # what one request of S3 may hold
             self._fs.remove(list(paths[start : start + 1000]))
+
+    def _refuse_left(self, folder: str, deleted: Sequence[str]) -> None:
+        """Raise InfrastructureError where some are there: of a bucket whose key may not delete, s3fs says nothing."""
+        if self._local or not deleted:
+            return
+        if left := set(deleted) & {path for path, _ in self._listed(folder)}:
+            raise InfrastructureError(
+                f"{len(left)} files of the {self.name} are still there after they were deleted; give its key the right "
+                "to delete (S3: s3:DeleteObject), or set keep.remote to false"
+            )
 
     @property
     def _local(self) -> bool:
