@@ -64,6 +64,8 @@ def nightly(
             with _opened(workspace, source) as opened:
                 return _retrain(model, opened, source, list(changes or []), stops)
         except BaseException as error:
+            if isinstance(error, BrokenPipeError):
+                stops.silenced()
             end_children(str(flow_run.id))
             if stops.cancelled:
                 return Cancelled(message=str(stops.error()))

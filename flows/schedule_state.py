@@ -135,7 +135,8 @@ def _why(client: SyncPrefectClient, found: DeploymentResponse, holder: Holder | 
         return f"the work pool {name} is paused; `prefect work-pool resume {name}`"
     queue = client.request("GET", "/work_queues/{id}", path_params={"id": found.work_queue_id}).json()
     if queue["is_paused"]:
-        return f"the work queue {queue['name']} of pool {name} is paused; `prefect work-queue resume`"
+        resume = f"prefect work-queue resume {queue['name']} --pool {name}"
+        return f"the work queue {queue['name']} of pool {name} is paused; `{resume}`"
     workers = client.read_workers_for_work_pool(str(name))
     if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
         seen = max((worker.last_heartbeat_time for worker in workers if worker.last_heartbeat_time), default=None)

@@ -1,4 +1,4 @@
-"""Ends a deployed run in time: cancelled, too long, or its lease lost; what takes longer to end is cut off."""
+"""Ends a deployed run in time: cancelled, too long, its lease lost, its worker gone; what takes longer is cut off."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import suppress
 from types import TracebackType
 from uuid import UUID
 
+import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId, FlowRunFilterState
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypeFilter
@@ -17,12 +18,14 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed, Failed
 
+from segmill import owner
 from segmill.errors import InfrastructureError
 from segmill.promotion.lease import LeaseLost
 
 PATIENCE_S = 6.0  # a cancelled run is to have ended within 30 s; Prefect notices within 10, orphans take 10
 API_S = 5.0
 LOOK_S = 5.0  # between two looks whether the run is cancelled
+WORKER_GONE = "the Prefect worker that started it is gone; the next run resumes what was begun"
 
 
 class Stops:
@@ -42,6 +45,7 @@ class Stops:
         self._lost = False
         self._max_hours = max_hours
         self._over = threading.Event()
+        self._worker = _worker()
         self._run = UUID(flow_run.id or "0" * 32)  # without Prefect there is no run, and nothing to ask about
 
     def __enter__(self) -> Stops:
@@ -68,6 +72,10 @@ class Stops:
         self._lost = True
         self._stop("another run took its lease over, since it was not heard of for too long")
 
+    def silenced(self) -> None:
+        """Note that nobody reads what this process prints: that was its worker, which is gone."""
+        self.reason = self.reason or WORKER_GONE
+
     def error(self) -> InfrastructureError:
         """Return what to raise instead of the signal's exception."""
         kind = LeaseLost if self._lost else InfrastructureError
@@ -75,6 +83,9 @@ class Stops:
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_S):
+            if owner.is_gone(self._worker):
+                self._stop(WORKER_GONE)
+                return
             with suppress(Exception), get_client({"timeout": API_S}, sync_client=True) as client:
                 state = client.read_flow_run(self._run).state
                 if state and (state.is_cancelling() or state.is_final()) and not self._over.wait(LOOK_S):
@@ -104,6 +115,16 @@ class Stops:
                 with get_client({"timeout": API_S}, sync_client=True) as client:
                     client.set_flow_run_state(self._run, end(message=str(self.error())), force=True)
         os._exit(1)
+
+
+def _worker() -> str:
+    """Name the process of Prefect's worker that started this one, as ``owner`` does; "" where none did."""
+    with suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            words = process.cmdline()
+            if "worker" in words and any("prefect" in word for word in words[:3]):
+                return owner.process(process.pid)
+    return ""
 
 
 def _hold_alarm() -> None:

@@ -16,7 +16,12 @@ BEAT_EVERY_S, DEAD_AFTER_S = 60, 900  # of a process of another machine, by that
 
 def this_process() -> str:
     """Return a text that names this process among all of all machines: host, process id, when it began."""
-    return f"{socket.gethostname()} {os.getpid()} {_began(os.getpid())}"
+    return process(os.getpid())
+
+
+def process(pid: int) -> str:
+    """Return the text that names a process of this machine, as ``this_process`` does."""
+    return f"{socket.gethostname()} {pid} {_began(pid)}"
 
 
 def beat() -> dict[str, str]:

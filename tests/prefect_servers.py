@@ -68,6 +68,14 @@ class PrefectServers:
         if self.server and self.server.poll() is None:
             end(self.server)
 
+    def kill(self) -> None:
+        """Kill the server, with all that it started."""
+        assert self.server
+        server = psutil.Process(self.server.pid)
+        for process in (server, *server.children(recursive=True)):
+            process.kill()
+        self.server.wait()
+
     @contextmanager
     def worker(self, *options: str, **more: str) -> Iterator[psutil.Popen]:
         """Run a worker of the pool ``segmill`` while the block runs; what it started is ended with it."""
@@ -113,7 +121,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     with suppress(psutil.Error):
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
             process.wait(15)
         left = psutil.wait_procs(started, 20)[1]  # who ends a run's processes and folder needs 10 s at most
         for one in [*left, psutil.Process(process.pid)] if process.poll() is None else left:

@@ -1,12 +1,14 @@
-"""What a run needs from outside fails at a seeded moment: PostgreSQL, a bucket, a disk, a machine on loan."""
+"""What a run needs from outside fails at a seeded moment: databases, the clock, disks, buckets, a machine on loan."""
 
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from disks import SmallDisk, small_disk
 from disturbed import (
     DONE,
     EPOCHS,
+    GONE_WITHIN_S,
+    PROMISED_S,
     SEED,
     Moment,
     Running,
@@ -30,6 +34,7 @@ from disturbed import (
 from doors import State, door_before, failing
 from shared_servers import mlflow_server
 from sources import Stores, git, lasting
+from wrong_clock import wrong_clock
 
 from segmill.data.versioning.publishing import has_unpushed, push_stages
 from segmill.promotion.lease import who_holds
@@ -113,7 +118,7 @@ def mlflow(tmp_path: Path, postgres: PostgreSQL) -> Iterator[str]:
 
 def killed_backends() -> list[tuple[float, Moment]]:
     rng = random.Random(SEED)
-    return [(5.0, in_training(rng))]
+    return [(5.0, in_training(rng)), (5.0, in_step(rng, "register")), (0.0, in_step(rng, "register"))]
 
 
 @pytest.mark.parametrize(("for_s", "moment"), killed_backends(), ids=str)
@@ -129,10 +134,102 @@ def test_the_postgresql_of_mlflow_is_killed(
 ) -> None:
     with running(workspace, "segmill", "retrain", servers={**servers, "MLFLOW_TRACKING_URI": mlflow}) as run:
         recovered = disturb(run, moment, away(postgres, for_s), MEMBERS, before_next=back(postgres, for_s))
-    assert recovered.code in DONE, recovered
+    assert recovered.code in (DONE if for_s else (4,)), recovered
+    if not for_s:
+        assert recovered.ended_s is not None and recovered.ended_s < PROMISED_S + GONE_WITHIN_S
+        assert "MLflow at " in recovered.said and "does not answer" in recovered.said
     assert max(recovered.repeated.values(), default=0) == 0
     same(workspace, one_member, postgres.url)
     note(record_property, f"MLflow's PostgreSQL {for_s:g} s {moment}", recovered)
+
+
+def wrong_clocks() -> list[tuple[int, Moment]]:
+    """Return by how many days the clock is wrong, and when the run is killed."""
+    rng = random.Random(SEED)
+    return [
+        (days, moment) for days in (2, -2) for moment in (in_training(rng), in_step(rng, "promote"))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("days", "moment"), wrong_clocks(), ids=str)
+def test_a_run_with_a_wrong_clock_is_killed_and_the_next_has_the_right_one(
+    days: int,
+    moment: Moment,
+    workspace: Workspace,
+    servers: dict[str, str],
+    one_member: dict[str, Any],
+    record_property: Record,
+) -> None:
+    """The flow and all that it starts; Ray and Prefect are elsewhere, with the right clock."""
+    ledger = f"sqlite:///{workspace.ledger}"
+
+    def fail(run: Running) -> None:
+        holder = who_holds(ledger, MODEL)
+        assert holder is not None
+        off = datetime.fromisoformat(holder.since) - datetime.now().astimezone()
+        assert abs(off - timedelta(days=days)) < timedelta(minutes=10), "its clock is wrong"
+        kill(run.process)
+
+    with running(workspace, "segmill", "retrain", servers={**servers, **wrong_clock(days)}) as run:
+
+        def with_the_right_clock() -> None:
+            run.servers = servers
+
+        recovered = disturb(run, moment, fail, MEMBERS, before_next=with_the_right_clock)
+    assert recovered.code == -signal.SIGKILL
+    assert max(recovered.repeated.values(), default=0) <= 1, recovered
+    assert who_holds(ledger, MODEL) is None
+    same(workspace, one_member)
+    note(record_property, f"{days:+d} days, {moment}", recovered)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk") as found:
+        yield found
+
+
+def full_disks() -> list[Moment]:
+    rng = random.Random(SEED)
+    return [in_training(rng), *(in_step(rng, step) for step in ("ensemble", "register", "report"))]
+
+
+@pytest.mark.parametrize("moment", full_disks(), ids=str)
+def test_the_disk_of_the_workspace_is_full(
+    moment: Moment,
+    tmp_path: Path,
+    disk: SmallDisk,
+    brain_workspace: Make,
+    servers: dict[str, str],
+    one_member: dict[str, Any],
+    record_property: Record,
+) -> None:
+    workspace = brain_workspace(disk.folder, *MEMBERS, epochs=EPOCHS)
+    with running(workspace, "segmill", "retrain", servers=servers, output=tmp_path / "said") as run:
+        recovered = disturb(run, moment, lambda _: disk.fill(), MEMBERS, before_next=disk.make_room)
+    assert recovered.code == 1 and recovered.said.startswith("error the disk is full: 0 MiB free"), recovered
+    assert max(recovered.repeated.values(), default=0) <= 1, recovered
+    same(workspace, one_member)
+    note(record_property, f"disk full {moment}", recovered)
+
+
+def test_the_disk_of_mlflows_files_is_full(
+    workspace: Workspace,
+    tmp_path: Path,
+    disk: SmallDisk,
+    servers: dict[str, str],
+    one_member: dict[str, Any],
+    record_property: Record,
+) -> None:
+    moment, database = Moment("register"), tmp_path / "server.db"
+    with (
+        mlflow_server(f"sqlite:///{database}", disk.folder) as uri,
+        running(workspace, "segmill", "retrain", servers={**servers, "MLFLOW_TRACKING_URI": uri}) as run,
+    ):
+        recovered = disturb(run, moment, lambda _: disk.fill(), MEMBERS, before_next=disk.make_room)
+    assert recovered.code == 4 and "MLflow at " in recovered.said, recovered
+    same(workspace, one_member, database)
+    note(record_property, f"disk of MLflow's files full {moment}", recovered)
 
 
 @dataclass(frozen=True)
@@ -161,12 +258,6 @@ def from_nothing(folder: Path, author: Workspace, remote: str) -> Source:
     return Source(Workspace(clone), stores)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    with small_disk(tmp_path / "disk") as found:
-        yield found
-
-
 def test_the_disk_of_dvcs_remote_is_full(
     workspace: Workspace,
     tmp_path: Path,
@@ -190,7 +281,11 @@ def test_the_disk_of_dvcs_remote_is_full(
 def failing_buckets() -> list[tuple[State, float, Moment]]:
     """Return how the object store fails, for how long (0: until the run is over), and when."""
     rng = random.Random(SEED)
-    return [("500", 0.0, in_step(rng, "report"))]
+    return [
+        ("slow", 0.0, in_training(rng)),
+        ("500", 8.0, in_step(rng, "ensemble")),
+        ("500", 0.0, in_step(rng, "report")),
+    ]
 
 
 @pytest.mark.parametrize(("state", "for_s", "moment"), failing_buckets(), ids=str)

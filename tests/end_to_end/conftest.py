@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from brain import brain_workspace
@@ -26,6 +28,13 @@ def sink() -> Iterator[Endpoint]:
 def prefect(tmp_path_factory: pytest.TempPathFactory, sink: Endpoint) -> Iterator[PrefectServers]:
     with prefect_servers(tmp_path_factory.mktemp("prefect"), {"SINK": sink.url}) as found:
         yield found
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files whose path is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="t") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")

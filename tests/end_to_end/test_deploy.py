@@ -135,6 +135,11 @@ def test_why_a_run_is_late(untrained: Workspace, prefect: PrefectServers) -> Non
     assert "no worker polls the work pool segmill; `prefect worker start" in late()
     pool(is_paused=True)
     assert "the work pool segmill is paused" in late()
+    pool(is_paused=False)
+    queue = ("default", "--pool", "segmill")
+    run(untrained, "prefect", "work-queue", "pause", *queue, servers=prefect.env)
+    assert f"the work queue default of pool segmill is paused; `prefect work-queue resume {' '.join(queue)}`" in late()
+    run(untrained, "prefect", "work-queue", "resume", *queue, servers=prefect.env)
     with leased(f"sqlite:///{untrained.ledger}", MODEL, "a test"), prefect.worker():
         pool(is_paused=False, concurrency_limit=1)
         prefect.wait(lambda runs: names(runs) == ["Running"])

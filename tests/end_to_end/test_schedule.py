@@ -15,9 +15,10 @@ from prefect.states import Cancelling
 from prefect_servers import PrefectServers, prefect_servers
 from scheduling import MODEL, all_ended, begin_run, deploy, heard_of, names, schedule, status, wait_for_epochs
 from sources import git, lasting
-from terminal import run, states
+from terminal import run, run_json, states
 
 from segmill.data.ingest.builtin import write_brain
+from segmill.params import read_params
 from segmill.promotion.lease import leased, who_holds
 from segmill.workspace import Workspace
 from tasks.finetune import curves_path
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_pushed_data_version_starts_a_run_from_nothing_and_the_sink_hears_the_verdict(
-    tmp_path: Path, brain_workspace: Callable[..., Workspace], prefect: PrefectServers, sink: Endpoint
+    tmp_path: Path, brain_workspace: Callable[..., Workspace], prefect: PrefectServers, sink: Endpoint, temporary: Path
 ) -> None:
     workspace = brain_workspace(tmp_path, "unet", epochs=1)
     stores = tmp_path / "stores"
@@ -37,7 +38,7 @@ def test_a_pushed_data_version_starts_a_run_from_nothing_and_the_sink_hears_the_
     git(workspace.root, "push", "-q", "-u", "origin", "main")
     deploy(workspace, prefect)
     heard = len(sink.postings)
-    with prefect.worker("--limit", "1"):
+    with prefect.worker("--limit", "1", TMPDIR=str(temporary)):
         write_brain(tmp_path / "more", every=5)
         said = run(workspace, "segmill", "data", "add", str(tmp_path / "more"), "-m", "more", servers=prefect.env)
         assert "samples added" in said and "segmill data push, which starts the deployed run" in said
@@ -53,6 +54,14 @@ def test_a_pushed_data_version_starts_a_run_from_nothing_and_the_sink_hears_the_
     assert of == [MODEL]
     assert "finetune@unet" in git(bare, "show", "main:dvc.lock")
     assert not workspace.overview.exists(), "nothing ran in the author's folder"
+    time.sleep(10)
+    assert list(temporary.glob("sm-*")) == [], "the clone is in a folder that ends with the run"
+
+
+def test_a_retrain_by_hand_leaves_the_model_to_the_run_that_has_its_lease(untrained: Workspace) -> None:
+    with leased(f"sqlite:///{untrained.ledger}", MODEL, "a nightly run"):
+        said = run(untrained, "segmill", "retrain", code=4)
+    assert f"{MODEL} is being retrained by a nightly run on" in said
 
 
 def test_of_a_hundred_missed_runs_one_runs_and_the_others_say_why_they_did_not(
@@ -78,15 +87,16 @@ def test_of_a_hundred_missed_runs_one_runs_and_the_others_say_why_they_did_not(
 
 
 def test_cancel_ends_everything_within_30_s(
-    tmp_path: Path, brain_workspace: Callable[..., Workspace], prefect: PrefectServers
+    tmp_path: Path, brain_workspace: Callable[..., Workspace], prefect: PrefectServers, temporary: Path
 ) -> None:
     workspace = brain_workspace(tmp_path, "unet", epochs=200)
     schedule(workspace)
     deploy(workspace, prefect)
     curves = curves_path(workspace, "unet")
-    with prefect.worker() as worker:
+    with prefect.worker(TMPDIR=str(temporary)) as worker:
         begin_run(prefect)
         wait_for_epochs(prefect, curves, 1)
+        assert list(temporary.glob("sm-*"))
         (running,) = prefect.runs()
         started = worker.children(recursive=True)
         assert len(started) > 3, "Ray's"
@@ -98,25 +108,31 @@ def test_cancel_ends_everything_within_30_s(
         took_s = time.monotonic() - began
         (ended,) = prefect.wait(all_ended, 20)
     assert left == [] and took_s < 30, took_s
+    assert list(temporary.glob("sm-*")) == [], "Ray's session, and a clone if there is one"
     assert ended.state and ended.state.is_cancelled()
     assert who_holds(f"sqlite:///{workspace.ledger}", MODEL) is None
+    with prefect.client() as client:
+        assert [run.name for run in client.read_flow_runs() if run.state and not run.state.is_final()] == []
+    assert run_json(workspace, "segmill", "status")["interrupted"]
 
 
-def test_a_run_that_takes_too_long_is_stopped_and_says_so(
+def test_a_run_by_hand_with_changes_that_takes_too_long_is_stopped_and_says_so(
     tmp_path: Path, brain_workspace: Callable[..., Workspace], prefect: PrefectServers, sink: Endpoint
 ) -> None:
-    workspace = brain_workspace(tmp_path, "unet", epochs=2000)
-    schedule(workspace, max_hours=60 / 3600, alarms=[{"url_env": "SINK", "events": ["failed"]}])
+    workspace = brain_workspace(tmp_path, "unet", epochs=1)
+    schedule(workspace, max_hours=90 / 3600, alarms=[{"url_env": "SINK", "events": ["failed"]}])
     deploy(workspace, prefect)
     heard = len(sink.postings)
     with prefect.worker():
-        begin_run(prefect)
-        (ended,) = prefect.wait(all_ended, 150)
+        asked = ("deployment", "run", f"nightly/{MODEL}", "--param", 'changes=["train.epochs=2000"]')
+        run(workspace, "prefect", *asked, servers=prefect.env)
+        (ended,) = prefect.wait(all_ended, 200)
         assert ended.state and ended.state.name == "Failed"
-        assert "took longer than schedule.max_hours (0.0166667)" in str(ended.state.message)
+        assert "took longer than schedule.max_hours (0.025)" in str(ended.state.message)
         until = time.monotonic() + 20
         while len(sink.postings) == heard and time.monotonic() < until:
             time.sleep(0.2)
+    assert read_params(workspace.params).train.epochs == 2000
     alarm = json.loads(sink.postings[-1].body)
     assert alarm["type"] == "segmill.failed" and alarm["data"]["name"] == ended.name
     assert "took longer" in json.dumps(alarm["data"]["facts"])

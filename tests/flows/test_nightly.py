@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.nightly import covered
+from flows.stops import WORKER_GONE
 from segmill.promotion.lease import leased
 
 MODEL = "segmill-brain"
@@ -104,3 +105,29 @@ def test_a_run_whose_lease_was_lost_says_so_and_what_obeys_is_not_cut_off(argume
     assert done.stdout == (
         "LeaseLost the run was stopped: another run took its lease over, since it was not heard of for too long\n"
     )
+
+
+WORKER = """
+import subprocess, sys, time
+with open(sys.argv[2], "w") as said:
+    subprocess.Popen([sys.executable, "-c", sys.argv[3]], stdout=said)
+    time.sleep(600)
+"""
+
+
+def test_a_run_ends_soon_after_the_worker_that_started_it(tmp_path: Path) -> None:
+    program, said = tmp_path / "prefect", tmp_path / "said"
+    program.write_text(WORKER)
+    code = LISTENS.replace("stopping.lease_lost()", 'print("runs", flush=True)')
+    worker = subprocess.Popen([sys.executable, str(program), "worker", str(said), code])
+    until = time.monotonic() + 60
+    while not (said.exists() and "runs" in said.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    worker.kill()
+    worker.wait()
+    while "is gone" not in said.read_text() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert said.read_text().splitlines() == [
+        "runs",
+        f"InfrastructureError the run was stopped: {WORKER_GONE}",
+    ]
