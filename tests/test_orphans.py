@@ -32,7 +32,7 @@ time.sleep(600 if sys.argv[1] == "stays" else 0)
 """
 
 
-@pytest.mark.parametrize("end", ["killed", "over"])
+@pytest.mark.parametrize("end", ["killed", pytest.param("over", marks=pytest.mark.long)])
 def test_what_a_command_started_ends_within_seconds_of_it(end: str) -> None:
     bystander = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     command = psutil.Popen(

@@ -141,6 +141,7 @@ def test_recorded_values_are_read_under_the_names_of_now() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_doctor_fix_renames_says_so_and_leaves_the_rest_to_the_checks(former: Path) -> None:
     workspace = former.parent
     (workspace / "dvc.yaml").write_bytes((NOW.parent / "dvc.yaml").read_bytes())

@@ -44,7 +44,9 @@ except SegmillError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("victim", "named"), [("raylet", "raylet"), ("gcs_server", "head (GCS)")])
+@pytest.mark.parametrize(
+    ("victim", "named"), [("raylet", "raylet"), pytest.param("gcs_server", "head (GCS)", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("how", [pytest.param("wait", marks=pytest.mark.long), "ask"])
 def test_the_sentence_comes_before_ray_ends_the_process(victim: str, named: str, how: str) -> None:
     began = time.monotonic()

@@ -174,6 +174,7 @@ def test_the_next_run_resumes_and_a_disk_that_runs_full_in_the_middle_costs_only
     assert run_json(workspace, "segmill", "status")["interrupted"] is None
 
 
+@pytest.mark.long
 def test_weights_out_of_reach_stop_the_run_before_any_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

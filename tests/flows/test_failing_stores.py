@@ -67,6 +67,7 @@ def test_a_bucket_that_is_slow_or_fails_for_seconds_only_delays_a_run(
         assert_all_is_published(clone, tmp_path / "source.git")
 
 
+@pytest.mark.long
 def test_a_bucket_that_answers_500_ends_a_run_in_time_and_gets_all_later(
     workspace: Workspace, tmp_path: Path, credentials: None, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

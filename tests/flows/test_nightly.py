@@ -83,6 +83,7 @@ def test_a_process_that_does_not_obey_is_cut_off(hours: float) -> None:
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.long
 def test_an_alarm_that_a_library_sets_at_each_signal_aborts_nothing() -> None:
     """As Ray's handler does: it would abort the process before Prefect's server hears how the run ended."""
     alarmed = STUCK.replace("lambda *_: None", "lambda *_: signal.alarm(3)").replace(
@@ -98,7 +99,7 @@ def test_an_alarm_that_a_library_sets_at_each_signal_aborts_nothing() -> None:
     assert process.wait(timeout=60) == 1, "it is cut off; SIGALRM would be -14"
 
 
-@pytest.mark.parametrize("argument", [[], ["stays"]])
+@pytest.mark.parametrize("argument", [[], pytest.param(["stays"], marks=pytest.mark.long)])
 def test_a_run_whose_lease_was_lost_says_so_and_what_obeys_is_not_cut_off(argument: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LISTENS, *argument], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -76,9 +76,10 @@ def begin(api: Door, folder: Path, way: str) -> subprocess.Popen[str]:
     ("way", "code", "said"),
     [
         ("ends", 0, "{'steps': ['one', 'two'], 'warnings': ['one before', \"Prefect's server (http://127.0.0.1:"),
-        pytest.param("raises", 1, "error members.fpn.lr is wrong; write 0.1\n", marks=pytest.mark.long),
+        ("raises", 1, "error members.fpn.lr is wrong; write 0.1\n"),
     ],
 )
+@pytest.mark.long
 def test_a_flow_whose_server_died_ends_with_the_truth_and_no_process_stays(
     api: Door, tmp_path: Path, way: str, code: int, said: str
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_server_that_is_not_there_is_said_in_a_sentence_before_anything_runs(t
     assert not (tmp_path / "one").exists()
 
 
+@pytest.mark.long
 def test_flow_runs_of_processes_that_are_gone_are_ended_and_no_others(
     api: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def damaged(stores: Stores, what: str) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.long
 def test_damaged_entries_of_the_remote_are_made_again_and_put_right(stores: Stores, tmp_path: Path) -> None:
     one = open_source(str(stores.bare), tmp_path / "one")
     bring(one)
@@ -280,6 +281,7 @@ def test_commits_that_could_not_be_pushed_are_pushed_by_the_next_run(stores: Sto
     assert "seed: 3" in (space.root / "params.yaml").read_text()
 
 
+@pytest.mark.long
 def test_a_bucket_keeps_outs_and_runs(
     workspace: Workspace, tmp_path: Path, credentials: None, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def champion(standing: Standing) -> tuple[str, float, str | None]:
     return standing.champion["version"], standing.champion["miou"], standing.champion["verdict"]
 
 
+@pytest.mark.long
 def test_the_registry_is_asked_again_where_somebody_wrote_to_it_and_else_not(
     workspace: Workspace, params: Params
 ) -> None:

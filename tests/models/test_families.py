@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
         ("resnet10t", "deeplabv3plus"),
         pytest.param("resnext50_32x4d", "fpn", marks=pytest.mark.long),
         ("wide_resnet50_2", "pspnet"),
-        ("inceptionv4", "fpn"),
+        pytest.param("inceptionv4", "fpn", marks=pytest.mark.long),
         pytest.param("inceptionresnetv2", "linknet", marks=pytest.mark.long),
         pytest.param("xception", "fpn", marks=pytest.mark.long),
         ("mobilenetv2_035", "pan"),

@@ -46,9 +46,8 @@ def consume(registered: Registered, folder: Path, model_uri: str) -> subprocess.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "named", [f"models:/{NAME}@champion", pytest.param(f"models:/{NAME}/1", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("named", [f"models:/{NAME}@champion", f"models:/{NAME}/1"])
+@pytest.mark.long
 def test_loads_a_verified_copy_and_takes_it_away(
     registered: Registered, judging: Path, tmp_path: Path, named: str
 ) -> None:

@@ -42,6 +42,7 @@ def test_another_prediction_than_at_registration_is_refused(
         preflight(registered.uri, NAME, version, registered.trusted)
 
 
+@pytest.mark.long
 def test_a_version_that_does_not_load_says_its_last_words(
     registered: Registered, judging: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,8 @@ SCRIPT = ROOT / "benchmarks" / "promotion_races.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+@pytest.mark.long
 def test_races_leave_one_champion_and_no_verdict_is_lost_or_recorded_twice(database: str) -> None:
     if database == "postgres" and shutil.which("initdb") is None:
         pytest.skip("there is no PostgreSQL here")

@@ -72,6 +72,7 @@ def actions(ledger: Ledger) -> list[str]:
     return [row.action for row in ledger.rows(MODEL)]
 
 
+@pytest.mark.long
 def test_the_alias_follows_each_row_and_a_second_call_changes_nothing(uri: str, ledger: Ledger) -> None:
     assert reconcile(uri, ledger, MODEL) == [] and serving(uri) is None
     for action, version, serves in [

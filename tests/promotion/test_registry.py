@@ -227,6 +227,7 @@ def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_a_version_predicts_is_kept_image_by_image(registered: Registered, judging: Path, tmp_path: Path) -> None:
     path, test = tmp_path / "new" / "predictions.npz", PackedSplit(judging / "packed" / "test")
     job = replace(scoring(registered, registered.version, judging / "packed"), predictions_path=path)
@@ -239,6 +240,7 @@ def test_what_a_version_predicts_is_kept_image_by_image(registered: Registered, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_predictions_of_sealed_groups_are_never_written(registered: Registered, judging: Path, tmp_path: Path) -> None:
     test = PackedSplit(judging / "packed" / "test")
     sealed = (test.groups[0],)

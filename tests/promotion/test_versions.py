@@ -77,6 +77,7 @@ def test_flipped_weights_and_an_added_line_are_refused_and_the_line_never_runs(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_loading_leaves_the_store_as_it_was_and_shows_no_address(registered: Registered, store: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in store.parent.rglob("*")}
     with loaded(registered.uri, NAME, "1", registered.trusted) as ask:

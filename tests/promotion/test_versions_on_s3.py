@@ -16,6 +16,7 @@ MODEL, BUCKET = "segmill-remote", "models"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_versions_on_s3_are_verified(judging: Path, tmp_path: Path, credentials: None) -> None:
     key = make_signing_key()
     trusted = TrustedKeys((key.public,), "trusted_keys")

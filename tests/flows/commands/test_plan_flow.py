@@ -225,6 +225,7 @@ def test_the_machine_is_measured_once_for_the_same_candidates_in_all_workspaces(
     assert [one.name for one in again[0]] == ["other"], "other candidates are measured"
 
 
+@pytest.mark.long
 def test_a_machine_too_busy_to_measure_all_measures_the_rest_the_next_time(
     checked: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
