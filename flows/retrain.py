@@ -248,7 +248,7 @@ def one_run(workspace: Workspace, params: Params, model: str) -> AbstractContext
 
 
 def _of_the_disk(error: OSError, folder: str) -> OSError:
-    """Return the error with its folder. One without a number shows none of its words then, so a full disk gets its own."""
+    """Return the error with its folder; one without a number would lose its words by that, so a full disk gets one."""
     if error.errno is None and is_of_a_full_disk(error):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
     if error.errno is not None and error.filename is None:
