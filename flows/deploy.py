@@ -27,7 +27,7 @@ from prefect.utilities.callables import parameter_schema_from_entrypoint
 from pydantic import ValidationError
 
 import flows
-from flows.environment import prefect_api
+from flows.environment import PATIENCE, prefect_api
 from flows.prefect_events import DRIFT, NEW_DATA, model_resource
 from segmill.data.versioning.cloning import parse_source
 from segmill.errors import InfrastructureError, InputError
@@ -113,7 +113,7 @@ def deploy(workspace: Workspace, params: Params, model: str, *, dry_run: bool = 
         found = read_deployment(client, model)
         made = Deployed(f"{FLOW}/{model}", settings.pool, in_words(settings), [], dry_run)
         _make_pool(client, made)
-        wanted = _wanted(workspace, settings, model, schedule)
+        wanted = _wanted(workspace, settings, model, schedule, found.job_variables if found else {})
         different = _differences(found, wanted, schedule)
         deployment_id = found.id if found else None
         if different:
@@ -202,14 +202,19 @@ def _url(alarm: AlarmParams) -> str:
 
 
 def _wanted(
-    workspace: Workspace, settings: ScheduleParams, model: str, schedule: SCHEDULE_TYPES | None
+    workspace: Workspace,
+    settings: ScheduleParams,
+    model: str,
+    schedule: SCHEDULE_TYPES | None,
+    job_variables: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the deployment's fields besides its schedule."""
+    """Return the deployment's fields besides its schedule; of the job variables that there are none is lost."""
     source = settings.source and str(parse_source(settings.source))  # a worker's folder is another one
     own = {"source": source} if source else {"workspace": str(workspace.root)}
     return {
         "entrypoint": ENTRYPOINT,
         "work_pool_name": settings.pool,
+        "job_variables": {**job_variables, "env": {**PATIENCE, **job_variables.get("env", {})}},
         "parameters": {"model": model, **own, "max_hours": settings.max_hours},
         "description": f"Retrains {model}: {in_words(settings)}. Made by `segmill deploy`.",
         "tags": ["segmill"],

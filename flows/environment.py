@@ -30,6 +30,9 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+# A run waits 14 s for Prefect's server at each request; with Prefect's own five tries 62 s, several times at its end.
+PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "3"}
+
 
 def switch_telemetry_off() -> None:
     """Set what keeps every library from calling home and from talking over our own output.
@@ -47,7 +50,8 @@ def prepare_environment(workspace: Workspace, params: Params) -> None:
     """
     os.environ.setdefault("PREFECT_HOME", str(workspace.prefect_home))
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")  # 14 s of a silent server; five are 62 s, twice at the end
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     if params.prefect.api_url:
         os.environ.setdefault("PREFECT_API_URL", params.prefect.api_url)
     os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(workspace, params))

@@ -11,14 +11,17 @@ from urllib.request import Request, urlopen
 from uuid import uuid4
 
 import pytest
+from postings import Endpoint
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.states import Cancelling
 from prefect_servers import PrefectServers, prefect_servers
-from scheduling import MODEL, all_ended, begin_run, deploy, names, schedule, status
+from scheduling import MODEL, all_ended, begin_run, deploy, heard_of, names, schedule, status
 from terminal import run
 
 import flows
+from flows.environment import PATIENCE
 from segmill.promotion.lease import leased
 from segmill.workspace import Workspace
 
@@ -51,8 +54,11 @@ def test_deploy_makes_what_the_settings_say_once_changes_and_removes_it(
         assert rhythm.schedule == CronSchedule(cron="0 2 * * *", timezone="Europe/Berlin")
         assert found.parameters == {"model": MODEL, "workspace": str(untrained.root), "max_hours": None}
         assert set((found.parameter_openapi_schema or {})["properties"]) >= {"changes", "source"}
+        assert found.job_variables == {"env": PATIENCE}
         due = [run.expected_start_time for run in prefect.wait(lambda runs: len(runs) >= 3)]
         assert {at.astimezone(UTC).hour for at in due if at} <= {0, 1}, "two o'clock in Berlin"
+        own = {"env": {"PREFECT_CLIENT_MAX_RETRIES": "7", "MORE": "x"}, "stream_output": False}
+        client.update_deployment(found.id, DeploymentUpdate(job_variables=own))
         client.pause_deployment(found.id)
     assert deploy(untrained, prefect)["changes"] == [], "it is there already"
     schedule(untrained, interval_minutes=90, max_hours=3, on_drift=False)
@@ -65,6 +71,7 @@ def test_deploy_makes_what_the_settings_say_once_changes_and_removes_it(
     with prefect.client() as client:
         found = client.read_deployment_by_name(f"nightly/{MODEL}")
         assert found.paused, "whoever paused it resumes it"
+        assert found.job_variables == own, "it is left to whoever wrote it"
         (rhythm,) = found.schedules
         assert isinstance(rhythm.schedule, IntervalSchedule) and rhythm.schedule.interval == timedelta(minutes=90)
     assert status(untrained, prefect)["paused"] is True
@@ -164,6 +171,18 @@ def test_why_a_run_is_late(untrained: Workspace, prefect: PrefectServers) -> Non
         cancel(second)
         cancel(other)
         prefect.wait(all_ended, 40)
+
+
+def test_twenty_late_runs_are_one_alarm(untrained: Workspace, prefect: PrefectServers, sink: Endpoint) -> None:
+    """Runs by hand: those that Prefect's scheduler made within five minutes are heard of in a quarter of an hour."""
+    schedule(untrained, alarms=[{"url_env": "SINK", "events": ["late"]}])
+    deploy(untrained, prefect)
+    heard = len(sink.postings)
+    for _ in range(20):
+        begin_run(prefect)
+    prefect.wait(lambda runs: names(runs) == 20 * ["Late"])
+    time.sleep(10)  # an alarm is posted within seconds
+    assert heard_of(sink, heard, "late") == [MODEL]
 
 
 def test_a_server_that_is_away_is_named_within_seconds(untrained: Workspace, tmp_path: Path) -> None:
