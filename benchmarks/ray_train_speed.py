@@ -1,6 +1,6 @@
 """Ray Train as segmill starts it against torchrun with the same training: images/s, and seconds of start and stop.
 
-    python benchmarks/ray_train_speed.py [--rounds 3] [--epochs 6]
+    python benchmarks/ray_train_speed.py [--rounds 3] [--epochs 4] [--samples 480]
 
 Both train the same member from the same job, in alternating order: the same batches, the same step
 (segmill.training.train). Ray's side is segmill.training.distributed.launch on a Ray that is there already, with all
@@ -141,7 +141,8 @@ def measure(job: TrainJob, how: str) -> Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=480, help="60 %% of them are trained on (default: %(default)s)")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank_of:
@@ -149,7 +150,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name, connect("local", 2):
         root = Path(name)
-        write_street(root / "street", count=120, size=SIZE_PX, seed=0)
+        write_street(root / "street", count=args.samples, size=SIZE_PX, seed=0)
         validate_dataset(root / "street", root / "manifest.parquet", shares=SplitShares(0.2, 0.2, 0))
         pack(root / "street", root / "manifest.parquet", root / "packed")
         print("ranks x threads  by        images/s   start    stop")
