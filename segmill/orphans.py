@@ -58,6 +58,13 @@ def end_with_this_process(*, temporary_folder: bool = False) -> None:
         os.environ[STARTED_BY] = token
 
 
+def is_watcher(process: psutil.Process) -> bool:
+    """Tell whether a process is one that ends and deletes what another leaves."""
+    with contextlib.suppress(psutil.Error):
+        return __file__ in process.cmdline()[:3]
+    return False
+
+
 def temporary_top() -> Path:
     """Return where this machine's temporary files are, also in a run that has a temporary folder of its own there."""
     top = Path(tempfile.gettempdir())

@@ -20,6 +20,7 @@ import psutil
 from deploy.stack.place import Place
 from flows.environment import TELEMETRY_OFF
 from segmill.errors import InfrastructureError, InputError
+from segmill.orphans import is_watcher
 
 # In the environment of all that a stack started, servers and what they start: which stack, and which server.
 MARK, MARK_SERVER = "SEGMILL_STACK", "SEGMILL_STACK_SERVER"
@@ -27,6 +28,7 @@ INHERITED = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "C
 READY_WITHIN_S = 300
 ENDS_WITHIN_S = 20.0  # after its signal
 ALONE_S = 3.0  # children of a server that ended
+CLEARS_WITHIN_S = 15.0  # who deletes what a run leaves, after the run
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,14 @@ def stop_rest(place: Place) -> None:
 
 
 def _kill(left: Iterable[psutil.Process]) -> None:
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, ALONE_S)
+    """Kill processes; those that end and delete what a run leaves may do so before."""
+    clearing = {process for process in left if is_watcher(process)}
+    for group, patience in ((set(left) - clearing, 0.0), (clearing, CLEARS_WITHIN_S)):
+        alive = psutil.wait_procs(group, patience)[1]
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(alive, ALONE_S)
 
 
 def marked(place: Place, server: str | None = None) -> set[psutil.Process]:

@@ -21,6 +21,7 @@ from deploy.stack.place import Place
 from deploy.stack.processes import MARK, Server, alive, find, marked, start, stop, stop_rest, wait_ready
 from deploy.stack.servers import delete_ray_sessions
 from segmill.errors import InfrastructureError, InputError
+from segmill.orphans import is_watcher
 
 PARENT = """
 import signal, subprocess, sys, time
@@ -142,6 +143,23 @@ def test_what_a_killed_server_left_ends_before_it_is_started_again(place: Place)
     start(place, server(place, PARENT.format(how="")))
     assert not [process for process in left if process.is_running()]
     assert marked(place, "two") == other
+
+
+def test_the_temporary_folder_of_a_run_is_deleted_where_its_server_was_killed(place: Place) -> None:
+    run = "import time; from segmill.orphans import end_with_this_process as end; end(temporary_folder=True)"
+    worker = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {run!r} + '; time.sleep(600)'])"
+    one = server(place, worker)
+    start(place, one)
+    until = time.monotonic() + 30
+    while not any(is_watcher(process) for process in marked(place)) and time.monotonic() < until:
+        time.sleep(0.1)
+    (folder,) = (place.run / "tmp").glob("sm-*")
+    known = find(place, "one")
+    assert known is not None
+    known.kill()
+    known.wait(5)
+    start(place, server(place, "import time; time.sleep(600)"))
+    assert not folder.exists() and len(marked(place)) == 1
 
 
 def test_a_server_whose_start_no_record_names_is_not_started_twice(place: Place) -> None:
