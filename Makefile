@@ -52,7 +52,7 @@ docs-tree: $(VENV)/.installed-dev ## write the file tree of docs/architecture.md
 stack: $(VENV)/.installed-stack ## production's servers on this machine, on loopback: PostgreSQL, S3, MLflow, Prefect, Ray
 	@python -m deploy.stack up
 
-soak: $(VENV)/.installed-stack ## fifty nights on a stack of their own, with random kills; an hour or more
+soak: $(VENV)/.installed-stack ## fifty nights on a stack of their own, with random kills; two hours or more
 	@python benchmarks/soak.py --nights 50 --seed $(SEED)
 
 stack-down: $(VENV)/.installed-stack ## stop them and delete what they keep

@@ -208,7 +208,7 @@ def _wanted(
     schedule: SCHEDULE_TYPES | None,
     job_variables: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the deployment's fields besides its schedule; of the job variables that there are none is lost."""
+    """Return the deployment's fields besides its schedule; it keeps the ``job_variables`` that it has."""
     source = settings.source and str(parse_source(settings.source))  # a worker's folder is another one
     own = {"source": source} if source else {"workspace": str(workspace.root)}
     return {

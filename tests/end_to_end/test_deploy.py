@@ -174,7 +174,7 @@ def test_why_a_run_is_late(untrained: Workspace, prefect: PrefectServers) -> Non
 
 
 def test_twenty_late_runs_are_one_alarm(untrained: Workspace, prefect: PrefectServers, sink: Endpoint) -> None:
-    """Runs by hand: those that Prefect's scheduler made within five minutes are heard of in a quarter of an hour."""
+    """Runs by hand: Prefect may send the alarm for a run of a schedule a quarter of an hour late (docs/log.md)."""
     schedule(untrained, alarms=[{"url_env": "SINK", "events": ["late"]}])
     deploy(untrained, prefect)
     heard = len(sink.postings)
