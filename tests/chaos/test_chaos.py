@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import postgresql
 from disturbed import (
     DONE,
     EPOCHS,
@@ -70,16 +68,14 @@ def points() -> list[Point]:
     rng = random.Random(SEED)
     on_ray = ("ensemble", "evaluate")
     return [
-        *(Point("flow", in_training(rng)) for _ in range(3)),
+        *(Point("flow", in_training(rng)) for _ in range(2)),
         *(Point("flow", in_step(rng, step)) for step in STEPS),
         Point("term", in_training(rng)),
         Point("term", in_step(rng)),
-        *(Point("worker", in_training(rng)) for _ in range(4)),
-        *(Point("raylet", in_training(rng)) for _ in range(2)),
-        *(Point("gcs", in_training(rng)) for _ in range(2)),
-        *(Point(kind, in_step(rng, *on_ray)) for kind in ("raylet", "gcs")),
+        *(Point("worker", in_training(rng)) for _ in range(3)),
+        *(Point(kind, moment) for kind in ("raylet", "gcs") for moment in (in_training(rng), in_step(rng, *on_ray))),
         Point("prefect", in_training(rng)),
-        *(Point("prefect", in_step(rng)) for _ in range(2)),
+        Point("prefect", in_step(rng)),
     ]
 
 
@@ -136,12 +132,11 @@ def away() -> list[tuple[State, float, Moment]]:
     """Return how MLflow's server fails, for how long (0: until the run is over), and when."""
     rng = random.Random(SEED)
     return [
-        *(("shut", 3.0, in_training(rng)) for _ in range(2)),
+        ("shut", 3.0, in_training(rng)),
         *(("shut", 10.0, in_step(rng, step)) for step in ("register", "promote")),
         ("500", 10.0, in_training(rng)),
-        ("500", 5.0, in_step(rng, "register")),
         ("slow", 0.0, in_training(rng)),
-        *(("shut", 0.0, in_step(rng, step)) for step in ("register", "promote", "report")),
+        *(("shut", 0.0, in_step(rng, step)) for step in ("register", "promote")),
         ("500", 0.0, in_step(rng, "register")),
     ]  # fmt: skip
 
@@ -171,32 +166,6 @@ def test_an_mlflow_server_that_fails_costs_no_metric_and_no_verdict(
     assert max(recovered.repeated.values(), default=0) == 0
     check(workspace, undisturbed, database)
     note(record_property, f"mlflow {state} {for_s:g} s {moment}", recovered)
-
-
-@pytest.mark.parametrize(("for_s", "step"), [(5.0, "promote"), (0.0, "promote"), (0.0, "register")], ids=str)
-def test_a_ledger_whose_postgresql_dies_gets_one_verdict(
-    for_s: float,
-    step: str,
-    tmp_path: Path,
-    brain_workspace: Make,
-    undisturbed: dict[str, Any],
-    record_property: Callable[[str, object], None],
-) -> None:
-    workspace, moment = brain_workspace(tmp_path, *MEMBERS, epochs=EPOCHS), Moment(step)
-    with postgresql() as url, door_before(url) as door:
-
-        def fail(run: Running) -> None:
-            door.set("shut")
-            if for_s:
-                time.sleep(for_s)
-                door.set("open")
-
-        with running(workspace, "segmill", "retrain", servers={"SEGMILL_LEDGER_URL": door.url}) as run:
-            recovered = disturb(run, moment, fail, MEMBERS, before_next=lambda: door.set("open"))
-        assert recovered.code in (DONE if for_s else (4,)), recovered
-        assert for_s or "the ledger at " in recovered.said
-        check(workspace, undisturbed, ledger=url)
-    note(record_property, f"ledger {for_s:g} s {moment}", recovered)
 
 
 def test_a_stage_that_dvc_runs_is_killed(

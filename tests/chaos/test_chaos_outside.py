@@ -86,7 +86,11 @@ def back(postgres: PostgreSQL, for_s: float) -> Callable[[], None]:
 
 def killed_ledgers() -> list[tuple[float, Moment]]:
     rng = random.Random(SEED)
-    return [(5.0, in_training(rng)), (5.0, in_step(rng, "promote")), (0.0, in_step(rng, "promote"))]
+    return [
+        (5.0, in_training(rng)),
+        (5.0, in_step(rng, "promote")),
+        *((0.0, in_step(rng, step)) for step in ("register", "promote")),
+    ]
 
 
 @pytest.mark.parametrize(("for_s", "moment"), killed_ledgers(), ids=str)
@@ -146,9 +150,7 @@ def test_the_postgresql_of_mlflow_is_killed(
 def wrong_clocks() -> list[tuple[int, Moment]]:
     """Return by how many days the clock is wrong, and when the run is killed."""
     rng = random.Random(SEED)
-    return [
-        (days, moment) for days in (2, -2) for moment in (in_training(rng), in_step(rng, "promote"))
-    ]  # fmt: skip
+    return [(2, in_training(rng)), (-2, in_step(rng, "promote"))]
 
 
 @pytest.mark.parametrize(("days", "moment"), wrong_clocks(), ids=str)
@@ -318,15 +320,11 @@ def test_the_object_store_of_dvcs_remote_fails(
     note(record_property, f"bucket {state} {for_s:g} s {moment}", recovered)
 
 
-def notices() -> list[Moment]:
-    rng = random.Random(SEED)
-    return [in_training(rng) for _ in range(2)]
-
-
-@pytest.mark.parametrize("moment", notices(), ids=str)
 def test_a_rank_is_asked_to_end_and_then_killed(
-    moment: Moment, workspace: Workspace, one_member: dict[str, Any], record_property: Record
+    workspace: Workspace, one_member: dict[str, Any], record_property: Record
 ) -> None:
+    moment = in_training(random.Random(SEED))
+
     def take_away(run: Running) -> None:
         rank = run.rank(moment.step)
         rank.terminate()
