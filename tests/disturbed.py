@@ -281,7 +281,7 @@ def note(record_property: Callable[[str, object], None], what: object, recovered
         value = facts[key]
         record_property(key, f"{value:.1f}" if isinstance(value, float) else value)
     record_property("repeated", max(facts["repeated"].values(), default=0))
-    record_property("what", what)
+    record_property("what", str(what))  # text can go from a process of pytest-xdist to another
 
 
 def versions(database: Path | str) -> int:

@@ -193,7 +193,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 def full_disks() -> list[Moment]:
     rng = random.Random(SEED)
-    return [in_training(rng), *(in_step(rng, step) for step in ("ensemble", "register", "report"))]
+    return [in_training(rng), *(in_step(rng, step) for step in ("register", "report"))]
 
 
 @pytest.mark.parametrize("moment", full_disks(), ids=str)
