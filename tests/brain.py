@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from terminal import BIN, terminal
 
 from flows.commands.start import create
 from segmill.data.ingest.builtin import write_brain
@@ -34,17 +32,10 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def brain_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workspace]:
-    """Return what gives a new workspace around the atlas, whose Prefect has a database with tables but no rows.
-
-    Making those takes longer than all that a member of this size learns.
-    """
+    """Return what gives a new workspace around the atlas."""
     folder = tmp_path_factory.mktemp("template")
     write_brain(folder / "atlas", every=4)
     template = create(folder / "workspace", folder / "atlas")
-    subprocess.run(
-        [BIN / "prefect", "server", "database", "upgrade", "--yes"], capture_output=True, check=True,
-        env={**terminal(), "PREFECT_HOME": str(template.prefect_home)},
-    )  # fmt: skip
 
     def copy(folder: Path, *members: str, epochs: int = 2) -> Workspace:
         shutil.copytree(template.root, folder / "workspace", symlinks=True)

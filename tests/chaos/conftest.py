@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from brain import brain_workspace
+from brain import brain_workspace as new_workspace
 from disturbed import DONE, EPOCHS, end_state, running
+from terminal import BIN, terminal
 
 from segmill.workspace import Workspace
 
-__all__ = ["brain_workspace"]
+__all__ = ["new_workspace"]
+
+
+@pytest.fixture(scope="session")
+def brain_workspace(
+    tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., Workspace]
+) -> Callable[..., Workspace]:
+    """Return what gives a new workspace around the atlas, whose Prefect has a database with tables but no rows.
+
+    Making the tables takes longer than all that a member of this size learns, and is not what is disturbed.
+    """
+    home = tmp_path_factory.mktemp("prefect")
+    subprocess.run(
+        [BIN / "prefect", "server", "database", "upgrade", "--yes"], capture_output=True, check=True,
+        env={**terminal(), "PREFECT_HOME": str(home)},
+    )  # fmt: skip
+
+    def copy(folder: Path, *members: str, epochs: int = 2) -> Workspace:
+        workspace = new_workspace(folder, *members, epochs=epochs)
+        shutil.copytree(home, workspace.prefect_home)
+        return workspace
+
+    return copy
 
 
 @pytest.fixture
