@@ -40,6 +40,11 @@ def fetch(reference: ObjectRef) -> Any:
         while not ray.wait([reference], timeout=LOOK_EVERY_S)[0]:
             raise_if_stopped()
         return ray.get(reference)
+    except SystemError as error:
+        # Where a signal's handler raises inside Ray's compiled code, that may return as if it had not: Python says so.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise
     finally:
         _WAITING.discard(thread)
 
