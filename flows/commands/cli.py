@@ -33,6 +33,7 @@ from flows.commands import (
     verify,
 )  # fmt: skip
 from flows.commands.data import data_app
+from flows.commands.keys import keys_app
 from flows.commands.ledger import ledger_app
 from flows.commands.options import with_json
 from flows.commands.signing import signing_app
@@ -100,6 +101,7 @@ for name, command in COMMANDS.items():
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(signing_app, name="signing")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> NoReturn:

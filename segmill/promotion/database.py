@@ -153,8 +153,7 @@ class Database:
             if self._url.get_backend_name() == "postgresql":
                 connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
                 connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{2 * WAIT_S}s'"))
-            if not has_table(connection, META):
-                _make_tables(connection)
+            _make_tables(connection)
             yield connection
 
     def _create(self) -> Engine:
@@ -214,12 +213,24 @@ def ledger_id(connection: Connection) -> str:
     return str(found.get("ledger", ""))
 
 
+def make_tables(connection: Connection, tables: MetaData, last: Table, lock: int) -> bool:
+    """Make ``tables`` unless ``last`` of them is there; return whether they were made.
+
+    ``lock``: a number of these tables' own. Of two who made a table of PostgreSQL at once one would fail.
+    """
+    if has_table(connection, last):
+        return False
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({lock})"))
+        if has_table(connection, last):
+            return False
+    tables.create_all(connection)
+    return True
+
+
 def _make_tables(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql":  # two who make a table at once would fail, one of them
-        connection.execute(text("SELECT pg_advisory_xact_lock(7365676)"))
-        if has_table(connection, META):
-            return
-    _TABLES.create_all(connection)
+    if not make_tables(connection, _TABLES, META, 7365676):
+        return
     own = {"schema": SCHEMA, "ledger": secrets.token_hex(8)}
     connection.execute(META.insert(), [{"key": key, "value": value} for key, value in own.items()])
 

@@ -24,13 +24,12 @@ from sqlalchemy import (
     Table,
     literal_column,
     select,
-    text,
     update,
 )
 
 from segmill import owner
 from segmill.errors import InfrastructureError, SegmillError
-from segmill.promotion.database import Database, has_table, ledger_id
+from segmill.promotion.database import Database, has_table, ledger_id, make_tables
 from segmill.promotion.outbox import insert_new
 
 _TABLES = MetaData()
@@ -323,10 +322,7 @@ def _wait_for(lease: Lease, wait_s: float, say: Callable[[str], None], timing: T
 
 def _locked(connection: Connection, model: str) -> dict[str, Any]:
     """Return the model's line, which nobody else changes until the transaction ends."""
-    if not has_table(connection, LEASES):
-        if connection.dialect.name == "postgresql":  # two who make a table at once would fail, one of them
-            connection.execute(text("SELECT pg_advisory_xact_lock(7365678)"))
-        _TABLES.create_all(connection)
+    make_tables(connection, _TABLES, LEASES, 7365678)
     free = {column.name: "" if isinstance(column.type, String) else 0 for column in LEASES.columns} | {"model": model}
     connection.execute(insert_new(connection, LEASES).values(free).on_conflict_do_nothing())
     return dict(connection.execute(_of(select, model).with_for_update()).mappings().one())

@@ -10,10 +10,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, MetaData, String, Table, Text, text
+from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, MetaData, String, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from segmill.promotion.database import has_table
+from segmill.promotion.database import make_tables
 from segmill.promotion.rows import LedgerRow
 
 KIND_OF_ACTION = {
@@ -81,8 +81,7 @@ def kind_of(row: LedgerRow) -> str | None:
 def add(connection: Connection, row: LedgerRow) -> None:
     """Add the row's notice, if it makes one, in the transaction that appends the row. Makes the tables where needed."""
     if kind := kind_of(row):
-        if not has_table(connection, DELIVERIES):
-            _make_tables(connection)
+        make_tables(connection, METADATA, DELIVERIES, 7365677)
         payload = {
             "model": row.model,
             "number": row.number,
@@ -107,12 +106,6 @@ def add(connection: Connection, row: LedgerRow) -> None:
             "settled": False,
         }
         connection.execute(insert_new(connection, NOTICES).values(notice).on_conflict_do_nothing())
-
-
-def _make_tables(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql":  # two who make a table at once would fail, one of them
-        connection.execute(text("SELECT pg_advisory_xact_lock(7365677)"))
-    METADATA.create_all(connection)
 
 
 def insert_new(connection: Connection, table: Table) -> Any:

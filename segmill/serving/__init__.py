@@ -1,0 +1,1 @@
+"""Serves the champion: to those allowed, and nothing that the ledger does not promote."""

@@ -1,0 +1,79 @@
+"""Decides about each request: is there a key, is it valid, is it good for this? Without asking a database each time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from segmill.errors import InfrastructureError
+from segmill.serving.keys import ApiKey, Scope, hash_of, id_of, is_of
+
+REFRESH_S = 2.0  # a revoked key is good for nothing within 5 s, on every replica
+PATIENCE_S = 60.0  # so long the keys last read are believed while the database does not answer
+_NOBODY = "a key that does not exist"
+
+
+class Refused(Exception):
+    """A request that gets no answer: the HTTP ``status`` and one ``sentence``; ``key_id`` where the key is known."""
+
+    def __init__(self, status: int, sentence: str, key_id: str = "") -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.key_id = key_id
+
+
+@dataclass
+class KeyRing:
+    """The keys as this replica knows them; ``watch`` reads them again and again.
+
+    Args:
+        read: returns every key, or raises InfrastructureError (``ApiKeys.all``).
+    """
+
+    read: Callable[[], list[ApiKey]]
+    refresh_s: float = REFRESH_S
+    patience_s: float = PATIENCE_S
+    _known: dict[str, ApiKey] = field(default_factory=dict, init=False)
+    _read_at: float | None = field(default=None, init=False)
+
+    def refresh(self) -> None:
+        """Read the keys once; InfrastructureError where the database does not answer."""
+        began = time.monotonic()
+        self._known = {key.id: key for key in self.read()}
+        self._read_at = began
+
+    def watch(self, over: threading.Event) -> None:
+        """Read the keys every ``refresh_s`` seconds until ``over``; a database that is away is asked again."""
+        while not over.wait(self.refresh_s):
+            try:
+                self.refresh()
+            except InfrastructureError:
+                continue
+
+    def admit(self, authorization: str | None, scope: Scope) -> ApiKey:
+        """Return whose request it is.
+
+        Args:
+            authorization: the header of this name, ``Bearer KEY``; None where there is none.
+            scope: what the request is for.
+
+        Raises Refused: 401 without a valid key, 403 where it is good for other things, 503 where keys are not known.
+        """
+        if self._read_at is None or time.monotonic() - self._read_at > self.patience_s:
+            raise Refused(503, "keys can't be checked now; try again")
+        kind, _, text = (authorization or "").partition(" ")
+        if kind.lower() != "bearer" or not text:
+            raise Refused(401, "this needs a key, as in `Authorization: Bearer segmill_...`")
+        key = self._known.get(id_of(text.strip()))
+        if key is None:
+            hash_of(_NOBODY)  # as long as it takes where there is one
+        if key is None or not is_of(text.strip(), key):
+            raise Refused(401, "this key is not known here")
+        if (state := key.state()) != "valid":
+            raise Refused(401, f"this key is {state}", key.id)
+        if scope not in key.scopes:
+            raise Refused(403, f"this key is not good for {scope}, only for {', '.join(sorted(key.scopes))}", key.id)
+        return key
