@@ -84,8 +84,8 @@ def test_parts_that_lack_an_image_or_have_one_twice_are_refused(judging: Path, v
             finish(ensemble, varied, tmp_path, wrong)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [3, *(pytest.param(number, marks=pytest.mark.long) for number in (1, 2, None))])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2, 3, None])
 def test_any_number_of_workers_writes_the_same(
     ray_of_three: None, judging: Path, varied: Path, alone: dict[str, bytes], tmp_path: Path, workers: int | None
 ) -> None:

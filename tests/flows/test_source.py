@@ -230,6 +230,7 @@ def test_a_source_that_is_no_workspace_is_said_to_be_none(tmp_path: Path, worksp
         open_source(str(stores.bare), tmp_path / "clone")
 
 
+@pytest.mark.long
 def test_two_clones_that_record_the_same_stage_the_slower_runs_again_on_the_newest_commit(
     stores: Stores, tmp_path: Path
 ) -> None:

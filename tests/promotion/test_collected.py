@@ -16,7 +16,7 @@ from segmill.promotion.keys import TrustedKeys, make_signing_key
 MODEL, BUCKET = "segmill-collected", "collected"
 
 
-@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.long)])
 def test_the_files_go_and_come_back_and_the_record_stays(
     judging: Path, tmp_path: Path, request: pytest.FixtureRequest, place: str
 ) -> None:

@@ -216,7 +216,7 @@ def scoring(registered: Registered, version: str, packed_dir: Path) -> ScoreJob:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_registered_version_counts_as_its_ensemble_does(registered: Registered, judging: Path) -> None:
     (counts,) = score_registered(scoring(registered, registered.version, judging / "packed"))
     test = PackedSplit(judging / "packed" / "test")

@@ -130,7 +130,7 @@ def test_a_remote_in_object_storage(root: Path, credentials: None) -> None:
     assert present(root, first["listing"], first["file"]) == [(True, True)] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_remote_whose_key_may_not_delete_says_so(root: Path, credentials: None) -> None:
     """S3 answers so with 200 and a list of refusals, which s3fs does not read."""
     s3, bucket = boto3.client("s3"), "retention-kept"

@@ -55,7 +55,7 @@ def test_dvc_records_linked_shards_and_leaves_them_alone(workspace: Workspace) -
     assert "didn't change, skipping" in dvc(workspace, "repro", "prepare")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dvc_repro_takes_over_what_was_decoded_and_changes_no_byte_in_place(workspace: Workspace) -> None:
     prepare(workspace)
     before = shards(workspace.shards)

@@ -266,7 +266,7 @@ def test_a_checkout_that_is_killed_is_completed_by_the_next_try(root: Path, fini
     assert data_changed(root, "data/raw") == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_versions_live_on_s3_with_credentials_from_the_environment(root: Path, credentials: None) -> None:
     import boto3
 

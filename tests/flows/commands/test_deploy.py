@@ -44,6 +44,7 @@ def test_a_source_whose_stores_would_be_lost_is_refused_with_each_key(workspace:
     )
 
 
+@pytest.mark.long
 def test_an_address_that_no_variable_holds_is_refused(workspace: Workspace) -> None:
     set_params(workspace.params, ["schedule.alarms=[{url_env: NOBODY_SET_THIS}]"])
     said = run(workspace, "segmill", "deploy", code=1)
@@ -52,6 +53,7 @@ def test_an_address_that_no_variable_holds_is_refused(workspace: Workspace) -> N
     assert "schedule.cron is 'at night', which is no cron expression" in run(workspace, "segmill", "deploy", code=1)
 
 
+@pytest.mark.long
 def test_a_version_is_pushed_with_its_record_and_log_and_nothing_else(
     workspace: Workspace, street: Path, stores: Path, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def set_aside(tmp_path: Path, street: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_keys_are_those_of_the_docs(workspace: Workspace, set_aside: Path, street: Path) -> None:
     keys, root = documented(), workspace.root
     said = ask("validate", cwd=root)

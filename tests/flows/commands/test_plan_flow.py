@@ -192,6 +192,7 @@ def test_what_a_step_takes_besides_its_pixels_is_told_from_them(monkeypatch: pyt
     assert (found.pixels_s, found.step_s) == (pytest.approx(800_000), pytest.approx(0.05))
 
 
+@pytest.mark.long
 def test_measuring_ends_in_time_and_counts(tmp_path: Path) -> None:
     small = ProbeCandidate(
         name="a", backbone="mobilenetv3_small_050", decoder="fpn", lr=0.001, settings={}, starts=("none",)
