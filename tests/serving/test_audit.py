@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from databases import postgresql, postgresql_server
+from databases import postgresql_server
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DatabaseError
 
@@ -18,22 +17,6 @@ ROW = AuditRow(
     request="r1", key="0a1b", route="/v1/segment", version="3", status=200, images=1, bytes_in=10, bytes_out=20,
     milliseconds=7,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    if shutil.which("initdb") is None:
-        pytest.skip("there is no PostgreSQL here")
-    with postgresql() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of a database of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'ledger.db'}"
-    return str(request.getfixturevalue("server"))
 
 
 def test_rows_are_there_when_the_log_has_ended_and_cannot_be_changed(url: str) -> None:

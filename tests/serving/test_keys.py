@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from databases import postgresql
 
 from segmill.errors import InfrastructureError, InputError
 from segmill.serving.access import KeyRing, Refused
@@ -19,22 +16,6 @@ from segmill.serving.keys import ApiKeys, Scope, hash_of
 
 DAY = timedelta(days=1)
 SEGMENT = {Scope.SEGMENT}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    if shutil.which("initdb") is None:
-        pytest.skip("there is no PostgreSQL here")
-    with postgresql() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of a database of each kind."""
-    return (
-        f"sqlite:///{tmp_path / 'ledger.db'}" if request.param == "sqlite" else str(request.getfixturevalue("server"))
-    )
 
 
 @pytest.fixture
