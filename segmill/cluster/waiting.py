@@ -41,8 +41,9 @@ def fetch(reference: ObjectRef) -> Any:
             raise_if_stopped()
         return ray.get(reference)
     except SystemError as error:
-        # Where a signal's handler raises inside Ray's compiled code, that may return as if it had not: Python says so.
-        if isinstance(error.__cause__, KeyboardInterrupt):
+        # Of what a signal's handler raises inside Ray's compiled code that knows KeyboardInterrupt and SystemExit only;
+        # Prefect's handler raises neither, and Python complains of a result with an exception set.
+        if error.__cause__ is not None and not isinstance(error.__cause__, Exception):
             raise error.__cause__ from None
         raise
     finally:

@@ -1,24 +1,30 @@
 from __future__ import annotations
 
+import signal
+import time
 from typing import NoReturn
 
 import pytest
-import ray
 
 from segmill.cluster.waiting import fetch
+from segmill.cluster.work import on_ray
 
 
-@pytest.mark.parametrize("cause", [KeyboardInterrupt(), ValueError("another")])
-def test_an_interruption_that_rays_compiled_code_swallowed_is_one(
-    cause: BaseException, joined: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that was ended in its step `evaluate` said so: it takes a signal in one moment of many, so it is raised."""
+class Ended(BaseException):
+    """As Prefect's handler of SIGTERM raises it in a flow: no Exception, and no KeyboardInterrupt."""
 
-    def answers_with_an_exception_set(*arguments: object, **options: object) -> NoReturn:
-        raise SystemError("returned a result with an exception set") from cause
 
-    reference = ray.put(1)
-    assert fetch(reference) == 1
-    monkeypatch.setattr(ray, "wait", answers_with_an_exception_set)
-    with pytest.raises(KeyboardInterrupt if isinstance(cause, KeyboardInterrupt) else SystemError):
-        fetch(reference)
+def test_what_a_signals_handler_raises_while_ray_is_waited_for_comes_out(joined: None) -> None:
+    def end(*_: object) -> NoReturn:
+        raise Ended
+
+    running = on_ray(time.sleep, 20)
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        for _ in range(5):
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(Ended):
+                fetch(running.reference)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
