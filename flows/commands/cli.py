@@ -140,7 +140,7 @@ def _say_interrupted(debug: bool) -> None:
 
 
 def _say(debug: bool, sentence: str, code: int) -> int:
-    if debug:
+    if debug and sys.exc_info()[0]:
         err.print_exception()
     label = {GateRefused.exit_code: "[bold yellow]gate[/] ", INTERRUPTED: ""}.get(code, "[bold red]error[/] ")
     err.print(f"{label}{escape(visible_lines(sentence))}", highlight=False, soft_wrap=True)

@@ -62,3 +62,16 @@ def test_no_picture_is_drawn_after_what_is_said_last() -> None:
     assert code == INTERRUPTED
     assert "a picture" in said
     assert said.rstrip().endswith("interrupted")
+
+
+@pytest.mark.parametrize("options", [[], ["--debug"]])
+def test_an_interrupted_command_says_so_with_debug_too(options: list[str]) -> None:
+    interrupted = (
+        "import signal, sys, flows.commands.cli as cli; sys.argv = ['segmill', *sys.argv[1:]]; "
+        "cli.app = lambda *_, **__: signal.raise_signal(signal.SIGTERM); cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", interrupted, *options], capture_output=True, text=True)
+    assert done.returncode == INTERRUPTED
+    assert done.stderr.splitlines() == [
+        "interrupted; what was finished is recorded, and the next run resumes from there"
+    ]
