@@ -11,7 +11,7 @@ import typer
 from flows.commands.options import HERE, WorkspaceOption, open_workspace, say, tell, with_json
 
 if TYPE_CHECKING:
-    from segmill.serving.keys import ApiKey, ApiKeys
+    from segmill.serving.keys import ApiKey, ApiKeys, Scope
 
 keys_app = typer.Typer(help="API keys: who may ask the served model.", no_args_is_help=True)
 
@@ -24,14 +24,15 @@ DAYS = 90.0
 def create(
     name: Annotated[str, typer.Argument(help="Who uses it, for the list and the audit log.")],
     scope: Annotated[
-        list[str], typer.Option("--scope", "-s", help="What it is good for: segment, metrics, admin; repeat for more.")
-    ] = ["segment"],  # noqa: B006 (typer copies it)
+        list[str] | None,
+        typer.Option("--scope", "-s", help="segment (where left out), metrics or admin; repeat for more."),
+    ] = None,
     days: Annotated[float, typer.Option(min=0, help="Days until it expires; 0: never.")] = DAYS,
     workspace: WorkspaceOption = HERE,
 ) -> None:
     """Make a key and show it, this once."""
     keys = _keys(workspace)
-    _show(*keys.create(name, _scopes(scope), timedelta(days=days) if days else None))
+    _show(*keys.create(name, _scopes(scope or ["segment"]), timedelta(days=days) if days else None))
 
 
 @keys_app.command("list")
@@ -78,7 +79,7 @@ def _keys(workspace: Path) -> ApiKeys:
     return ApiKeys(ledger_url(space.root, params.promotion.ledger_url))
 
 
-def _scopes(words: list[str]) -> list:  # type: ignore[type-arg]
+def _scopes(words: list[str]) -> list[Scope]:
     from segmill.errors import InputError, near_miss
     from segmill.serving.keys import Scope
 

@@ -66,11 +66,11 @@ class ApiKey:
     revoked: datetime | None
     replaces: str
 
-    def state(self, now: datetime | None = None) -> str:
+    def state(self) -> str:
         """Return "valid", "expired" or "revoked"."""
         if self.revoked:
             return "revoked"
-        return "expired" if self.expires and self.expires <= (now or _now()) else "valid"
+        return "expired" if self.expires and self.expires <= _now() else "valid"
 
 
 class ApiKeys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from segmill.errors import InfrastructureError, InputError
 from segmill.serving.access import KeyRing, Refused
-from segmill.serving.keys import ApiKeys, Scope, hash_of
+from segmill.serving.keys import ApiKey, ApiKeys, Scope, hash_of
 
 DAY = timedelta(days=1)
 SEGMENT = {Scope.SEGMENT}
@@ -69,7 +70,7 @@ def test_a_request_without_a_key_is_told_what_it_needs(ring: KeyRing, header: st
 
 
 @pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t[:-1] + "z", lambda t: t + "0", lambda t: "x" + t])
-def test_a_key_that_is_almost_right_is_not_known(keys: ApiKeys, ring: KeyRing, change) -> None:  # type: ignore[no-untyped-def]
+def test_a_key_that_is_almost_right_is_not_known(keys: ApiKeys, ring: KeyRing, change: Callable[[str], str]) -> None:
     _, text = keys.create("camera-7", SEGMENT, DAY)
     ring.refresh()
     assert refusal(ring, f"Bearer {change(text)}") == (401, "this key is not known here")
@@ -153,7 +154,7 @@ def test_keys_last_read_are_believed_for_a_while_when_the_database_is_away(keys:
     made, text = keys.create("camera-7", SEGMENT, None)
     away = False
 
-    def read() -> list:  # type: ignore[type-arg]
+    def read() -> list[ApiKey]:
         if away:
             raise InfrastructureError("the ledger does not answer")
         return keys.all()
