@@ -40,15 +40,24 @@ _silent = threading.Event()
 
 
 def start_server() -> None:
-    """Start the server that Prefect's clients of this process then use, out of reach of the terminal's Ctrl-C.
-
-    A terminal sends Ctrl-C to every process of a command. A server that ends at once leaves the flow asking it, for
-    minutes; this one ends with this process. It inherits the blocked signal from the thread that starts it, while this
-    thread can still be interrupted.
+    """Start the server that Prefect's clients of this process then use; see ``starting_server``.
 
     Raises:
         InfrastructureError: it does not start.
     """
+    starting_server()()
+
+
+def starting_server() -> Callable[[], None]:
+    """Begin to start that server, out of reach of the terminal's Ctrl-C; return what waits for it, as start_server does.
+
+    A terminal sends Ctrl-C to every process of a command. A server that ends at once leaves the flow asking it, for
+    minutes; this one ends with this process. It inherits the blocked signal from the thread that starts it, while this
+    thread can still be interrupted. What that thread imports is imported before: where two threads import at once, one
+    may get a module that the other has only partly imported.
+    """
+    if not PREFECT_API_URL.value():
+        import prefect.server.api.server  # noqa: F401
     end_with_this_process()
     logging.raiseExceptions = False  # what Prefect's log handler could not send is not to be printed line by line
     failed: list[BaseException] = []
@@ -63,11 +72,15 @@ def start_server() -> None:
 
     thread = threading.Thread(target=start, daemon=True)
     thread.start()
-    thread.join()
-    if failed and isinstance(failed[0], RuntimeError):
-        raise InfrastructureError(f"Prefect's server did not start ({str(failed[0]).splitlines()[0]}); try again")
-    if failed:
-        raise failed[0]
+
+    def wait() -> None:
+        thread.join()
+        if failed and isinstance(failed[0], RuntimeError):
+            raise InfrastructureError(f"Prefect's server did not start ({str(failed[0]).splitlines()[0]}); try again")
+        if failed:
+            raise failed[0]
+
+    return wait
 
 
 def run_flow(flow: Callable[[], Any], ended: dict[str, dict[str, Any]], folder: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from flows.leftovers import saying_alive, send_unsent, settle
 from flows.members import log_incidents, train_members
 from flows.notices import deliver_pending
 from flows.pipeline_graph import PipelineGraph, name_run
-from flows.prefect_server import claim_run, is_silent, run_flow, start_server
+from flows.prefect_server import claim_run, is_silent, run_flow, starting_server
 from flows.source import publish_results
 from flows.summary import markdown, next_steps, publish, run_scores, shown_interval
 from segmill import progress, tracking
@@ -126,8 +126,8 @@ def run_retrain(
 
     ``params`` were read from the text ``params_yaml``, which is recorded: the file may be edited meanwhile. ``settle``
     is called when every member is known to be buildable, before the first step.
-    Ray starts while MLflow is imported, and the members are built there while Prefect's server starts: each takes
-    seconds, mostly of waiting.
+    Ray and Prefect's server start while MLflow is imported, and the members are built on Ray meanwhile: each takes
+    seconds.
     """
     began = time.monotonic()
     end_with_this_process(temporary_folder=True)
@@ -137,10 +137,11 @@ def run_retrain(
     interrupted.begin(workspace)
     try:
         with showing(workspace, steps(params), console), connecting(ray_address(params)):
+            wait_for_server = starting_server()
             tracking.warm_up()
             with connect(ray_address(params)):
                 building = begin_check(workspace, params)
-                start_server()
+                wait_for_server()
                 end_check(workspace, params, building)
                 settle()
                 _read[str(workspace.root)] = params, params_yaml

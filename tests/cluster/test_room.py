@@ -53,6 +53,7 @@ def test_a_process_takes_no_more_than_a_node_has(two_nodes: Cluster) -> None:
         check_resources("member a", Resources(2), times=4)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_worker_per_gpu_where_there_are_any(two_nodes: Cluster) -> None:
     node = two_nodes.add_node(num_cpus=4, num_gpus=3, memory=9 * GIB)

@@ -63,7 +63,7 @@ def a_job(judging: Path, varied: Path, out_dir: Path) -> EvaluateJob:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("most", [2, 3, 5])
+@pytest.mark.parametrize("most", [pytest.param(2, marks=pytest.mark.long), 3, pytest.param(5, marks=pytest.mark.long)])
 def test_parts_together_write_what_one_process_writes(
     judging: Path, varied: Path, alone: dict[str, bytes], tmp_path: Path, most: int, one_thread: None
 ) -> None:
@@ -97,6 +97,7 @@ def test_any_number_of_workers_writes_the_same(
     assert parts == {1: 0, 2: 2, 3: 3, None: 3}[workers]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(
     ray_of_three: None, judging: Path, varied: Path, alone: dict[str, bytes], tmp_path: Path

@@ -71,7 +71,7 @@ def test_a_run_that_failed_covers_nothing(tmp_path: Path) -> None:
         assert covered(lease, "a deployment", [], due(timedelta(hours=2))) == ""
 
 
-@pytest.mark.parametrize("hours", [0.0, 0.5 / 3600])
+@pytest.mark.parametrize("hours", [0.0, pytest.param(0.5 / 3600, marks=pytest.mark.long)])
 def test_a_process_that_does_not_obey_is_cut_off(hours: float) -> None:
     own = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
     process = subprocess.Popen([sys.executable, "-c", STUCK, str(hours)], stdout=subprocess.PIPE, text=True, env=own)

@@ -123,6 +123,7 @@ def test_damaged_entries_of_the_remote_are_made_again_and_put_right(stores: Stor
     assert bring(three)["augment"] == "restored", "the entries are whole again"
 
 
+@pytest.mark.long
 def test_damaged_outs_of_the_remote_are_made_again_and_put_right(stores: Stores, tmp_path: Path) -> None:
     one = open_source(str(stores.bare), tmp_path / "one")
     bring(one)

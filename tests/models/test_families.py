@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
         ("vgg11_bn", "unet"),
         ("resnet10t", "deeplabv3plus"),
         pytest.param("resnext50_32x4d", "fpn", marks=pytest.mark.long),
-        ("wide_resnet50_2", "pspnet"),
+        pytest.param("wide_resnet50_2", "pspnet", marks=pytest.mark.long),
         pytest.param("inceptionv4", "fpn", marks=pytest.mark.long),
         pytest.param("inceptionresnetv2", "linknet", marks=pytest.mark.long),
         pytest.param("xception", "fpn", marks=pytest.mark.long),
@@ -33,10 +33,10 @@ CPU = torch.device("cpu")
         pytest.param("efficientnet-b0", "manet", marks=pytest.mark.long),
         ("convnext_atto", "upernet"),
         pytest.param("regnetx_002", "unet", marks=pytest.mark.long),
-        ("swin_tiny_patch4_window7_224", "upernet"),
+        pytest.param("swin_tiny_patch4_window7_224", "upernet", marks=pytest.mark.long),
         ("mit_b0", "segformer"),
         pytest.param("vit_tiny_patch16_224", "fcn", marks=pytest.mark.long),
-        ("vit_small_patch14_dinov2", "dpt"),
+        pytest.param("vit_small_patch14_dinov2", "dpt", marks=pytest.mark.long),
     ],
 )
 def test_a_family_trains_and_predicts_the_same_from_its_folder(backbone: str, decoder: str, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def saved_bytes(net: Network) -> int:
         ("mit_b0", "segformer"),  # stochastic depth
         ("efficientnet-b0", "fpn"),  # both
         pytest.param("vgg11_bn", "fpn", marks=pytest.mark.slow),  # no blocks
-        pytest.param("vit_tiny_patch16_224", "dpt", marks=pytest.mark.slow),
+        pytest.param("vit_tiny_patch16_224", "dpt", marks=pytest.mark.long),
         pytest.param("swin_tiny_patch4_window7_224", "fpn", marks=pytest.mark.long),
         pytest.param("hrnet_w18_small", "fpn", marks=pytest.mark.long),  # blocks change the lists they are given
         pytest.param("densenet121", "fpn", marks=pytest.mark.long),

@@ -59,6 +59,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_loads_and_predicts_in_a_process_that_knows_nothing(
     registered: Registered, judging: Path, tmp_path: Path

@@ -240,6 +240,7 @@ def test_who_writes_to_the_workspace_is_waited_for(nights: Nights) -> None:
         assert later(nights).kept, "a run that holds the workspace may collect"
 
 
+@pytest.mark.long
 def test_where_the_model_is_retrained_elsewhere_nothing_is_deleted_but_its_own_run_may(nights: Nights) -> None:
     keeping(nights, versions=1, champions=1)
     url = ledger_url(nights.workspace.root)

@@ -159,7 +159,8 @@ def test_the_check_of_members_is_remembered_until_they_change(workspace: Workspa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [pytest.param("network", marks=pytest.mark.long), "svm"])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["network", "svm"])
 def test_a_kill_between_the_end_of_a_training_and_its_record_loses_nothing(
     joined: None, workspace: Workspace, kind: str
 ) -> None:

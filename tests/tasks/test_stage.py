@@ -85,6 +85,7 @@ def test_a_param_is_named_with_its_old_and_new_value(brought: Workspace) -> None
     assert survey(brought)["augment"].state == "fresh"
 
 
+@pytest.mark.long
 def test_a_changed_default_and_another_kind_of_number_are_noticed(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

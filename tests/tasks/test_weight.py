@@ -91,7 +91,9 @@ def test_an_edit_in_place_reaches_no_version(made: Workspace) -> None:
     assert version(made, params).md5 == first.md5
 
 
-@pytest.mark.parametrize("copied", ["as a copy", "restored", "by an earlier release"])
+@pytest.mark.parametrize(
+    "copied", ["as a copy", "restored", pytest.param("by an earlier release", marks=pytest.mark.long)]
+)
 def test_copies_are_shared_again(made: Workspace, copied: str) -> None:
     """`cp -r`, `dvc checkout` and earlier releases make copies."""
     params = read_params(made.params)

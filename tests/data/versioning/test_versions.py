@@ -211,7 +211,8 @@ def kill(root: Path, *arguments: object) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [pytest.param("share", marks=pytest.mark.long), "copy"])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["share", "copy"])
 def test_a_push_that_is_killed_leaves_the_old_version_and_the_next_completes_it(
     root: Path, tmp_path: Path, how: str
 ) -> None:

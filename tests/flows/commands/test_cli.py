@@ -56,7 +56,9 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("shell", ASKED)
+@pytest.mark.parametrize(
+    "shell", ["bash", *(pytest.param(shell, marks=pytest.mark.long) for shell in ASKED if shell != "bash")]
+)
 def test_a_shell_completes_commands_options_and_members(shell: str, workspace: Workspace) -> None:
     def completed(line: str) -> str:
         asked = {**terminal(), "_SEGMILL_COMPLETE": f"complete_{shell}", **ASKED[shell](line)}

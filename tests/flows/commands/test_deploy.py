@@ -22,6 +22,7 @@ def stores(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_without_a_server_it_says_which_key_names_one(workspace: Workspace) -> None:
     assert "no Prefect server is named; set prefect.api_url" in run(workspace, "segmill", "deploy", code=1)
     assert "exclude each other" in run(workspace, "segmill", "deploy", "--pause", "--remove", code=1)

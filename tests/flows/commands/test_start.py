@@ -161,7 +161,7 @@ def kill(folder: Path, data: object, module: str, name: str, calls: int) -> None
     [
         pytest.param("flows.commands.start", "_lay_down", 0, marks=pytest.mark.long),
         pytest.param("shutil", "copyfile", 1, marks=pytest.mark.long),
-        ("segmill.data.ingest.contents", "LooseWriter.add", 30),
+        pytest.param("segmill.data.ingest.contents", "LooseWriter.add", 30, marks=pytest.mark.long),
         pytest.param("segmill.data.versioning.history", "append_log", 0, marks=pytest.mark.long),
         ("segmill.data.versioning.repository", "commit_files", 0),
     ],
@@ -187,6 +187,7 @@ def test_a_workspace_that_was_killed_in_the_making_is_made_by_the_next_try(
     ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_demo_that_was_killed_in_the_making_is_made_by_the_next_try(tmp_path: Path) -> None:
     kill(tmp_path / "demo", "street", "segmill.data.versioning.repository", "commit_files", 0)

@@ -60,7 +60,7 @@ def test_a_size_that_was_tried_and_fits_is_never_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("allowed_mib", "expected"), [(1900, 32), (1200, 16)])
+@pytest.mark.parametrize(("allowed_mib", "expected"), [pytest.param(1900, 32, marks=pytest.mark.long), (1200, 16)])
 def test_the_largest_that_fits_is_found_from_two_small_sizes(allowed_mib: int, expected: int) -> None:
     # 16 images take 800 MiB and 32 take 1600.
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(allowed_mib)], capture_output=True, text=True, check=True)
