@@ -49,7 +49,7 @@ def start_server() -> None:
 
 
 def starting_server() -> Callable[[], None]:
-    """Begin to start that server, out of reach of the terminal's Ctrl-C; return what waits for it, as start_server does.
+    """Begin to start that server, out of reach of the terminal's Ctrl-C; return what waits for it and raises as above.
 
     A terminal sends Ctrl-C to every process of a command. A server that ends at once leaves the flow asking it, for
     minutes; this one ends with this process. It inherits the blocked signal from the thread that starts it, while this

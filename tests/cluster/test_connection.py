@@ -7,9 +7,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from typing import Any
 
-import psutil
 import pytest
 
 from segmill.cluster.connection import LOOPBACK_ONLY, connect
@@ -68,43 +67,46 @@ def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPat
         pass
 
 
-LISTENS = """
+NEEDED = {"MLFLOW_TRACKING_PASSWORD": "fetches versions", "OPENS_NOTHING": "1"}
+PLANTED = {"SEGMILL_SIGNING_KEY": "canary-7f3a", "PREFECT_API_AUTH_STRING": "canary-7f3a", **NEEDED}
+STARTS = """
 import json, psutil
 from segmill.cluster.connection import connect
 from segmill.cluster.work import on_ray, wait
-from tests.cluster.test_connection import sleep
+from tests.cluster.test_connection import PLANTED, variables_of
 with connect("local", num_cpus=1):
-    wait(on_ray(sleep, 0))
+    said = {"worker": wait(on_ray(variables_of, tuple(PLANTED))), "own": variables_of(tuple(PLANTED))}
     here = psutil.Process()
-    found = [c for p in (here, *here.children(recursive=True)) for c in p.net_connections() if c.status == "LISTEN"]
-    print(json.dumps(sorted({c.laddr.ip for c in found})))
+    children = here.children(recursive=True)
+    listening = [c for p in (here, *children) for c in p.net_connections() if c.status == "LISTEN"]
+    said["listening"] = sorted({c.laddr.ip for c in listening})
+    said["children"] = {p.pid: [" ".join(p.cmdline()), "canary-7f3a" in p.environ().values()] for p in children}
+    print(json.dumps(said))
 """
-
-
-@pytest.mark.slow
-def test_a_ray_that_is_started_here_listens_on_loopback_alone() -> None:
-    """Its servers run what they are sent, and listened on every interface of the machine."""
-    own = {name: value for name, value in os.environ.items() if name != LOOPBACK_ONLY}
-    done = subprocess.run([sys.executable, "-c", LISTENS], env=own, capture_output=True, text=True, check=True)
-    found = set(json.loads(done.stdout.splitlines()[-1]))
-    assert found and found <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
 def variables_of(names: tuple[str, ...]) -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
+@pytest.fixture(scope="module")
+def started() -> dict[str, Any]:
+    """What a Ray that is started here says of itself."""
+    own = {name: value for name, value in os.environ.items() if name != LOOPBACK_ONLY} | PLANTED
+    done = subprocess.run([sys.executable, "-c", STARTS], env=own, capture_output=True, text=True, check=True)
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
 @pytest.mark.slow
-def test_a_ray_that_is_started_here_gets_no_credential_but_what_reaches_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = {"MLFLOW_TRACKING_PASSWORD": "fetches versions", "OPENS_NOTHING": "1"}
-    planted = {"SEGMILL_SIGNING_KEY": "canary-7f3a", "PREFECT_API_AUTH_STRING": "canary-7f3a", **needed}
-    for name, value in planted.items():
-        monkeypatch.setenv(name, value)
-    with connect("local", 1):
-        assert wait(on_ray(variables_of, tuple(planted))) == needed
-        children = psutil.Process().children(recursive=True)
-        assert len(children) > 3
-        for child in children:
-            with suppress(psutil.Error):
-                assert "canary-7f3a" not in child.environ().values(), child.cmdline()
-        assert variables_of(tuple(planted)) == planted
+def test_a_ray_that_is_started_here_listens_on_loopback_alone(started: dict[str, Any]) -> None:
+    """Its servers run what they are sent, and listened on every interface of the machine."""
+    found = set(started["listening"])
+    assert found and found <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_started_here_gets_no_credential_but_what_reaches_mlflow(started: dict[str, Any]) -> None:
+    assert (started["worker"], started["own"]) == (NEEDED, PLANTED)
+    assert len(started["children"]) > 3
+    assert [command for command, has_canary in started["children"].values() if has_canary] == []

@@ -11,7 +11,7 @@ from scipy.stats import binom, kstest
 
 from segmill.monitoring.shift import BETS, ShiftTest, stake_on
 
-STREAMS = 200
+STREAMS = 100
 
 
 def streamed(rng: np.random.Generator, seen: int, scores: np.ndarray, seed: int = 0) -> ShiftTest:

@@ -93,6 +93,9 @@ class TrainBatches:
                 num_workers=self._loader_workers,
                 pin_memory=self._pin_memory,
                 persistent_workers=True,
+                # It draws from this as it starts. From torch's own it would take a number of the network's dropout,
+                # once in a process: a resumed training would differ, and so would one without loader_workers.
+                generator=torch.Generator(),
             )
         self._steps.epoch = epoch
         return _unless_error(self._loader)

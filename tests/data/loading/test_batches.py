@@ -77,6 +77,16 @@ def test_loader_workers_change_no_pixel(split: PackedSplit, loader_workers: int)
     assert pixels(batches(split, RECIPE, loader_workers=loader_workers)) == pixels(batches(split, RECIPE))
 
 
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_they_take_no_random_number_of_the_network(split: PackedSplit, loader_workers: int) -> None:
+    """Its dropout would be another one in each process's first epoch: after a kill, or without loader workers."""
+    torch.manual_seed(0)
+    expected = torch.rand(4)
+    torch.manual_seed(0)
+    pixels(batches(split, RECIPE, loader_workers=loader_workers))
+    assert torch.equal(torch.rand(4), expected)
+
+
 def test_a_resumed_run_sees_the_same_epoch(split: PackedSplit) -> None:
     assert pixels(batches(split, RECIPE), (4,)) == pixels(batches(split, RECIPE), (2, 3, 4))[2:]
 
