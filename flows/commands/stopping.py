@@ -13,6 +13,14 @@ from typing import NoReturn
 INTERRUPTED = 130  # the exit code, as shells and click say it
 PATIENCE_S = 3.0
 
+_patience_s = PATIENCE_S
+
+
+def take_time(seconds: float) -> None:
+    """Let this command have so long to come to its end: a service answers what it was asked."""
+    global _patience_s
+    _patience_s = seconds
+
 
 def obey_signals(say: Callable[[], None]) -> None:
     """Let SIGTERM, a service manager's stop, end the command as Ctrl-C does, and both within ``PATIENCE_S``.
@@ -28,7 +36,7 @@ def obey_signals(say: Callable[[], None]) -> None:
     def cut_off() -> None:
         while os.read(heard, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
             pass
-        time.sleep(PATIENCE_S)
+        time.sleep(_patience_s)
         if display := sys.modules.get("flows.display"):  # to import it here could wait for the main thread
             display.end_pictures()
         say()

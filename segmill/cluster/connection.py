@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from segmill.alongside import alongside
@@ -36,16 +36,17 @@ _CONNECTING = threading.Lock()
 
 
 @contextlib.contextmanager
-def connect(address: str, num_cpus: int | None = None) -> Iterator[None]:
+def connect(address: str, num_cpus: int | None = None, *, keep: Iterable[str] = ()) -> Iterator[None]:
     """Be connected to Ray inside the ``with``.
 
     ``local`` starts a cluster of this machine's cores (or of ``num_cpus``) that ends with the block and never
     joins one that is there already; any other address joins that cluster. Inside another ``connect``, of any
     thread, it does nothing. What is no Exception (Ctrl-C, a termination signal) ends the connection for all threads,
-    so that whoever waits for work fails at once. Raises InfrastructureError where nothing answers.
+    so that whoever waits for work fails at once. ``keep``: variables with credentials that the processes of a cluster
+    that is started here get nevertheless. Raises InfrastructureError where nothing answers.
     """
     with _CONNECTING:
-        mine = _init(address, num_cpus)
+        mine = _init(address, num_cpus, keep)
     over = False
     try:
         with watching(address) if mine else contextlib.nullcontext():
@@ -113,7 +114,7 @@ def _import_ray(address: str) -> Any:
     return ray
 
 
-def _init(address: str, num_cpus: int | None) -> bool:
+def _init(address: str, num_cpus: int | None, keep: Iterable[str]) -> bool:
     """Connect this process to Ray; False where it is connected already."""
     ray = _import_ray(address)
     if ray.is_initialized():
@@ -128,7 +129,7 @@ def _init(address: str, num_cpus: int | None) -> bool:
         end_with_this_process()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        with _without_credentials() if address == "local" else contextlib.nullcontext():
+        with _without_credentials(keep) if address == "local" else contextlib.nullcontext():
             context = ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
     except Exception as reason:  # Ray raises a bare Exception where its own processes take too long
         ray.shutdown()
@@ -146,7 +147,7 @@ def _init(address: str, num_cpus: int | None) -> bool:
 
 
 @contextlib.contextmanager
-def _without_credentials() -> Iterator[None]:
+def _without_credentials(keep: Iterable[str]) -> Iterator[None]:
     """Keep credentials that work does not need out of the environment of the processes that Ray starts meanwhile.
 
     They stay in this process's environment: other threads, which fetch and record, use them at the same time.
@@ -156,7 +157,7 @@ def _without_credentials() -> Iterator[None]:
     popen = services.ConsolePopen
 
     def start(*args: Any, env: Mapping[str, str], **options: Any) -> Any:
-        return popen(*args, env=without_credentials(env, keep=needed_by_work(env)), **options)
+        return popen(*args, env=without_credentials(env, keep=[*needed_by_work(env), *keep]), **options)
 
     services.ConsolePopen = start
     try:

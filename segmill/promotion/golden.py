@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.errors import SegmillError
+
+MOST_DIFFERING = 1e-4  # of the pixels: another kind of device rounds otherwise
 FILE = "golden.npz"  # in the model's folder: image0, ids0, image1, ...
 Golden = Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
 
@@ -26,3 +29,31 @@ def read_golden(model_dir: Path) -> Golden:
         return []
     with np.load(model_dir / FILE, allow_pickle=False) as kept:
         return [(kept[f"image{number}"], kept[f"ids{number}"]) for number in range(len(kept.files) // 2)]
+
+
+def prove(
+    golden: Golden, predict: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], *, model: str, version: str
+) -> tuple[int, int]:
+    """Let a version predict its golden images; return their pixels, and how many get another class than they got then.
+
+    A version of an earlier segmill has none; then it has to predict a black image.
+
+    Args:
+        golden: of ``read_golden``.
+        predict: from image_BHWC uint8, C = 3, to ids_BHW uint8.
+        model: the registered model's name.
+        version: its number.
+
+    Raises:
+        SegmillError: more than 1 pixel in 10,000 differs.
+    """
+    if not golden:
+        predict(np.zeros((1, 32, 32, 3), np.uint8))
+    differing = sum(int((predict(image_HWC[None])[0] != ids_HW).sum()) for image_HWC, ids_HW in golden)
+    pixels = sum(ids_HW.size for _, ids_HW in golden)
+    if differing > MOST_DIFFERING * pixels:
+        raise SegmillError(
+            f"version {version} of {model} predicts other classes here than when it was registered: {differing:,} of "
+            f"{pixels:,} pixels differ, and 1 in 10,000 may; compare the versions of torch with its requirements.txt"
+        )
+    return pixels, differing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -16,13 +18,17 @@ _NOBODY = "a key that does not exist"
 
 
 class Refused(Exception):
-    """A request that gets no answer: the HTTP ``status`` and one ``sentence``; ``key_id`` where the key is known."""
+    """A request that gets no answer: the HTTP ``status`` and one ``sentence``.
 
-    def __init__(self, status: int, sentence: str, key_id: str = "") -> None:
+    ``key_id``: where the key is known. ``retry_after_s``: when it may be tried again, where that helps.
+    """
+
+    def __init__(self, status: int, sentence: str, *, key_id: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(sentence)
         self.status = status
         self.sentence = sentence
         self.key_id = key_id
+        self.retry_after_s = retry_after_s
 
 
 @dataclass
@@ -57,23 +63,36 @@ class KeyRing:
         """Return whose request it is.
 
         Args:
-            authorization: the header of this name, ``Bearer KEY``; None where there is none.
+            authorization: the header of this name: ``Bearer KEY``, or ``Basic``, as browsers ask a person for it, with
+                the key as the password of any user. None where there is none.
             scope: what the request is for.
 
         Raises Refused: 401 without a valid key, 403 where it is good for other things, 503 where keys are not known.
         """
         if self._read_at is None or time.monotonic() - self._read_at > self.patience_s:
-            raise Refused(503, "keys can't be checked now; try again")
-        kind, _, text = (authorization or "").partition(" ")
-        if kind.lower() != "bearer" or not text:
+            raise Refused(503, "keys can't be checked now; try again", retry_after_s=self.refresh_s)
+        text = _text_of(authorization or "")
+        if not text:
             raise Refused(401, "this needs a key, as in `Authorization: Bearer segmill_...`")
-        key = self._known.get(id_of(text.strip()))
+        key = self._known.get(id_of(text))
         if key is None:
             hash_of(_NOBODY)  # as long as it takes where there is one
-        if key is None or not is_of(text.strip(), key):
+        if key is None or not is_of(text, key):
             raise Refused(401, "this key is not known here")
         if (state := key.state()) != "valid":
-            raise Refused(401, f"this key is {state}", key.id)
+            raise Refused(401, f"this key is {state}", key_id=key.id)
         if scope not in key.scopes:
-            raise Refused(403, f"this key is not good for {scope}, only for {', '.join(sorted(key.scopes))}", key.id)
+            good_for = ", ".join(sorted(key.scopes))
+            raise Refused(403, f"this key is not good for {scope}, only for {good_for}", key_id=key.id)
         return key
+
+
+def _text_of(authorization: str) -> str:
+    """Return the key in a header; "" where there is none."""
+    kind, _, text = authorization.partition(" ")
+    if kind.lower() == "bearer":
+        return text.strip()
+    if kind.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(text.strip(), validate=True).decode().partition(":")[2]
+    return ""

@@ -14,8 +14,8 @@ OURS = ("segmill", "tasks", "flows", "deploy")
 # Inner parts that have no public counterpart: the module that uses them, their names, and the library as pyproject.toml
 # writes it, where it is capped.
 INNER = {
-    ("deploy/stack/ray_node.py", "ray._private"): "ray[default,train,tune]",
-    ("segmill/cluster/connection.py", "ray._private"): "ray[default,train,tune]",
+    ("deploy/stack/ray_node.py", "ray._private"): "ray[default,serve,train,tune]",
+    ("segmill/cluster/connection.py", "ray._private"): "ray[default,serve,train,tune]",
     ("segmill/data/versioning/dvc_remote.py", "dvc.stage.cache._get_cache_hash"): "dvc",
     ("segmill/data/versioning/dvc_stage.py", "dvc.stage.cache._can_hash"): "dvc",
     ("segmill/data/versioning/dvc_stage.py", "dvc.stage.cache._get_cache_hash"): "dvc",
@@ -69,7 +69,7 @@ def test_nothing_imports_the_inner_parts_of_other_libraries() -> None:
     assert found == set(INNER)
 
 
-@pytest.mark.parametrize("library", [*INNER.values(), "ray[default,train,tune]"])
+@pytest.mark.parametrize("library", [*INNER.values(), "ray[default,serve,train,tune]"])
 def test_a_library_of_which_inner_or_moving_parts_are_used_is_capped(library: str) -> None:
     (line,) = re.findall(rf'^  "{re.escape(library)}[=<>~][^"]*".*$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert re.search(r"~=|<|==", line), line

@@ -1,0 +1,140 @@
+"""`segmill serve`: the champion answers over HTTP, to those who have a key."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.commands.options import HERE, WorkspaceOption, answer_now, open_workspace, say, tell
+from segmill.errors import InputError
+
+if TYPE_CHECKING:
+    from segmill.params import Params
+    from segmill.serving.service import ServiceJob
+    from segmill.workspace import Workspace
+
+PORT = 8000
+STOPS_WITHIN_S = 30.0  # when every request is answered
+
+
+def serve_command(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = PORT,
+    tls_certificate: Annotated[Path | None, typer.Option(help="File with the certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="File with its private key, PEM.")] = None,
+    allow_plain_http: Annotated[
+        bool, typer.Option(help="Listen beyond this machine without TLS: keys and images can be read on the way.")
+    ] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that predict.")] = 1,
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Serve the champion over HTTP, and whatever the ledger promotes after it."""
+    from flows.commands.stopping import take_time
+    from flows.environment import prepare_environment, ray_address
+    from segmill.cluster.connection import connect
+    from segmill.promotion.ledger_url import URL_VARIABLE
+
+    refuse_open_binding(host, tls_certificate, tls_key, plain=allow_plain_http)
+    space, params = open_workspace(workspace)
+    prepare_environment(space, params)
+    job = service_job(space, params, replicas)
+    refuse_taken_port(host, port)
+    console = Console()
+    console.print("the service starts ...", highlight=False, style="dim")
+    # Replicas take nothing of the cluster but what the job says; the doors and the keeper are no work.
+    with connect(ray_address(params), keep=(URL_VARIABLE,)):
+        from segmill.serving import service
+
+        tls = {"ssl_certfile": str(tls_certificate), "ssl_keyfile": str(tls_key)} if tls_certificate else {}
+        take_time(job.limits.seconds + STOPS_WITHIN_S)
+        try:
+            keeper = service.start(job, host=host, port=port, **tls)
+            address = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
+            say(f"{job.model} is served at {address}; `segmill keys create NAME` makes a key; Ctrl-C stops it")
+            tell(address=address, model=job.model)
+            answer_now()
+            shown = 0
+            while True:
+                time.sleep(1)
+                for event in keeper.events.remote(shown).result():
+                    shown += 1
+                    say(_sentence(event))
+        except KeyboardInterrupt:
+            console.print("stopped")
+        finally:
+            service.stop(job)
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    """Say what happened in the service."""
+    which = f" {event['version']}" if "version" in event else ""
+    took = f" after {event['seconds']:.1f} s" if "seconds" in event else ""
+    why = f": {event['why']}" if "why" in event else ""
+    return f"{event['time']}  {event['event'].replace('a version', f'version{which}')}{took}{why}"
+
+
+def service_job(workspace: Workspace, params: Params, replicas: int) -> ServiceJob:
+    """Return what is served; InputError where an address holds a password that Ray would keep."""
+    from flows.environment import tracking_uri
+    from segmill.passwords import without_password
+    from segmill.promotion.keys import trusted_keys
+    from segmill.promotion.ledger_url import URL_VARIABLE, ledger_url
+    from segmill.serving.service import ServiceJob
+    from tasks.register import model_name
+
+    uri, ledger = tracking_uri(workspace, params), ledger_url(workspace.root, params.promotion.ledger_url)
+    addresses = {"MLFLOW_TRACKING_URI": uri, URL_VARIABLE: ledger}
+    secret = {name for name, address in addresses.items() if without_password(address) != address}
+    for name in secret:
+        if os.environ.get(name) != addresses[name]:
+            raise InputError(
+                f"an address in params.yaml holds a password ({without_password(addresses[name])})",
+                f"put it into the variable {name}, which the service's processes read",
+            )
+    return ServiceJob(
+        model=model_name(workspace, params),
+        trusted=trusted_keys(workspace.root),
+        uri="" if "MLFLOW_TRACKING_URI" in secret else uri,
+        ledger_url="" if URL_VARIABLE in secret else ledger,
+        replicas=replicas,
+    )
+
+
+def refuse_open_binding(host: str, certificate: Path | None, key: Path | None, *, plain: bool) -> None:
+    """Raise InputError where others could read keys on the way, or a file of TLS is missing."""
+    if (certificate is None) != (key is None):
+        raise InputError("TLS takes a certificate and its key", "name both, --tls-certificate and --tls-key")
+    for file in (certificate, key):
+        if file is not None and not file.is_file():
+            raise InputError(f"there is no file {file}", "name a PEM file")
+    if certificate is None and not plain and not _is_loopback(host):
+        raise InputError(
+            f"{host} is reached from other machines, and without TLS keys and images can be read on the way",
+            "name --tls-certificate and --tls-key, or say --allow-plain-http behind a proxy that speaks TLS",
+        )
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raise InputError where somebody listens there already, or the address is none of this machine's."""
+    import socket
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise InputError(f"nothing can listen at {host}:{port} ({error.strerror})", "name another --port") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,104 @@
+"""A registered version that answers: verified, loaded, and proven on its golden images before it does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmill.ensembling.predict import Ensemble, batches
+from segmill.promotion.golden import prove, read_golden
+from segmill.promotion.keys import TrustedKeys
+from segmill.promotion.signing import ENSEMBLE, read_manifest
+from segmill.promotion.versions import fetch_verified
+from segmill.reports.pictures import palette
+from segmill.serving.answers import Classes, Segmented
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFacts:
+    """Which model answers.
+
+    Attributes:
+        name, version: in the registry.
+        manifest_sha256: of the signed manifest of its files.
+        classes: it tells apart.
+    """
+
+    name: str
+    version: str
+    manifest_sha256: str
+    classes: Classes
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "version": self.version,
+            "manifest_sha256": self.manifest_sha256,
+            "classes": [
+                {"id": number, "name": name, "color": "#{:02x}{:02x}{:02x}".format(*self.classes.colors_K3[number])}
+                for number, name in enumerate(self.classes.names)
+            ],
+        }
+
+
+class ServedModel:
+    """An ensemble in this process that answers. Made by ``load_version``."""
+
+    def __init__(self, facts: ModelFacts, ensemble: Ensemble) -> None:
+        self.facts = facts
+        self._ensemble = ensemble
+
+    def segment(self, images: Sequence[Pixels], *, probabilities: Sequence[bool]) -> list[Segmented]:
+        """Segment images HWC uint8, C = 3, of any sizes; images of one size that follow one another go together.
+
+        ``probabilities``: per image, whether they are kept.
+        """
+        found: list[Segmented] = []
+        for image_BHWC in batches(images):
+            for probs_KHW in self._ensemble.predict_probs(image_BHWC):
+                kept = probs_KHW.astype(np.float16) if probabilities[len(found)] else None
+                confidence = float(probs_KHW.max(axis=0).mean())
+                found.append(Segmented(probs_KHW.argmax(axis=0).astype(np.uint8), kept, confidence))
+        return found
+
+
+def load_version(uri: str, model: str, version: str, trusted: TrustedKeys) -> ServedModel:
+    """Fetch a version, verify the copy, load it, and let it predict its golden images.
+
+    Only its data come from the registry; the code that runs is this process's own.
+
+    Raises:
+        SignatureError, InputError, InfrastructureError: as for ``versions.fetch_verified``.
+        SegmillError: it does not load, or predicts other classes than when it was registered.
+    """
+    with tempfile.TemporaryDirectory(prefix="segmill-version-") as name:
+        folder = fetch_verified(uri, model, version, trusted, to=Path(name))
+        ensemble = Ensemble.load(folder / ENSEMBLE)
+        prove(read_golden(folder), _ids(ensemble), model=model, version=version)
+        manifest = read_manifest(folder, trusted, model=model)
+    return ServedModel(_facts(ensemble.facts, model, version, manifest.sha256), ensemble)
+
+
+def _ids(ensemble: Ensemble) -> Any:
+    return lambda image_BHWC: ensemble.predict_probs(image_BHWC).argmax(axis=1).astype(np.uint8)
+
+
+def _facts(ensemble: dict[str, Any], model: str, version: str, manifest_sha256: str) -> ModelFacts:
+    classes = sorted(ensemble["classes"], key=lambda entry: int(entry["id"]))
+    return ModelFacts(
+        name=model,
+        version=version,
+        manifest_sha256=manifest_sha256,
+        classes=Classes(
+            tuple(entry["name"] for entry in classes), palette(entry["color"] for entry in classes),
+            int(ensemble["ignore_id"]),
+        ),
+    )  # fmt: skip
