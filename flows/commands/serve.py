@@ -47,8 +47,8 @@ def serve_command(
     refuse_taken_port(host, port)
     console = Console()
     console.print("the service starts ...", highlight=False, style="dim")
-    # Replicas take nothing of the cluster but what the job says; the doors and the keeper are no work.
-    with connect(ray_address(params), keep=(URL_VARIABLE,)):
+    cores = max(os.cpu_count() or 1, 2 * replicas)  # the next version's replicas start beside those that answer
+    with connect(ray_address(params), cores, keep=(URL_VARIABLE,)):
         from segmill.serving import service
 
         tls = {"ssl_certfile": str(tls_certificate), "ssl_keyfile": str(tls_key)} if tls_certificate else {}
@@ -62,8 +62,8 @@ def serve_command(
             shown = 0
             while True:
                 time.sleep(1)
-                for event in keeper.events.remote(shown).result():
-                    shown += 1
+                for event in service.events(keeper, shown):
+                    shown = event["number"]
                     say(_sentence(event))
         except KeyboardInterrupt:
             console.print("stopped")
@@ -73,10 +73,10 @@ def serve_command(
 
 def _sentence(event: dict[str, Any]) -> str:
     """Say what happened in the service."""
-    which = f" {event['version']}" if "version" in event else ""
+    what = event["event"].replace("a version", f"version {event.get('version')}")
     took = f" after {event['seconds']:.1f} s" if "seconds" in event else ""
     why = f": {event['why']}" if "why" in event else ""
-    return f"{event['time']}  {event['event'].replace('a version', f'version{which}')}{took}{why}"
+    return f"{event['time']}  {what}{took}{why}"
 
 
 def service_job(workspace: Workspace, params: Params, replicas: int) -> ServiceJob:

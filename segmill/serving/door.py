@@ -71,21 +71,27 @@ class Door:
         facts = RequestFacts(asked if _ID.fullmatch(asked) else uuid.uuid4().hex)
         scope.setdefault("state", {})["facts"] = facts
         began = time.perf_counter()
-        known = scope["path"] in ROUTES
-        route = scope["path"] if known else "other"
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        route = path if path in ROUTES else "other"
         self._figures.in_flight.inc()
         try:
-            await self._answer(scope, headers, facts, receive, self._counted(facts, send))
+            await self._answer(path, scope, headers, facts, receive, self._counted(facts, send))
         finally:
             self._figures.in_flight.dec()
             self._note(facts, route, time.perf_counter() - began)
 
     async def _answer(
-        self, scope: AsgiScope, headers: Mapping[str, str], facts: RequestFacts, receive: Receive, send: Send
+        self,
+        path: str,
+        scope: AsgiScope,
+        headers: Mapping[str, str],
+        facts: RequestFacts,
+        receive: Receive,
+        send: Send,
     ) -> None:
         try:
-            self.admit(scope["path"], headers.get("authorization"), facts)
-            if scope["path"] == HEALTH:
+            self.admit(path, headers.get("authorization"), facts)
+            if path == HEALTH:
                 await self._app(scope, receive, send)
                 return
             if self._at_once >= self._limits.at_once:

@@ -18,14 +18,14 @@ class Head:
         version: that serves by it; None: none does.
         ledger: the ledger's random name.
         number, hash: the row's.
-        time: when it was written, UTC, ISO 8601.
+        since: the number of the row that made the version the champion.
     """
 
     version: str | None
     ledger: str
     number: int
     hash: str
-    time: str
+    since: int
 
 
 def read_head(ledger: Ledger, model: str, witnesses: Sequence[Witness] = (), last: Head | None = None) -> Head:
@@ -50,8 +50,13 @@ def read_head(ledger: Ledger, model: str, witnesses: Sequence[Witness] = (), las
         if said := chain.contradiction(witness, position.ledger, position.rows):
             raise LedgerError(f"{said}; `segmill ledger verify` says more")
     if not position.rows:
-        return Head(None, position.ledger, 0, "", "")
+        return Head(None, position.ledger, 0, "", 0)
     row = position.rows[-1]
     if not row.verifiable:
         raise LedgerError(f"no row of {model} is signed yet; the next run of segmill writes one")
-    return Head(row.champion, position.ledger, row.number, row.hash, row.time)
+    since = row.number
+    for before in reversed(position.rows):
+        if before.champion != row.champion:
+            break
+        since = before.number
+    return Head(row.champion, position.ledger, row.number, row.hash, since)

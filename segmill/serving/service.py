@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.serve import Application
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -96,9 +96,9 @@ class ServiceJob:
 
 @dataclass(frozen=True)
 class Serving:
-    """Which version serves: ``app`` is its application, ``row`` the ledger's. ``number`` grows with each change.
+    """Which version serves: ``app`` is its application, ``row`` the ledger's that made it the champion.
 
-    ``refused``: how many versions were not put into service.
+    ``number`` grows with each change; at 0 the ledger was not read yet. ``refused``: versions not put into service.
     """
 
     number: int
@@ -147,6 +147,7 @@ class Keeper:
     job: ServiceJob
     _serving: Serving = field(default=Serving(0, "", None, 0), init=False)
     _head: Head | None = field(default=None, init=False)
+    _starting: str = field(default="", init=False)
     _refused: dict[str, float] = field(default_factory=dict, init=False)
     _events: list[dict[str, Any]] = field(default_factory=list, init=False)
     _trouble: str = field(default="", init=False)
@@ -164,20 +165,20 @@ class Keeper:
     async def after(self, number: int) -> Serving:
         """Return what serves, as soon as that is another than ``number``, or after some seconds."""
         until = time.monotonic() + 10
-        while self._serving.number == number and time.monotonic() < until:
+        while self._serving.number in (0, number) and time.monotonic() < until:
             await asyncio.sleep(0.02)
         return replace(self._serving, refused=len(self._refused))
 
-    async def events(self, number: int) -> list[dict[str, Any]]:
-        """Return what happened since event ``number``: versions loaded, refused, taken over, and trouble."""
-        return self._events[number:]
+    async def events(self, after: int) -> list[dict[str, Any]]:
+        """Return what happened after the event of that number: versions loaded, refused, taken over, and trouble."""
+        return [event for event in self._events if event["number"] > after]
 
     def _follow(self) -> None:
         while True:
             try:
                 self.look()
                 self._trouble = ""
-            except SegmillError as error:  # what serves goes on
+            except SegmillError as error:  # what serves continues
                 self._note_once("the ledger can't be followed", str(error))
             except Exception as error:
                 self._note_once("the keeper failed", f"{type(error).__name__}: {first_line(error)}")
@@ -190,16 +191,18 @@ class Keeper:
         Raises LedgerError, InfrastructureError where the ledger does not say who serves.
         """
         self._head = head = read_head(self._ledger, self.job.model, last=self._head)
+        if not self._serving.number:
+            self._adopt(head)
         if head.version is None:
-            if self._serving.facts:
-                self._take_over(Serving(self._serving.number + 1, "", None, head.number))
+            if self._serving.facts or not self._serving.number:
+                self._put("", None, head.since)
             return
         if self._serving.facts and self._serving.facts.version == head.version:
             return
-        name = self.job.app(f"version-{head.version}-{head.number}")
+        name = self.job.app(f"version-{head.version}-{head.since}")
         if time.time() - self._refused.get(name, 0.0) < AGAIN_S:
             return
-        self._note("a version is loaded", version=head.version, ledger_row=head.number)
+        self._note("a version is loaded", version=head.version, ledger_row=head.since)
         began = time.monotonic()
         try:
             with verified_copy(self.job.mlflow(), self.job.model, head.version, self.job.trusted):
@@ -209,12 +212,25 @@ class Keeper:
             raise InfrastructureError(f"version {head.version} can't be fetched: {error}") from None
         except SegmillError as error:
             self._refused[name] = time.time()
-            self._note("a version was refused", version=head.version, ledger_row=head.number, why=str(error))
+            self._note("a version was refused", version=head.version, ledger_row=head.since, why=str(error))
             return
-        self._take_over(Serving(self._serving.number + 1, name, facts, head.number))
-        self._note(
-            "a version took over", version=head.version, ledger_row=head.number, seconds=time.monotonic() - began
-        )
+        self._put(name, facts, head.since)
+        self._note("a version took over", version=head.version, ledger_row=head.since, seconds=time.monotonic() - began)
+
+    def _adopt(self, head: Head) -> None:
+        """Continue with what a keeper before this one, which ended, had put into service."""
+        ours = self.job.app("version-")
+        running = [
+            name
+            for name, found in serve.status().applications.items()
+            if name.startswith(ours) and found.status == "RUNNING"
+        ]
+        if not running:
+            return
+        name = max(running, key=lambda name: (name.startswith(f"{ours}{head.version}-"), name))
+        facts = serve.get_app_handle(name).facts.remote().result(timeout_s=ANSWERS_WITHIN_S)
+        self._put(name, facts, int(name.rpartition("-")[2]))
+        self._note("the keeper was started again; a version continues to answer", version=facts.version)
 
     def _started(self, name: str, version: str) -> ModelFacts:
         """Start a version's application and return its facts; SegmillError where it does not prove itself."""
@@ -224,8 +240,13 @@ class Keeper:
             ray_actor_options={"num_cpus": job.cpus, "num_gpus": job.gpus}, max_constructor_retry_count=1,
             graceful_shutdown_timeout_s=job.limits.seconds, health_check_period_s=5,
         )  # fmt: skip
+        self._starting = name
         try:
-            handle = serve.run(deployment.bind(job, version), name=name, route_prefix=None)
+            found = serve.status().applications.get(name)
+            if found and found.status == "RUNNING":  # a keeper before this one started it
+                handle = serve.get_app_handle(name)
+            else:
+                handle = serve.run(deployment.bind(job, version), name=name, route_prefix=None)
             facts: ModelFacts = handle.facts.remote().result(timeout_s=ANSWERS_WITHIN_S)
         except Exception as error:
             why = _why(name) or first_line(error)
@@ -234,12 +255,19 @@ class Keeper:
             raise SegmillError(why) from None
         return facts
 
-    def _take_over(self, serving: Serving) -> None:
-        former, self._serving = self._serving, serving
-        if former.app:  # the doors know it within their next request, and what they asked before is answered
-            later = threading.Timer(self.job.limits.seconds, _end, [former.app])
-            later.daemon = True
-            later.start()
+    def _put(self, app: str, facts: ModelFacts | None, since: int) -> None:
+        """Name a version to the doors, and end all others when these have answered what they were asked."""
+        # The number is also larger than what a keeper before this one told the doors.
+        self._serving = Serving(time.time_ns(), app, facts, since)
+        later = threading.Timer(self.job.limits.seconds, self._end_others)
+        later.daemon = True
+        later.start()
+
+    def _end_others(self) -> None:
+        """End the versions before: the doors ask them nothing any more, and what they asked is answered."""
+        for name in serve.status().applications:
+            if name.startswith(self.job.app("version-")) and name not in (self._serving.app, self._starting):
+                _end(name)
 
     def _note_once(self, what: str, why: str) -> None:
         if why != self._trouble:
@@ -247,7 +275,8 @@ class Keeper:
         self._trouble = why
 
     def _note(self, what: str, **facts: Any) -> None:
-        self._events.append({"event": what, "time": datetime.now(UTC).isoformat(timespec="seconds"), **facts})
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        self._events.append({"number": time.time_ns(), "event": what, "time": when, **facts})
         say(what, **facts)
 
 
@@ -302,12 +331,12 @@ class OnRay:
         while True:
             try:
                 found: Serving = await keeper.after.remote(self._serving.number)
-            except Exception as error:  # it is started again by Ray Serve; what serves goes on
+            except Exception as error:  # it is started again by Ray Serve; what serves continues
                 say("the keeper does not answer", why=first_line(error))
                 await asyncio.sleep(1)
                 continue
             self.figures.refused.set(found.refused)
-            if found.number != self._serving.number:
+            if found.number not in (0, self._serving.number):
                 self._change(found)
 
     async def segment(self, images: Sequence[Pixels], *, probabilities: bool) -> tuple[ModelFacts, list[Segmented]]:
@@ -365,6 +394,14 @@ def door(job: ServiceJob) -> Application:
         max_ongoing_requests=2 * job.limits.at_once, health_check_period_s=5,
         graceful_shutdown_timeout_s=job.limits.seconds,
     ).bind(job)  # fmt: skip
+
+
+def events(keeper: DeploymentHandle, after: int) -> list[dict[str, Any]]:
+    """Return what the keeper says that happened after event number ``after``; nothing while it is started again."""
+    with suppress(RayError, RayServeException, TimeoutError):
+        found: list[dict[str, Any]] = keeper.events.remote(after).result(timeout_s=ANSWERS_WITHIN_S)
+        return found
+    return []
 
 
 def stop(job: ServiceJob) -> None:

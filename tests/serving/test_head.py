@@ -21,9 +21,10 @@ def test_the_last_row_says_who_serves(tmp_path: Path) -> None:
     assert read_head(ledger, MODEL).version == "2"
     record(ledger, "refuse", "3", decision="FAIL")
     head = read_head(ledger, MODEL)
-    assert (head.version, head.number) == ("2", 3)
+    assert (head.version, head.number, head.since) == ("2", 3, 2)
     record(ledger, "rollback", "1")
-    assert read_head(ledger, MODEL, last=head).version == "1"
+    back = read_head(ledger, MODEL, last=head)
+    assert (back.version, back.number, back.since) == ("1", 4, 4), "it serves anew"
 
 
 def test_rows_that_were_edited_say_nothing(tmp_path: Path) -> None:
