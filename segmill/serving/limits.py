@@ -24,7 +24,7 @@ class RequestLimits:
         body_bytes: of a request.
         body_s: from the first to the last byte of the body.
         seconds: until the answer begins; a client may ask for less by the header ``X-Deadline-Seconds``.
-        at_once: requests that are being answered; more are told to come back.
+        at_once: requests that are being answered; more get 503 with Retry-After.
         decoding: what one image may take.
     """
 

@@ -257,7 +257,7 @@ class Keeper:
 
     def _put(self, app: str, facts: ModelFacts | None, since: int) -> None:
         """Name a version to the doors, and end all others when these have answered what they were asked."""
-        # The number is also larger than what a keeper before this one told the doors.
+        # The number is also larger than any of a keeper before this one.
         self._serving = Serving(time.time_ns(), app, facts, since)
         later = threading.Timer(self.job.limits.seconds, self._end_others)
         later.daemon = True
