@@ -38,7 +38,7 @@ def deliver_pending(workspace: Workspace, params: Params) -> Delivered:
 
 
 def notices_state(workspace: Workspace, params: Params) -> dict[str, Any]:
-    """Send what is due in at most 2 s, and return the part ``notices`` of `segmill status --json`.
+    """Send what is due in at most 2 s, imports not counted; return the part ``notices`` of `segmill status --json`.
 
     Returns:
         ``waiting``: the number of notices that a target has not got yet; ``last_error``: one line, or None.
@@ -68,7 +68,10 @@ def targets(params: Params) -> list[Target]:
     api = prefect_api(params)
     if params.notify.prefect or (api and params.notify.prefect is None):
         name = f"prefect {public_address(api)}" if api else "prefect"
-        found.append(Target(name, frozenset(EVENTS), lambda notice, timeout_s: _emit(api, notice, timeout_s)))
+        needs = ("httpx", "flows.prefect_events", "prefect.client.orchestration", "prefect.settings")
+        found.append(
+            Target(name, frozenset(EVENTS), lambda notice, timeout_s: _emit(api, notice, timeout_s), imports=needs)
+        )
     return found
 
 

@@ -9,7 +9,9 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -35,6 +37,7 @@ LEASE_S = 60.0  # longer than any caller's patience
 FIRST_RETRY_S, LONGEST_RETRY_S = 10.0, 3600.0  # doubled after each failure
 KEPT_S = 30 * 24 * 3600.0  # what every target has, and targets that no settings name any more
 PATIENCE_S = 10.0
+GRACE_S = 0.2  # in which a thread whose time has ended says so, rather than being left behind
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,15 @@ class Target:
     """Where notices of some ``kinds`` go.
 
     ``name`` identifies it in the database and in messages, so it holds no secret. ``send`` is given a notice and the
-    seconds it has; it raises where the notice did not arrive, and is called in a thread of its own.
+    seconds it has; it raises where the notice did not arrive, and is called in a thread of its own. The modules that it
+    needs are ``imports``; they are imported in the caller's thread, outside the patience, since a process that ends
+    while a thread still imports a library of compiled code is aborted.
     """
 
     name: str
     kinds: frozenset[str]
     send: Callable[[Notice, float], None]
+    imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,29 +155,33 @@ def _send_all(place: Database, targets: Sequence[Target], now: float, patience_s
 
     Threads send and the database is written to here alone: a thread that hangs is left behind and changes nothing.
     """
-    until = time.monotonic() + patience_s
     answers: SimpleQueue[tuple[_Claim, str | None]] = SimpleQueue()
     running: dict[str, _Claim] = {}
 
-    def start_next(target: Target) -> None:
+    def start(claim: _Claim | None) -> None:
         left = until - time.monotonic()
-        if left > 0 and (claim := _claim(place, target, now)):
-            running[target.name] = claim
+        if claim and left > 0:
+            running[claim.target.name] = claim
             threading.Thread(target=_send, args=(claim, left, answers), daemon=True).start()
 
     sent = failed = 0
-    for target in targets:
-        start_next(target)
+    first = [claim for target in targets if (claim := _claim(place, target, now))]
+    for name in {name for claim in first for name in claim.target.imports}:
+        with suppress(ImportError):  # `send` says it
+            import_module(name)
+    until = time.monotonic() + patience_s
+    for claim in first:
+        start(claim)
     while running:
         try:
-            claim, error = answers.get(timeout=max(until - time.monotonic(), 0.01))
+            claim, error = answers.get(timeout=max(until + GRACE_S - time.monotonic(), 0.01))
         except Empty:
             break
         del running[claim.target.name]
         if error is None:
             _note_delivered(place, claim)
             sent += 1
-            start_next(claim.target)
+            start(_claim(place, claim.target, now) if time.monotonic() < until else None)
         else:
             _note_failure(place, claim, error, now)
             failed += 1

@@ -22,7 +22,10 @@ SECRET_BYTES = (24, 64)  # what the specification allows
 def webhook(url: str, secret_env: str, kinds: frozenset[str]) -> Target:
     """Return the target that posts notices to ``url``, signed with the secret in the variable ``secret_env``."""
     return Target(
-        f"webhook {public_address(url)}", kinds, lambda notice, timeout_s: _post(url, secret_env, notice, timeout_s)
+        f"webhook {public_address(url)}",
+        kinds,
+        lambda notice, timeout_s: _post(url, secret_env, notice, timeout_s),
+        imports=("httpx",),
     )
 
 

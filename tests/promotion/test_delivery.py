@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -244,6 +247,19 @@ def test_a_target_that_is_down_costs_one_attempt_and_others_none(url: str) -> No
         assert deliver(url, [hook(there), inbox.target], patience_s=5).failed == 0
         assert time.monotonic() - began < 1
     assert inbox.numbers == [1, 2, 3, 4, 5]
+
+
+def test_what_a_target_needs_is_imported_by_the_caller_and_takes_nothing_of_the_patience(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ended while a thread imported Prefect was aborted: the import took longer than the patience."""
+    append(url, a_row())
+    (tmp_path / "takes_long.py").write_text("import threading, time\ntime.sleep(0.6)\nby = threading.current_thread()")
+    monkeypatch.syspath_prepend(tmp_path)
+    inbox = Inbox()
+    target = replace(inbox.target, imports=("takes_long", "is_not_there"))
+    assert deliver(url, [target], patience_s=0.3) == Delivered(sent=1)
+    assert sys.modules.pop("takes_long").by is threading.main_thread()
 
 
 def test_what_all_targets_have_is_deleted_after_30_days(url: str) -> None:
