@@ -1,4 +1,7 @@
-"""A real PostgreSQL server on loopback, for as long as a block runs; it can be killed and started again."""
+"""A real PostgreSQL server on loopback, for as long as a block runs; it can be killed and started again.
+
+The fixture ``url`` is a database of each kind: a test module's conftest imports it, and ``server`` with it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
+from sqlalchemy import create_engine, text
 
 
 @dataclass(frozen=True)
@@ -89,3 +95,25 @@ def postgresql() -> Iterator[str]:
     """Give the SQLAlchemy URL of a fresh database."""
     with postgresql_server() as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of a PostgreSQL that tests share."""
+    if shutil.which("initdb") is None:
+        pytest.skip("there is no PostgreSQL here")
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    server, name = request.getfixturevalue("server"), f"test_{uuid.uuid4().hex}"
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return str(server).removesuffix("postgres") + name

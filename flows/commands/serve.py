@@ -16,7 +16,7 @@ from segmill.errors import InputError
 
 if TYPE_CHECKING:
     from segmill.params import Params
-    from segmill.serving.service import ServiceJob
+    from segmill.serving.job import ServiceJob
     from segmill.workspace import Workspace
 
 PORT = 8000
@@ -85,7 +85,7 @@ def service_job(workspace: Workspace, params: Params, replicas: int) -> ServiceJ
     from segmill.passwords import without_password
     from segmill.promotion.keys import trusted_keys
     from segmill.promotion.ledger_url import URL_VARIABLE, ledger_url
-    from segmill.serving.service import ServiceJob
+    from segmill.serving.job import ServiceJob
     from tasks.register import model_name
 
     uri, ledger = tracking_uri(workspace, params), ledger_url(workspace.root, params.promotion.ledger_url)

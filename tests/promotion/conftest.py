@@ -1,4 +1,5 @@
+from databases import server, url
 from judging import judging, varied
 from registering import registered
 
-__all__ = ["judging", "registered", "varied"]
+__all__ = ["judging", "registered", "server", "url", "varied"]

@@ -8,12 +8,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from databases import postgresql
 from postings import SECRET, Endpoint, a_row, endpoint, free_port, is_signed
 from sqlalchemy import create_engine, func, select
 
@@ -27,20 +26,10 @@ ALL = frozenset(EVENTS)
 DAY_S = 24 * 3600.0
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgresql() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture
+def url(url: str) -> str:
     """Return the address of a ledger's database with an empty outbox."""
-    url: str = f"sqlite:///{tmp_path}/ledger.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("server")
     engine = create_engine(url)
-    METADATA.drop_all(engine)
     METADATA.create_all(engine)
     engine.dispose()
     return url

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from databases import postgresql
 from ledgers import MODEL, ledger_at, record
 from sqlalchemy import create_engine, text
 from wrong_clock import wrong_clock
@@ -37,27 +34,6 @@ with leased(sys.argv[1], MODEL, "night 1", timing=Timing(1.0, 0.2, 0.05)) as lea
     except LeaseLost as lost:
         print(lost, flush=True)
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    if shutil.which("initdb") is None:
-        pytest.skip("there is no PostgreSQL here")
-    with postgresql() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of an empty database of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'ledger.db'}"
-    server, name = request.getfixturevalue("server"), f"lease_{abs(hash(request.node.name))}"
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return str(server).removesuffix("postgres") + name
 
 
 def change(url: str, statement: str) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import postgresql
 from ledgers import ANNA, MODEL, record, trusting
 from postings import a_row
 from sqlalchemy import Connection, select
@@ -37,18 +35,6 @@ from segmill.promotion.rows import LedgerRow
 )
 def test_an_action_makes_one_kind_of_notice(row: LedgerRow, kind: str | None) -> None:
     assert kind_of(row) == kind
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgresql() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the address of a database; in PostgreSQL it is the same for all tests of this module."""
-    return f"sqlite:///{tmp_path}/ledger.db" if request.param == "sqlite" else request.getfixturevalue("server")
 
 
 def notices(url: str, model: str) -> list[tuple[int, str, dict[str, Any]]]:

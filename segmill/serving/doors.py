@@ -1,0 +1,121 @@
+"""The doors: replicas of the HTTP interface, which ask the replicas of the version that the keeper named last."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from segmill.alongside import alongside
+from segmill.cluster.work import first_line
+from segmill.errors import InfrastructureError
+from segmill.serving.access import KeyRing, Refused
+from segmill.serving.answers import Segmented
+from segmill.serving.app import Parts, make_app
+from segmill.serving.audit import audit_log
+from segmill.serving.decoding import decoders
+from segmill.serving.figures import ServiceFigures
+from segmill.serving.job import ServiceJob
+from segmill.serving.keeper import Serving
+from segmill.serving.keys import ApiKeys
+from segmill.serving.lines import log_here, say
+from segmill.serving.model import ModelFacts
+from segmill.serving.replica import Asked
+
+Pixels = NDArray[np.uint8]
+
+
+class Doors:
+    """A replica of the HTTP interface."""
+
+    def __init__(self, job: ServiceJob) -> None:
+        self._job = job
+        log_here()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the application; Ray Serve calls it in the replica."""
+        job, stack = self._job, ExitStack()
+        ring = KeyRing(ApiKeys(job.ledger()).all)
+        with suppress(InfrastructureError):  # read again soon; until then nobody is admitted
+            ring.refresh()
+        stack.enter_context(alongside(ring.watch))
+        backend = OnRay()
+        keeper = serve.get_app_handle(job.app("keeper"))
+
+        @asynccontextmanager
+        async def while_it_runs(app: Any) -> AsyncIterator[None]:
+            following = asyncio.create_task(backend.follow(keeper))
+            try:
+                yield
+            finally:
+                following.cancel()
+                await asyncio.to_thread(stack.close)
+
+        async def hint() -> None:
+            await keeper.hint.remote()
+
+        processes = stack.enter_context(decoders(job.decoders, job.limits.decoding))
+        audit = stack.enter_context(audit_log(job.ledger()))
+        parts = Parts(backend, ring, processes, job.limits, backend.figures, audit, hint)
+        return make_app(parts, lifespan=while_it_runs)
+
+
+@dataclass
+class OnRay:
+    """The backend of a door: the version that the keeper named last."""
+
+    figures: ServiceFigures = field(default_factory=ServiceFigures)
+    _serving: Serving = field(default=Serving(0, "", None), init=False)
+    _handle: DeploymentHandle | None = field(default=None, init=False)
+
+    def facts(self) -> ModelFacts | None:
+        return self._serving.facts
+
+    async def follow(self, keeper: DeploymentHandle) -> None:
+        """Learn from the keeper which version serves, again and again."""
+        while True:
+            try:
+                found: Serving = await keeper.after.remote(self._serving.number)
+            except Exception as error:  # it is started again by Ray Serve; what serves continues
+                say("the keeper does not answer", why=first_line(error))
+                await asyncio.sleep(1)
+                continue
+            self.figures.refused.set(found.refused)
+            if found.number not in (0, self._serving.number):
+                self._change(found)
+
+    async def segment(self, images: Sequence[Pixels], *, probabilities: bool) -> tuple[ModelFacts, list[Segmented]]:
+        """Ask a replica; where it dies, another one, once: to segment twice does no harm."""
+        asked = Asked(list(images), probabilities)
+        for last in (False, True):
+            serving, handle = self._serving, self._handle
+            if serving.facts is None or handle is None:
+                raise Refused(503, "no model serves yet", retry_after_s=5)
+            try:
+                found: list[Segmented] = await handle.segment.remote(asked)
+                return serving.facts, found
+            except BackPressureError:
+                raise Refused(503, "all replicas are busy; try again", retry_after_s=1) from None
+            except (RayActorError, DeploymentUnavailableError):
+                if last:
+                    raise Refused(503, "the model's replica ended; try again", retry_after_s=5) from None
+        raise AssertionError
+
+    def _change(self, found: Serving) -> None:
+        if self._serving.facts:
+            self.figures.version.remove(self._serving.facts.name, self._serving.facts.version)
+            self.figures.swaps.inc()
+        self._serving = found
+        self._handle = serve.get_app_handle(found.app) if found.facts else None
+        if found.facts:
+            self.figures.version.labels(found.facts.name, found.facts.version).set(1)

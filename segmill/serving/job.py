@@ -1,0 +1,53 @@
+"""What is served and how: what every process of the service is started with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from segmill.promotion.keys import TrustedKeys
+from segmill.promotion.ledger_url import URL_VARIABLE
+from segmill.serving.limits import RequestLimits
+
+LOOK_EVERY_S = 10.0  # without any hint another version is noticed within 30 s, its loading not counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceJob:
+    """What is served and how. It holds no secret: Ray keeps it in its own storage.
+
+    Attributes:
+        model: the registered model's name.
+        uri: of MLflow; "" takes MLFLOW_TRACKING_URI of each process.
+        ledger_url: "" takes SEGMILL_LEDGER_URL of each process.
+        trusted: whose signatures are believed.
+        limits: of a request.
+        doors, replicas: how many processes answer HTTP, and how many a version has.
+        cpus, gpus: that one replica of a version takes of the cluster.
+        decoders: processes that decode, for each door.
+        batch: images at once, at most; ``batch_wait_s``: how long the first waits for others.
+    """
+
+    model: str
+    trusted: TrustedKeys
+    uri: str = ""
+    ledger_url: str = ""
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    doors: int = 1
+    replicas: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    decoders: int = 2
+    batch: int = 8
+    batch_wait_s: float = 0.002
+    look_every_s: float = LOOK_EVERY_S
+
+    def app(self, what: str) -> str:
+        """Return the name of an application of Ray Serve: ``door``, ``keeper``, or that of a version."""
+        return f"{self.model}-{what}"
+
+    def mlflow(self) -> str:
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+
+    def ledger(self) -> str:
+        return self.ledger_url or os.environ.get(URL_VARIABLE, "")

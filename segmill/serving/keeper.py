@@ -1,0 +1,194 @@
+"""The keeper: follows the ledger, starts the version that it promotes beside the one that answers, and ends that."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ray import serve
+
+from segmill.cluster.work import first_line
+from segmill.errors import InfrastructureError, SegmillError
+from segmill.promotion.ledger import open_ledger
+from segmill.promotion.versions import verified_copy
+from segmill.serving.head import Head, read_head
+from segmill.serving.job import ServiceJob
+from segmill.serving.lines import log_here, say
+from segmill.serving.model import ModelFacts
+from segmill.serving.replica import Replica
+
+AGAIN_S = 300.0  # a version that was refused is tried again
+ANSWERS_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Which version serves: ``app`` is its application.
+
+    ``number`` grows with each change; at 0 the ledger was not read yet. ``refused``: versions not put into service.
+    """
+
+    number: int
+    app: str
+    facts: ModelFacts | None
+    refused: int = 0
+
+
+@dataclass
+class Keeper:
+    """Follows the ledger: starts the version that it promotes, names it to the doors, and ends the one before."""
+
+    job: ServiceJob
+    _serving: Serving = field(default=Serving(0, "", None), init=False)
+    _head: Head | None = field(default=None, init=False)
+    _starting: str = field(default="", init=False)
+    _refused: dict[str, float] = field(default_factory=dict, init=False)
+    _events: list[dict[str, Any]] = field(default_factory=list, init=False)
+    _trouble: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self._ledger = open_ledger(self.job.ledger(), trusted=self.job.trusted)
+        self._hinted = threading.Event()
+        log_here()
+        threading.Thread(target=self._follow, name="keeper", daemon=True).start()
+
+    async def hint(self) -> None:
+        """Look at the ledger now."""
+        self._hinted.set()
+
+    async def after(self, number: int) -> Serving:
+        """Return what serves, as soon as that is another than ``number``, or after some seconds."""
+        until = time.monotonic() + 10
+        while self._serving.number in (0, number) and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        return replace(self._serving, refused=len(self._refused))
+
+    async def events(self, after: int) -> list[dict[str, Any]]:
+        """Return what happened after the event of that number: versions loaded, refused, taken over, and trouble."""
+        return [event for event in self._events if event["number"] > after]
+
+    def _follow(self) -> None:
+        while True:
+            try:
+                self.look()
+                self._trouble = ""
+            except SegmillError as error:  # what serves continues
+                self._note_once("the ledger can't be followed", str(error))
+            except Exception as error:
+                self._note_once("the keeper failed", f"{type(error).__name__}: {first_line(error)}")
+            self._hinted.wait(self.job.look_every_s)
+            self._hinted.clear()
+
+    def look(self) -> None:
+        """Bring the service in line with the ledger.
+
+        Raises LedgerError, InfrastructureError where the ledger does not say who serves.
+        """
+        self._head = head = read_head(self._ledger, self.job.model, last=self._head)
+        if not self._serving.number:
+            self._adopt(head)
+        if head.version is None:
+            if self._serving.facts or not self._serving.number:
+                self._put("", None)
+            return
+        if self._serving.facts and self._serving.facts.version == head.version:
+            return
+        name = self.job.app(f"version-{head.version}-{head.since}")
+        if time.time() - self._refused.get(name, 0.0) < AGAIN_S:
+            return
+        self._note("a version is loaded", version=head.version, ledger_row=head.since)
+        began = time.monotonic()
+        try:
+            with verified_copy(self.job.mlflow(), self.job.model, head.version, self.job.trusted):
+                pass  # a version that is not what was signed is not even started
+            facts = self._started(name, head.version)
+        except InfrastructureError as error:
+            raise InfrastructureError(f"version {head.version} can't be fetched: {error}") from None
+        except SegmillError as error:
+            self._refused[name] = time.time()
+            self._note("a version was refused", version=head.version, ledger_row=head.since, why=str(error))
+            return
+        self._put(name, facts)
+        self._note("a version took over", version=head.version, ledger_row=head.since, seconds=time.monotonic() - began)
+
+    def _adopt(self, head: Head) -> None:
+        """Continue with what a keeper before this one, which ended, had put into service."""
+        ours = self.job.app("version-")
+        running = [
+            name
+            for name, found in serve.status().applications.items()
+            if name.startswith(ours) and found.status == "RUNNING"
+        ]
+        if not running:
+            return
+        name = max(running, key=lambda name: (name.startswith(f"{ours}{head.version}-"), name))
+        facts = serve.get_app_handle(name).facts.remote().result(timeout_s=ANSWERS_WITHIN_S)
+        self._put(name, facts)
+        self._note("the keeper was started again; a version continues to answer", version=facts.version)
+
+    def _started(self, name: str, version: str) -> ModelFacts:
+        """Start a version's application and return its facts; SegmillError where it does not prove itself."""
+        job = self.job
+        deployment = serve.deployment(
+            Replica, name="version", num_replicas=job.replicas, max_ongoing_requests=4 * job.batch,
+            ray_actor_options={"num_cpus": job.cpus, "num_gpus": job.gpus}, max_constructor_retry_count=1,
+            graceful_shutdown_timeout_s=job.limits.seconds, health_check_period_s=5,
+        )  # fmt: skip
+        self._starting = name
+        try:
+            found = serve.status().applications.get(name)
+            if found and found.status == "RUNNING":  # a keeper before this one started it
+                handle = serve.get_app_handle(name)
+            else:
+                handle = serve.run(deployment.bind(job, version), name=name, route_prefix=None)
+            facts: ModelFacts = handle.facts.remote().result(timeout_s=ANSWERS_WITHIN_S)
+        except Exception as error:
+            why = _why(name) or first_line(error)
+            with suppress(Exception):
+                serve.delete(name)
+            raise SegmillError(why) from None
+        return facts
+
+    def _put(self, app: str, facts: ModelFacts | None) -> None:
+        """Name a version to the doors, and end all others when these have answered what they were asked."""
+        # The number is also larger than any of a keeper before this one.
+        self._serving = Serving(time.time_ns(), app, facts)
+        later = threading.Timer(self.job.limits.seconds, self._end_others)
+        later.daemon = True
+        later.start()
+
+    def _end_others(self) -> None:
+        """End the versions before: the doors ask them nothing any more, and what they asked is answered."""
+        for name in serve.status().applications:
+            if name.startswith(self.job.app("version-")) and name not in (self._serving.app, self._starting):
+                end(name)
+
+    def _note_once(self, what: str, why: str) -> None:
+        if why != self._trouble:
+            self._note(what, why=why)
+        self._trouble = why
+
+    def _note(self, what: str, **facts: Any) -> None:
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        self._events.append({"number": time.time_ns(), "event": what, "time": when, **facts})
+        say(what, **facts)
+
+
+def end(app: str) -> None:
+    with suppress(Exception):
+        serve.delete(app)
+
+
+def _why(name: str) -> str:
+    """Return why an application did not start, as its replica said."""
+    with suppress(Exception):
+        for one in serve.status().applications[name].deployments.values():
+            if said := [line for line in str(one.message).splitlines() if "segmill." in line and "Error: " in line]:
+                return said[-1].partition(": ")[2]
+            return str(one.message).partition("\n")[0]
+    return ""
