@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, select, text
@@ -63,7 +63,7 @@ class AuditRow:
         version: of the model that answered, "" where none did.
         status: of HTTP.
         images, bytes_in, bytes_out, milliseconds: how much came and went, and how long it took.
-        time: when it came, UTC, ISO 8601.
+        time: when it was answered, UTC, ISO 8601.
     """
 
     request: str
@@ -75,7 +75,7 @@ class AuditRow:
     bytes_in: int
     bytes_out: int
     milliseconds: int
-    time: str = ""
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
 
 
 class AuditLog:
@@ -83,17 +83,16 @@ class AuditLog:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
-        self._waiting: queue.Queue[AuditRow] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.SimpleQueue[AuditRow] = queue.SimpleQueue()  # its reader never keeps a writer out
         self._over = threading.Event()
         self.lost = 0
 
     def add(self, row: AuditRow) -> None:
         """Add a row; where too many wait for the database it is counted in ``lost`` instead."""
-        own = row.time or datetime.now(UTC).isoformat(timespec="milliseconds")
-        try:
-            self._waiting.put_nowait(AuditRow(**{**asdict(row), "time": own}))
-        except queue.Full:
+        if self._waiting.qsize() >= MOST_WAITING:
             self.lost += 1
+        else:
+            self._waiting.put(row)
 
     def write(self) -> None:
         """Write rows until the log ends; what a database that is away did not take is written when it is back."""
@@ -132,7 +131,7 @@ class AuditLog:
             if make_tables(connection, _TABLES, AUDIT, 7365680):
                 for trigger in _TRIGGERS[connection.dialect.name]:
                     connection.execute(text(trigger))
-            connection.execute(AUDIT.insert(), [asdict(row) for row in rows])
+            connection.execute(AUDIT.insert(), [vars(row) for row in rows])
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -179,7 +179,7 @@ class Door:
             request=facts.id, key=facts.key_id, route=route, version=facts.version, status=status, images=facts.images,
             bytes_in=facts.bytes_in, bytes_out=facts.bytes_out, milliseconds=round(1000 * seconds),
         )  # fmt: skip
-        _log.info(json.dumps({name: value for name, value in asdict(row).items() if name != "time"}))
+        _log.info(json.dumps(vars(row)))
         if self._audit and route != HEALTH:
             self._audit.add(row)
             self._figures.audit_lost.set(self._audit.lost)

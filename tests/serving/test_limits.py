@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 
 from segmill.serving.access import KeyRing, Refused
 from segmill.serving.door import Door, RequestFacts
@@ -23,6 +29,23 @@ def test_a_key_has_its_requests_of_a_minute_and_others_have_theirs() -> None:
     assert (refused.value.status, refused.value.key_id) == (429, "one")
     assert refused.value.retry_after_s is not None and 50 < refused.value.retry_after_s <= 60
     rates.take("another")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_decides_as_the_moving_window_of_limits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    now_s, per_minute = 1_800_000_000.0, int(rng.integers(1, 9))
+    rates, reference = Rates(per_minute, lambda: now_s), MovingWindowRateLimiter(MemoryStorage())
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    ours, theirs = [], []
+    for wait_s in rng.exponential(60 / per_minute / 1.5, 400):
+        now_s += float(wait_s)
+        theirs.append(reference.hit(RateLimitItemPerMinute(per_minute), "one"))
+        ours.append(False)
+        with suppress(Refused):
+            rates.take("one")
+            ours[-1] = True
+    assert ours == theirs and 50 < sum(ours) < 350
 
 
 def test_who_comes_while_all_places_are_taken_is_told_when_to_come_back(tmp_path: Any) -> None:
