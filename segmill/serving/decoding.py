@@ -29,7 +29,7 @@ class DecodingLimits:
         pixels: height x width; a header that claims more is refused before anything is decoded.
         bytes: of the file.
         memory_bytes: of the decoder, beside its program.
-        seconds: from the last byte of the file to the last pixel; also to wait for a decoder that is free.
+        seconds: from the first byte of the file to the last pixel; also to wait for a decoder that is free.
     """
 
     pixels: int = 2**24
@@ -109,20 +109,44 @@ class _Decoder:
         """Raises Refused, TimeoutError where it takes too long, EOFError or OSError where the process ended."""
         with self._lock:
             if not self._ready:
-                self._receive(STARTS_WITHIN_S)
+                with self._within(STARTS_WITHIN_S):
+                    self._connection.recv_bytes()
                 self._ready = True
-            self._connection.send_bytes(content)
-            facts = json.loads(self._receive(self._limits.seconds))
-            if "refused" in facts:
-                raise Refused(422, f"the image was refused: {facts['refused']}")
-            return np.frombuffer(self._receive(self._limits.seconds), np.uint8).reshape(facts["shape"])
+            with self._within(self._limits.seconds):
+                self._connection.send_bytes(content)
+                facts = json.loads(self._connection.recv_bytes())
+                pixels = b"" if "refused" in facts else self._connection.recv_bytes()
+        if "refused" in facts:
+            raise Refused(422, f"the image was refused: {facts['refused']}")
+        return np.frombuffer(pixels, np.uint8).reshape(facts["shape"])
 
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
         self._connection.close()
 
-    def _receive(self, within_s: float) -> bytes:
-        if not self._connection.poll(within_s):
+    @contextmanager
+    def _within(self, seconds: float) -> Iterator[None]:
+        """Kill the process where the block takes longer: one that stopped reading or writing would block it for ever.
+
+        Raises TimeoutError then.
+        """
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.start()
+        try:
+            yield
+        except (EOFError, OSError):
+            if late.is_set():
+                raise TimeoutError from None
+            raise
+        finally:
+            timer.cancel()
+            timer.join()
+        if late.is_set():
             raise TimeoutError
-        return self._connection.recv_bytes()

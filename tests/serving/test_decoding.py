@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -109,16 +110,27 @@ def test_an_image_that_takes_too_much_memory_costs_one_request() -> None:
         assert np.array_equal(pool.decode(PNG), PIXELS)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGSEGV, signal.SIGSTOP])
-def test_a_decoder_that_dies_or_hangs_costs_one_request(sent: signal.Signals) -> None:
+LARGE = saved("BMP", (500, 600))  # 900 kB, more than what a process that does not read can be sent
+
+
+@pytest.mark.parametrize(
+    ("sent", "content", "why"),
+    [
+        (signal.SIGSEGV, PNG, "failed"),
+        (signal.SIGSTOP, PNG, "took longer than 1 s"),
+        (signal.SIGSTOP, LARGE, "took longer than 1 s"),
+    ],
+)
+def test_a_decoder_that_dies_or_hangs_costs_one_request(sent: signal.Signals, content: bytes, why: str) -> None:
     limits = DecodingLimits(pixels=10**6, bytes=10**6, memory_bytes=2**28, seconds=1.0)
     before = processes()
     with decoders(1, limits) as pool:
         assert np.array_equal(pool.decode(PNG), PIXELS)
         (process,) = processes() - before
         process.send_signal(sent)
-        status, said = refusal(pool, PNG)
-        assert status == 422 and "was not decoded" in said
+        began = time.monotonic()
+        assert refusal(pool, content) == (422, f"the image was not decoded: that {why}")
+        assert time.monotonic() - began < 3
         assert np.array_equal(pool.decode(PNG), PIXELS)
         assert not process.is_running()
 
