@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from browser import needs_chromium, page
 from judging import judging
 from numpy.typing import NDArray
 from PIL import Image
@@ -197,6 +198,43 @@ def test_a_browser_may_send_the_key_as_a_password(service: Service) -> None:
         and "default-src 'none'" in page.headers["content-security-policy"]
     )
     assert service.client.get("/", auth=("me", key[:-1])).status_code == 401
+
+
+@needs_chromium
+def test_an_image_that_is_dropped_on_the_page_is_shown_with_its_classes(
+    service: Service, image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    key = service.key()["authorization"].partition(" ")[2]
+    sound, tiff, broken = tmp_path / "street.png", tmp_path / "street.tif", tmp_path / "broken.png"
+    sound.write_bytes(png(image))
+    tiff.write_bytes(png(image, "TIFF"))
+    broken.write_bytes(b"this is no image")
+    with page() as opened:
+        opened.open(f"http://me:{key}@127.0.0.1:{service.address[1]}/")
+        assert opened.until("at('model').textContent.includes('version') && at('model').textContent") == (
+            f"{NAME}, version 1"
+        )
+        opened.drag(sound, "#drop", "dragEnter", "dragOver")
+        assert opened.value("at('drop').classList.contains('over')")
+        opened.drag(sound, "#drop", "drop")
+        opened.until("!at('pair').hidden && at('overlay').naturalWidth && at('image').naturalWidth")
+        height, width = image.shape[:2]
+        assert opened.value("[at('overlay').naturalWidth, at('overlay').naturalHeight]") == [width, height]
+        size = f"{width} \N{MULTIPLICATION SIGN} {height} px"
+        assert opened.value("at('said').textContent").startswith(f"Version 1, {size}")
+        names = opened.value("[...at('classes').rows].map(row => row.cells[0].textContent.trim())")
+        shares = opened.value("[...at('classes').rows].map(row => parseFloat(row.cells[1].textContent))")
+        assert set(names) <= set(service.backend.facts().classes.names) and abs(sum(shares) - 100) < 0.5
+        assert opened.complaints == []
+        opened.picture(tmp_path / "found.png")
+        opened.drag(tiff, "h1", "dragEnter", "dragOver", "drop")  # beside the box; no browser shows a TIFF
+        opened.until("at('image').hidden && at('overlay').naturalWidth && at('name').textContent.includes('show such')")
+        opened.drag(broken, "#drop", "dragEnter", "dragOver", "drop")
+        assert opened.until("at('said').classList.contains('wrong') && at('said').textContent").startswith(
+            "the image was refused"
+        )
+        assert opened.value("[at('pair').hidden, at('classes').rows.length]") == [True, 0]
+        opened.picture(tmp_path / "refused.png")
 
 
 def bomb() -> bytes:
