@@ -54,6 +54,12 @@ class SplitParams(Block):
             "Groups of test on which the gate judges, and of which only its decision is shown; new ones go to test."
         ),
     )
+    calibration: tuple[str, ...] = Field(
+        (),
+        description=(
+            "Groups that are in no split and only calibrate the anomaly detector; none leaves the model without one."
+        ),
+    )
 
     @model_validator(mode="after")
     def leaves_something_to_train_on(self) -> SplitParams:
@@ -62,6 +68,18 @@ class SplitParams(Block):
                 f"val {self.val} and test {self.test} leave nothing to train on; their sum must be below 1"
             )
         return self
+
+
+class AnomalyParams(Block):
+    """What the anomaly detector of a version promises. It is made where ``split.calibration`` names groups."""
+
+    rate: Fraction = Field(
+        0.05, gt=0, description="Share of images like those of training that may be taken for anomalies."
+    )
+    by: str | None = Field(
+        None, description="Column of the manifest (a camera, a site) whose values are calibrated apart; null is none."
+    )
+    abstain: bool = Field(False, description="Say `abstain: true` of an image whose p-value is at most rate.")
 
 
 class PrepareParams(Block):
@@ -245,6 +263,7 @@ class Params(Block):
     members: dict[MemberName, MemberParams] = Field(min_length=1)
     ensemble: EnsembleParams
     evaluate: EvaluateParams
+    anomaly: AnomalyParams = AnomalyParams()
     promotion: PromotionParams = PromotionParams()
     ray: RayParams = RayParams()
     mlflow: MlflowParams = MlflowParams()

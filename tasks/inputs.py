@@ -69,15 +69,25 @@ def computation_of(params: Params, stage: str) -> str:
 
 def all_settings(params: Params) -> dict[str, dict[str, Any]]:
     """Return, per stage, the values that can change its outs: resolved, with every default, as plain JSON."""
-    split, members = params.split.model_dump(mode="json", exclude={"sealed"}), list(params.members)
-    # Where no group is sealed the key is left out, as in records of releases that did not have it.
+    split = params.split.model_dump(mode="json", exclude={"sealed", "calibration"})
+    members = list(params.members)
+    # Where no group is sealed, or none calibrates, the keys are left out, as in records of releases without them.
     sealed = {"sealed": sorted(set(params.split.sealed))} if params.split.sealed else {}
+    apart, by, anomaly = {}, {}, {}
+    if params.split.calibration:
+        apart = {"calibration": sorted(set(params.split.calibration))}
+        by = {"split": apart, "anomaly": params.anomaly.model_dump(mode="json", include={"by"})}
+        anomaly = {"anomaly": params.anomaly.model_dump(mode="json")}
     return {
-        "validate": {"data": {"accept": list(params.data.accept)}, "split": split | sealed},
-        "prepare": {"prepare": params.prepare.model_dump(mode="json")},
+        "validate": {"data": {"accept": list(params.data.accept)}, "split": split | sealed | apart},
+        "prepare": {"prepare": params.prepare.model_dump(mode="json"), **by},
         "augment": {"augment": params.augment.model_dump(mode="json")},
         **{f"finetune@{name}": member_settings(params, name) for name in members},
-        "ensemble": {"ensemble": params.ensemble.model_dump(mode="json", exclude={"min_members"}), "members": members},
+        "ensemble": {
+            "ensemble": params.ensemble.model_dump(mode="json", exclude={"min_members"}),
+            "members": members,
+            **anomaly,
+        },
         "evaluate": {"evaluate": params.evaluate.model_dump(mode="json"), **({"split": sealed} if sealed else {})},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def _issued(workspace: Workspace, params: Params, run: tracking.Run, end: RunEnd
         weights=weights,
         warm_started_from=passport.champions_begun_with(weights),
         figures=figures,
+        detection=json.loads(workspace.metrics.read_text()).get("anomaly"),
         verdict=passport.RecordedVerdict(
             decision=end.judged.decision,
             reasons=end.judged.reasons,

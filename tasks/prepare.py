@@ -23,6 +23,8 @@ def prepare(workspace: Workspace, params: Params) -> None:
             train=Preparation(
                 Resizing(how.size_px, how.resize, how.overlap_px, how.border_crop_px), how.grayscale, how.clahe
             ),
+            calibration=params.split.calibration,
+            by=params.anomaly.by,
             store_dir=workspace.shards,
             code=read_code(workspace, "shards"),  # what was packed by other code is packed again
             on_progress=progress.counter(workspace.count("prepare")),

@@ -36,6 +36,7 @@ def validate(workspace: Workspace, params: Params) -> None:
             draft,
             shares=SplitShares(split.val, split.test, split.seed),
             sealed=split.sealed,
+            calibration=split.calibration,
             accept=params.data.accept,
             on_issues=write_page,
             on_progress=progress.counter(workspace.count("validate")),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -256,21 +257,23 @@ def _data(workspace: Workspace, params: Params, said: Passport, folder: Path, pa
     yield Check("data", "data version", "agrees", f"{said.data.version[:8]}, from DVC's cache or remote")
     split, accept = _settings(SplitParams, said.data.split), said.data.accept
     shares = SplitShares(split.val, split.test, split.seed)
-    validate_dataset(raw, manifest, shares=shares, accept=accept, sealed=split.sealed)
+    validate_dataset(raw, manifest, shares=shares, accept=accept, sealed=split.sealed, calibration=split.calibration)
     found = passport.read_data(manifest, version=said.data.version, split=said.data.split, accept=accept)
     yield from verify.compare_data(said.data, found)
-    _keep_test(manifest)
+    _keep_test(manifest, split.calibration)
     pack(raw, manifest, packed)  # test images are packed as they are, whatever `prepare` says
 
 
-def _keep_test(manifest: Path) -> None:
-    """Leave the test rows in a manifest."""
+def _keep_test(manifest: Path, calibration: Sequence[str]) -> None:
+    """Leave the test rows in a manifest, without those of groups that calibrate."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     from segmill.data.schema.manifest import read_manifest, write_manifest
 
     table = read_manifest(manifest)
-    write_manifest(manifest, table.filter(pc.equal(table["split"], "test")))
+    test = pc.and_(pc.equal(table["split"], "test"), pc.invert(pc.is_in(table["group"], pa.array(calibration, "str"))))
+    write_manifest(manifest, table.filter(test))
 
 
 def _measured(subject: Subject, packed: Path) -> Iterator[Check]:
@@ -299,6 +302,11 @@ def _measured(subject: Subject, packed: Path) -> Iterator[Check]:
     figures = passport.figures(ours, read_pack(packed).class_names)
     yield from verify.compare_figures(
         said.figures, figures, device_then=said.environment.device, device_now=environment.device
+    )
+    yield from verify.compare_detection(
+        said.detection,
+        json.loads((scores / "metrics.json").read_text()).get("anomaly"),
+        same_device=said.environment.device == environment.device,
     )
     yield _environment(said.environment, environment)
     yield from _verdict(subject, packed, own)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segmill.errors import InputError
+
+if TYPE_CHECKING:
+    from segmill.anomaly.detector import Anomaly, Detector
+    from segmill.anomaly.scores import Watched
 
 Image = NDArray[np.uint8]
 Probs = NDArray[np.float32]
@@ -48,6 +53,7 @@ class Ensemble:
         weights: name to weight, each 0 or more, together 1.
         tta_hflip: whether each prediction is averaged with that of the mirrored image.
         facts: the content of ``ensemble.json``: classes, ignore id, data version and scores on val.
+        detector: of anomalies; None where none was made.
     """
 
     def __init__(
@@ -57,11 +63,13 @@ class Ensemble:
         *,
         tta_hflip: bool,
         facts: dict[str, Any],
+        detector: Detector | None = None,
     ) -> None:
         self.members = dict(members)
         self.weights = dict(weights)
         self.tta_hflip = tta_hflip
         self.facts = facts
+        self.detector = detector
 
     @classmethod
     def load(cls, folder: Path, *, idle: bool = False) -> Ensemble:
@@ -74,6 +82,7 @@ class Ensemble:
         Raises:
             InputError: the folder is no ensemble, or one of another format.
         """
+        from segmill.anomaly.detector import load_detector
         from segmill.models.loading import load_member
 
         facts = read_ensemble(folder)
@@ -82,7 +91,12 @@ class Ensemble:
             for name, weight in facts["weights"].items()
             if weight > 0 or idle
         }
-        return cls(members, facts["weights"], tta_hflip=facts["flips"], facts=facts)
+        return cls(members, facts["weights"], tta_hflip=facts["flips"], facts=facts, detector=load_detector(folder))
+
+    def voting(self) -> Ensemble:
+        """Return the ensemble without members of weight 0, which no prediction needs."""
+        members = {name: member for name, member in self.members.items() if self.weights[name] > 0}
+        return Ensemble(members, self.weights, tta_hflip=self.tta_hflip, facts=self.facts, detector=self.detector)
 
     def member_probs(self, image_BHWC: Image) -> Iterator[tuple[str, Probs]]:
         """Yield each loaded member's name and probs_BKHW float32, one member at a time."""
@@ -99,6 +113,71 @@ class Ensemble:
             InputError: another dtype or shape.
         """
         return mix(self.member_probs(image_BHWC), self.weights)
+
+    def watch(self, image_BHWC: Image, pixel: Collection[str], member: str = "") -> tuple[Probs, Watched]:
+        """Return probs_BKHW as ``predict_probs`` does, the same bits, and the anomaly scores ``pixel`` of each pixel.
+
+        Args:
+            image_BHWC: uint8, any H and W, three channels.
+            pixel: names of ``anomaly.scores``.
+            member: a network whose logits and features are watched too; "" for none.
+
+        Raises:
+            InputError: another dtype or shape.
+        """
+        from segmill.anomaly.scores import Watched, entropy
+        from segmill.anomaly.watching import watching
+
+        own_BHW = np.zeros((len(image_BHWC), *image_BHWC.shape[1:3]), np.float32)
+
+        def noted() -> Iterator[tuple[str, Probs]]:
+            for name, probs_BKHW in self.member_probs(image_BHWC):
+                if "disagreement" in pixel and self.weights[name] > 0:
+                    own_BHW[:] += np.float32(self.weights[name]) * entropy(probs_BKHW)
+                yield name, probs_BKHW
+
+        with ExitStack() as stack:
+            module: Any = getattr(self.members[member], "module", None) if member else None
+            watch = stack.enter_context(watching(module)) if module is not None else None
+            probs_BKHW = mix(noted(), self.weights)
+        found = {name: one for name, one in watch.pixel(len(image_BHWC)).items() if name in pixel} if watch else {}
+        if {"entropy", "disagreement"} & set(pixel):
+            found["entropy"] = entropy(probs_BKHW)
+            if "disagreement" in pixel:
+                found["disagreement"] = found["entropy"] - own_BHW
+        return probs_BKHW, Watched(found, watch.features(len(image_BHWC)) if watch else None)
+
+    def predict_judged(
+        self, image_BHWC: Image, *, values: Sequence[str] = (), maps: bool = False
+    ) -> tuple[Probs, list[Anomaly | None]]:
+        """Return probs_BKHW as ``predict_probs`` does, and what the detector says of each image; None without one.
+
+        Args:
+            image_BHWC: uint8, any H and W, three channels.
+            values: each image's of the manifest's column that the detector is calibrated by; none where left out.
+            maps: whether the anomaly of each pixel is wanted too.
+        """
+        if (detector := self.detector) is None:
+            return self.predict_probs(image_BHWC), [None] * len(image_BHWC)
+        pixel = {name for name in detector.needs if name != "mahalanobis"} | ({detector.pixel_score} if maps else set())
+        probs_BKHW, watched = self.watch(image_BHWC, pixel, detector.member)
+        return probs_BKHW, list(detector.judge(watched, values or [""] * len(image_BHWC), maps=maps))
+
+    def predict_anomaly(self, images: Image | Sequence[Image], *, value: str = "") -> dict[str, list[Any]]:
+        """Return how unusual each image is: lists ``score``, ``p_value`` and ``abstain``, as ``Anomaly`` has them.
+
+        Raises:
+            InputError: the model has no detector, or the images are refused, as for ``predict``.
+        """
+        if self.detector is None:
+            raise InputError(
+                "this model has no anomaly detector; name groups in split.calibration and run `segmill retrain`"
+            )
+        found: list[dict[str, Any]] = []
+        for image_BHWC in batches(as_images(images)):
+            _, judged = self.predict_judged(image_BHWC, values=[value] * len(image_BHWC))
+            found += [one.as_json() for one in judged if one]
+        return {name: [one[name] for one in found] for name in ("score", "p_value", "abstain")}
 
     def predict(self, images: Image | Sequence[Image]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
         """Return class ids, uint8, at each image's own size.

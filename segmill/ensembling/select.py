@@ -123,7 +123,7 @@ def choose_weights(evidence: ValEvidence) -> NDArray[np.float64]:
 
 
 def build_ensemble(job: EnsembleJob) -> dict[str, Any]:
-    """Choose weights on val and write the ensemble folder: ensemble.json and members/NAME/.
+    """Choose weights on val and write the ensemble folder: ensemble.json, members/NAME/ and the anomaly detector.
 
     Returns:
         The content of ensemble.json; ``val`` holds the mIoU of each member and of the ensemble.
@@ -131,6 +131,8 @@ def build_ensemble(job: EnsembleJob) -> dict[str, Any]:
     Raises:
         InputError: a folder that is no member, or other classes than the data's.
     """
+    from segmill.anomaly.detector import save_detector
+    from segmill.ensembling.detecting import fit_detector
     from segmill.models.loading import load_member
 
     info = read_pack(job.packed_dir)
@@ -144,7 +146,7 @@ def build_ensemble(job: EnsembleJob) -> dict[str, Any]:
     )
     weights = choose_weights(evidence)
     alone = np.eye(len(members))
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "dataset": info.name,
         "classes": [
@@ -162,6 +164,9 @@ def build_ensemble(job: EnsembleJob) -> dict[str, Any]:
     for name, folder in job.member_dirs.items():
         shutil.copytree(folder, job.out_dir / "members" / name)
     (job.out_dir / "ensemble.json").write_text(json.dumps(facts, indent=2) + "\n")
+    if job.anomaly:
+        ensemble = Ensemble(members, facts["weights"], tta_hflip=job.tta_hflip, facts=facts)
+        save_detector(job.out_dir, fit_detector(ensemble.voting(), job.packed_dir, job.anomaly))
     return facts
 
 

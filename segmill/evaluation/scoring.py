@@ -59,7 +59,7 @@ def evaluate(
     Returns:
         The content of metrics.json: per member and for the ensemble ``miou``, ``mdice``, ``accuracy``, and
         ``iou`` and ``dice`` by class name; None for a class that the truth does not hold. ``sealed_groups``: how many
-        were left out, where any were.
+        were left out, where any were. ``anomaly``: as ``detection.detection``, where the ensemble has a detector.
 
     Raises:
         InputError: the split is empty, or its classes are not the ensemble's.
@@ -131,6 +131,8 @@ def _open(ensemble_dir: Path, packed_dir: Path, split: str, sealed: Collection[s
 def _write(
     opened: _Opened, scored: Scored, out_dir: Path, *, split: str, sealed: Collection[str], examples: int
 ) -> dict[str, Any]:
+    from segmill.evaluation.detection import detection  # cv2, which the flow's process has no use for
+
     ensemble, samples, known = opened.ensemble, opened.samples, list(opened.info.class_names)
     metrics = {
         "members": {name: summary(counts, known) for name, counts in scored.members.items()},
@@ -142,6 +144,8 @@ def _write(
     }
     if sealed:
         metrics["sealed_groups"] = len(set(sealed))
+    if found := detection(ensemble.voting(), [samples.image(index) for index in range(len(samples))], samples.groups):
+        metrics["anomaly"] = found
     out_dir.mkdir(parents=True, exist_ok=True)
     write_counts(out_dir / "counts.npz", scored)
     chosen = choose_examples(scored.ensemble, examples)

@@ -147,7 +147,8 @@ class Passport(_Part):
     """All that is known of one version when it was judged.
 
     ``run_id``: of the run that judged it; ``registered_by``: of the run that registered it, which may be an earlier
-    one; ``warm_started_from``: champions, as "model/version".
+    one; ``warm_started_from``: champions, as "model/version"; ``detection``: what its anomaly detector finds on
+    test, as metrics.json has it, None where it has none.
     """
 
     format: int = FORMAT
@@ -164,6 +165,7 @@ class Passport(_Part):
     weights: dict[str, WeightsOrigin]
     warm_started_from: list[str]
     figures: Figures
+    detection: dict[str, Any] | None = None
     verdict: RecordedVerdict
     environment: Environment
 

@@ -267,7 +267,12 @@ def _signature() -> ModelSignature:
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1))]),
-        params=ParamSchema([ParamSpec(name, DataType.boolean, False) for name in ("probabilities", "aux")]),
+        params=ParamSchema(
+            [
+                *(ParamSpec(name, DataType.boolean, False) for name in ("probabilities", "aux", "anomaly")),
+                ParamSpec("anomaly_value", DataType.string, ""),
+            ]
+        ),
     )
     # MLflow holds a tensor signature against a list and refuses it, though images of different sizes can only
     # come as a list. This key of the MLmodel file says that the model checks its input itself, which it does.

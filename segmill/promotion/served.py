@@ -36,17 +36,22 @@ class ServedEnsemble(PythonModel):  # type: ignore[misc]
             context: MLflow's.
             model_input: B x H x W x C uint8, or a list of H x W x C uint8 of any sizes; C is 3, or 1 for
                 grey. Nested lists of integers, as JSON brings them, do too.
-            params: ``{"probabilities": True}`` asks for them too, ``{"aux": True}`` for what the auxiliary heads say.
+            params: ``{"probabilities": True}`` asks for them too, ``{"aux": True}`` for what the auxiliary heads say,
+                ``{"anomaly": True}`` for how unusual each image is, held against images of the manifest's column value
+                ``anomaly_value`` where the detector is calibrated by a column.
 
         Returns:
             Class ids, uint8: B x H x W for an array, a list of H x W for a list. Where more is asked for, a dict of
-            ``classes`` (those ids), ``probabilities`` (float32, B x K x H x W or a list of K x H x W) and ``aux``
-            (by member and head, as ``Ensemble.predict_aux`` returns it).
+            ``classes`` (those ids), ``probabilities`` (float32, B x K x H x W or a list of K x H x W), ``aux``
+            (by member and head, as ``Ensemble.predict_aux`` returns it) and ``anomaly`` (``score``, ``p_value`` and
+            ``abstain`` of each image).
 
         Raises:
-            InputError: the images are something else, or no member was saved with its heads (``keep_heads``).
+            InputError: the images are something else, no member was saved with its heads (``keep_heads``), or the
+                model has no anomaly detector.
         """
-        probabilities, aux = ((params or {}).get(name, False) for name in ("probabilities", "aux"))
+        asked = params or {}
+        probabilities, aux, anomaly = (asked.get(name, False) for name in ("probabilities", "aux", "anomaly"))
         answer: dict[str, Any] = {}
         if probabilities:
             answer["classes"], answer["probabilities"] = self.ensemble.predict_both(model_input)
@@ -54,6 +59,8 @@ class ServedEnsemble(PythonModel):  # type: ignore[misc]
             answer["classes"] = self.ensemble.predict(model_input)
         if aux:
             answer["aux"] = self.ensemble.predict_aux(model_input)
+        if anomaly:
+            answer["anomaly"] = self.ensemble.predict_anomaly(model_input, value=asked.get("anomaly_value", ""))
         return answer if len(answer) > 1 else answer["classes"]
 
 

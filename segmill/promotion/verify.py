@@ -22,6 +22,7 @@ from segmill.promotion_params import PromotionParams
 
 State = Literal["agrees", "differs", "unknown"]
 EXACT, OTHER_DEVICE = 1e-9, 1e-3  # how far apart figures may be: on the same kind of device, and on another
+DETECTION_ON_OTHER_DEVICE = 0.05  # an image whose score is another one moves a rank
 MOST_NAMED = 5
 
 
@@ -98,6 +99,30 @@ def compare_figures(recorded: Figures, found: Figures, *, device_then: str, devi
                 yield _figure(f"{name}, IoU of {label}", then.iou[label], now.iou[label], near, devices)
             else:
                 yield same("figures", f"{name}, class {label}", label in then.iou, label in now.iou)
+
+
+def compare_detection(
+    recorded: dict[str, Any] | None, found: dict[str, Any] | None, *, same_device: bool
+) -> Iterator[Check]:
+    """Compare what the anomaly detector finds on test, where the version has one; nothing where neither has."""
+    if recorded is None or found is None:
+        if recorded is not found:
+            yield same("figures", "anomaly detector", recorded is not None, found is not None)
+        return
+    pairs = [
+        ("mean_auroc", recorded["mean_auroc"], found["mean_auroc"]),
+        ("alarms", recorded["alarms"], found["alarms"]),
+    ]
+    for kind, by_severity in recorded["kinds"].items():
+        now = found["kinds"].get(kind, {})
+        pairs += [
+            (f"{kind} {severity}", one["auroc"], now.get(severity, {}).get("auroc", -1.0))
+            for severity, one in by_severity.items()
+        ]
+    name, then, here = max(pairs, key=lambda pair: abs(pair[1] - pair[2]))
+    state: State = "agrees" if abs(then - here) <= (EXACT if same_device else DETECTION_ON_OTHER_DEVICE) else "differs"
+    text = f"{len(pairs)} figures; the furthest apart, {name}: recorded {then:.4f}, here {here:.4f}"
+    yield Check("figures", "anomaly detection", state, text, recorded["mean_auroc"], found["mean_auroc"])
 
 
 def compare_settings(recorded: Recipe, found: Mapping[str, Mapping[str, Any]], changes: Sequence[str]) -> Check:

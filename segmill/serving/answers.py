@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from segmill.anomaly.detector import Anomaly
 from segmill.data.storage.images import encode_png
 from segmill.reports.pictures import overlay
 
@@ -35,6 +36,22 @@ class Extra(StrEnum):
 
     PROBABILITIES = "probabilities"
     OVERLAY = "overlay"
+    ANOMALY = "anomaly"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of an image besides its classes.
+
+    Attributes:
+        probabilities: of every class and pixel.
+        anomaly_map: of every pixel.
+        value: the image's value of the column that the anomaly detector is calibrated by.
+    """
+
+    probabilities: bool = False
+    anomaly_map: bool = False
+    value: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +62,13 @@ class Segmented:
         ids_HW: class ids, uint8.
         probs_KHW: float16, None where nobody asked.
         confidence: the mean over pixels of the largest probability, 0..1.
+        anomaly: how unusual the image is; None where the version has no detector.
     """
 
     ids_HW: Pixels
     probs_KHW: NDArray[np.float16] | None
     confidence: float
+    anomaly: Anomaly | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +105,7 @@ def as_json(
         "width": segmented.ids_HW.shape[1],
         "class_shares": shares(segmented.ids_HW, classes.names),
         "confidence": round(segmented.confidence, 6),
+        "anomaly": segmented.anomaly.as_json() if segmented.anomaly else None,
     }
     if form == Form.RLE:
         said["rle"] = rle(segmented.ids_HW, classes.names)
@@ -117,6 +137,8 @@ def _files(segmented: Segmented, image_HWC: Pixels, classes: Classes, extras: se
     found: dict[str, bytes] = {}
     if Extra.OVERLAY in extras:
         found[Extra.OVERLAY] = encode_png(overlay(image_HWC, segmented.ids_HW, classes.colors_K3, classes.ignore_id))
+    if Extra.ANOMALY in extras and segmented.anomaly and segmented.anomaly.map_HW is not None:
+        found["anomaly_map"] = encode_png(segmented.anomaly.map_HW)
     if Extra.PROBABILITIES in extras and segmented.probs_KHW is not None:
         kept = io.BytesIO()
         np.save(kept, segmented.probs_KHW)

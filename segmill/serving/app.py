@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from segmill.data.storage.images import encode_png
 from segmill.serving.access import KeyRing, Refused
-from segmill.serving.answers import Extra, Form, Segmented, as_json, as_zip
+from segmill.serving.answers import Extra, Form, Segmented, Wanted, as_json, as_zip
 from segmill.serving.audit import AuditLog
 from segmill.serving.decoding import Decoders
 from segmill.serving.door import Door, RequestFacts, refuse
@@ -41,7 +41,7 @@ class Backend(Protocol):
         """Return which model serves now; None while there is none."""
         ...
 
-    async def segment(self, images: Sequence[Pixels], *, probabilities: bool) -> tuple[ModelFacts, list[Segmented]]:
+    async def segment(self, images: Sequence[Pixels], wanted: Wanted) -> tuple[ModelFacts, list[Segmented]]:
         """Segment images HWC uint8, all by one version. Raises Refused, 503, where none serves."""
         ...
 
@@ -110,6 +110,9 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         request: Request,
         form: Annotated[Form, Query(description="How masks come.")] = Form.PNG,
         extra: Annotated[list[Extra] | None, Query(description="What comes besides.")] = None,
+        value: Annotated[
+            str, Query(max_length=200, description="The images' value of the column that anomalies are calibrated by.")
+        ] = "",
     ) -> Response:
         """Segment one image, sent as the body, or several, as the files of a form."""
         extras = set(extra or ())
@@ -117,7 +120,8 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         if form == Form.PNG and (len(contents) > 1 or extras):
             raise Refused(400, "form=png answers one mask and nothing else; ask for form=zip, rle or json")
         images = await _decoded(contents, parts)
-        facts, found = await parts.backend.segment(images, probabilities=Extra.PROBABILITIES in extras)
+        wanted = Wanted(Extra.PROBABILITIES in extras, Extra.ANOMALY in extras, value)
+        facts, found = await parts.backend.segment(images, wanted)
         noted = _noted(request)
         noted.version, noted.images = facts.version, len(found)
         parts.figures.images.labels(facts.version).inc(len(found))
@@ -136,7 +140,9 @@ def _answer(
     facts: ModelFacts, found: Sequence[Segmented], images: Sequence[Pixels], form: Form, extras: set[Extra]
 ) -> Response:
     if form == Form.PNG:
-        return Response(encode_png(found[0].ids_HW), media_type="image/png")
+        anomaly = found[0].anomaly
+        headers = {"x-p-value": f"{anomaly.p_value:.6g}", "x-abstain": str(anomaly.abstain).lower()} if anomaly else {}
+        return Response(encode_png(found[0].ids_HW), media_type="image/png", headers=headers)
     said = {
         "model": facts.name,
         "version": facts.version,
@@ -236,6 +242,7 @@ _EXAMPLE = {
     "version": "12",
     "images": [
         {"height": 2, "width": 3, "class_shares": {"road": 0.5, "car": 0.5}, "confidence": 0.97,
+         "anomaly": {"score": 1.3, "p_value": 0.41, "abstain": False},
          "ids": [[0, 0, 1], [0, 1, 1]]},
     ],
 }  # fmt: skip

@@ -20,7 +20,7 @@ from segmill.alongside import alongside
 from segmill.cluster.work import first_line
 from segmill.errors import InfrastructureError
 from segmill.serving.access import KeyRing, Refused
-from segmill.serving.answers import Segmented
+from segmill.serving.answers import Segmented, Wanted
 from segmill.serving.app import Parts, make_app
 from segmill.serving.audit import audit_log
 from segmill.serving.decoding import decoders
@@ -94,9 +94,9 @@ class OnRay:
             if found.number not in (0, self._serving.number):
                 self._change(found)
 
-    async def segment(self, images: Sequence[Pixels], *, probabilities: bool) -> tuple[ModelFacts, list[Segmented]]:
+    async def segment(self, images: Sequence[Pixels], wanted: Wanted) -> tuple[ModelFacts, list[Segmented]]:
         """Ask a replica; where it dies, another one, once: to segment twice does no harm."""
-        asked = Asked(list(images), probabilities)
+        asked = Asked(list(images), wanted)
         for last in (False, True):
             serving, handle = self._serving, self._handle
             if serving.facts is None or handle is None:

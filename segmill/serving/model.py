@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from segmill.promotion.keys import TrustedKeys
 from segmill.promotion.signing import ENSEMBLE, read_manifest
 from segmill.promotion.versions import fetch_verified
 from segmill.reports.pictures import palette
-from segmill.serving.answers import Classes, Segmented
+from segmill.serving.answers import Classes, Segmented, Wanted
 
 Pixels = NDArray[np.uint8]
 
@@ -30,12 +30,17 @@ class ModelFacts:
         name, version: in the registry.
         manifest_sha256: of the signed manifest of its files.
         classes: it tells apart.
+        detector: which scores its anomaly detector goes by, what it promises and how many groups calibrate it; empty
+            where it has none.
+        usual_G: the anomaly score of an image of each calibration group.
     """
 
     name: str
     version: str
     manifest_sha256: str
     classes: Classes
+    detector: dict[str, Any] = field(default_factory=dict)
+    usual_G: tuple[float, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -46,6 +51,7 @@ class ModelFacts:
                 {"id": number, "name": name, "color": "#{:02x}{:02x}{:02x}".format(*self.classes.colors_K3[number])}
                 for number, name in enumerate(self.classes.names)
             ],
+            "anomaly_detector": self.detector or None,
         }
 
 
@@ -56,17 +62,21 @@ class ServedModel:
         self.facts = facts
         self._ensemble = ensemble
 
-    def segment(self, images: Sequence[Pixels], *, probabilities: Sequence[bool]) -> list[Segmented]:
+    def segment(self, images: Sequence[Pixels], wanted: Sequence[Wanted]) -> list[Segmented]:
         """Segment images HWC uint8, C = 3, of any sizes; images of one size that follow one another go together.
 
-        ``probabilities``: per image, whether they are kept.
+        ``wanted``: of each image.
         """
         found: list[Segmented] = []
         for image_BHWC in batches(images):
-            for probs_KHW in self._ensemble.predict_probs(image_BHWC):
-                kept = probs_KHW.astype(np.float16) if probabilities[len(found)] else None
+            asked = wanted[len(found) : len(found) + len(image_BHWC)]
+            probs_BKHW, judged = self._ensemble.predict_judged(
+                image_BHWC, values=[one.value for one in asked], maps=any(one.anomaly_map for one in asked)
+            )
+            for probs_KHW, anomaly, one in zip(probs_BKHW, judged, asked, strict=True):
+                kept = probs_KHW.astype(np.float16) if one.probabilities else None
                 confidence = float(probs_KHW.max(axis=0).mean())
-                found.append(Segmented(probs_KHW.argmax(axis=0).astype(np.uint8), kept, confidence))
+                found.append(Segmented(probs_KHW.argmax(axis=0).astype(np.uint8), kept, confidence, anomaly))
         return found
 
 
@@ -84,21 +94,23 @@ def load_version(uri: str, model: str, version: str, trusted: TrustedKeys) -> Se
         ensemble = Ensemble.load(folder / ENSEMBLE)
         prove(read_golden(folder), _ids(ensemble), model=model, version=version)
         manifest = read_manifest(folder, trusted, model=model)
-    return ServedModel(_facts(ensemble.facts, model, version, manifest.sha256), ensemble)
+    return ServedModel(_facts(ensemble, model, version, manifest.sha256), ensemble)
 
 
 def _ids(ensemble: Ensemble) -> Any:
     return lambda image_BHWC: ensemble.predict_probs(image_BHWC).argmax(axis=1).astype(np.uint8)
 
 
-def _facts(ensemble: dict[str, Any], model: str, version: str, manifest_sha256: str) -> ModelFacts:
-    classes = sorted(ensemble["classes"], key=lambda entry: int(entry["id"]))
+def _facts(ensemble: Ensemble, model: str, version: str, manifest_sha256: str) -> ModelFacts:
+    classes, detector = sorted(ensemble.facts["classes"], key=lambda entry: int(entry["id"])), ensemble.detector
     return ModelFacts(
         name=model,
         version=version,
         manifest_sha256=manifest_sha256,
         classes=Classes(
             tuple(entry["name"] for entry in classes), palette(entry["color"] for entry in classes),
-            int(ensemble["ignore_id"]),
+            int(ensemble.facts["ignore_id"]),
         ),
+        detector=detector.described() if detector else {},
+        usual_G=tuple(detector.group_scores_G.tolist()) if detector else (),
     )  # fmt: skip

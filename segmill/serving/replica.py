@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from segmill.serving.answers import Segmented
+from segmill.serving.answers import Segmented, Wanted
 from segmill.serving.job import ServiceJob
 from segmill.serving.model import ModelFacts, load_version
 
@@ -21,7 +21,7 @@ class Asked:
     """One request's images HWC uint8, C = 3."""
 
     images: list[Pixels]
-    probabilities: bool
+    wanted: Wanted
 
 
 class Replica:
@@ -43,6 +43,6 @@ class Replica:
     async def segment(self, asked: list[Asked]) -> list[list[Segmented]]:
         """Segment the images of several requests together."""
         images = [image for one in asked for image in one.images]
-        wanted = [one.probabilities for one in asked for _ in one.images]
-        found = iter(await asyncio.to_thread(self._model.segment, images, probabilities=wanted))
+        wanted = [one.wanted for one in asked for _ in one.images]
+        found = iter(await asyncio.to_thread(self._model.segment, images, wanted))
         return [[next(found) for _ in one.images] for one in asked]

@@ -63,6 +63,9 @@ REASONS: dict[str, dict[str, str]] = {
     "ensemble": {
         "errors": ERRORS,
         "ensembling.job": SETTINGS,
+        "anomaly.policy": SETTINGS,
+        "anomaly.features": "a network that votes",
+        "anomaly.watching": "a network that votes",
         "files": SAVING,
         "models.curves": SAVING,
         "models.weights": SAVING,
@@ -70,6 +73,9 @@ REASONS: dict[str, dict[str, str]] = {
     },
     "evaluate": {
         "errors": ERRORS,
+        "anomaly.policy": SETTINGS,
+        "anomaly.features": "a detector that goes by features",
+        "anomaly.watching": "a detector that goes by a network's logits or features",
         "files": SAVING,
         "models.curves": SAVING,
         "models.weights": SAVING,
@@ -186,6 +192,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     import timm
     import torch
 
+    from segmill.anomaly.policy import AnomalyPolicy
     from segmill.data.ingest.builtin import write_street
     from segmill.data.loading.extras import make_extras
     from segmill.data.loading.policy import Policy, read_policy
@@ -263,12 +270,20 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     ensemble, reports = root / "ensemble", root / "reports"
     steps: Mapping[str, Callable[[], object]] = {
         "validate": lambda: validate_dataset(raw, manifest, shares=SplitShares(0.15, 0.15, 0), jobs=1),
-        "prepare": lambda: pack(raw, manifest, packed, train=how, jobs=1),
+        "prepare": lambda: pack(
+            raw, manifest, packed, train=how, calibration=["street_s0003", "street_s0004"], by="group", jobs=1
+        ),
         "augment": augment,
         NETWORK: finetune_network,
         SVM: finetune_svm,
         "ensemble": lambda: build_ensemble(
-            EnsembleJob(member_dirs=members, packed_dir=packed, out_dir=ensemble, tta_hflip=True)
+            EnsembleJob(
+                member_dirs=members,
+                packed_dir=packed,
+                out_dir=ensemble,
+                tta_hflip=True,
+                anomaly=AnomalyPolicy(0.1, by="group"),
+            )
         ),
         "evaluate": lambda: evaluate(ensemble, packed, reports, examples=1),
     }

@@ -27,6 +27,7 @@ BLOCKS = {
     "augment": params.AugmentParams,
     "ensemble": params.EnsembleParams,
     "evaluate": params.EvaluateParams,
+    "anomaly": params.AnomalyParams,
     "promotion": params.PromotionParams,
     "promotion.guards": params.GuardParams,
     "ray": params.RayParams,

@@ -29,7 +29,7 @@ from segmill.data.packing.packed import PackedSplit
 from segmill.errors import SegmillError
 from segmill.promotion.golden import FILE
 from segmill.serving.access import KeyRing, Refused
-from segmill.serving.answers import Segmented
+from segmill.serving.answers import Segmented, Wanted
 from segmill.serving.app import Parts, make_app
 from segmill.serving.audit import AuditLog, audit_log
 from segmill.serving.decoding import DecodingLimits, decoders
@@ -57,14 +57,11 @@ class Here:
     def facts(self) -> ModelFacts | None:
         return self.model.facts if self.model else None
 
-    async def segment(
-        self, images: Sequence[NDArray[np.uint8]], *, probabilities: bool
-    ) -> tuple[ModelFacts, list[Segmented]]:
+    async def segment(self, images: Sequence[NDArray[np.uint8]], wanted: Wanted) -> tuple[ModelFacts, list[Segmented]]:
         await asyncio.sleep(self.hold_s)
         if self.model is None:
             raise Refused(503, "no model serves yet", retry_after_s=5)
-        wanted = [probabilities] * len(images)
-        return self.model.facts, await asyncio.to_thread(self.model.segment, images, probabilities=wanted)
+        return self.model.facts, await asyncio.to_thread(self.model.segment, images, [wanted] * len(images))
 
 
 @dataclass
@@ -137,7 +134,7 @@ def test_an_image_comes_back_as_the_mask_that_the_registered_model_predicts(
 ) -> None:
     answer = service.client.post("/v1/segment", content=png(image), headers=service.key() | RAW)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png"), answer.text
-    (expected,) = served.segment([image], probabilities=[False])
+    (expected,) = served.segment([image], [Wanted()])
     assert (mask(answer.content) == expected.ids_HW).all()
     assert answer.headers["x-model-version"] == served.facts.version and len(answer.headers["x-request-id"]) == 32
 

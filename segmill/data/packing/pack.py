@@ -1,6 +1,7 @@
 """Packing: every sample of a checked set decoded once, what an earlier version decoded taken over.
 
-``pack`` makes ``train/ val/ test/``, each a packed split, and ``pack.json``.
+``pack`` makes ``train/ val/ test/``, each a packed split, and ``pack.json``; and ``calibration/`` where some groups are
+kept for that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.data.packing.calibration import CALIBRATION, write_values
 from segmill.data.packing.packed import CHANNELS, PackInfo
 from segmill.data.packing.shards import (
     AS_THEY_ARE,
@@ -33,6 +35,7 @@ from segmill.data.packing.shards import (
 )
 from segmill.data.packing.writing import write_index
 from segmill.data.schema.manifest import SPLITS, manifest_info, read_manifest
+from segmill.data.schema.slices import slice_values
 from segmill.data.storage.parallel import BIG, map_ordered
 from segmill.files import write_atomically
 
@@ -48,6 +51,8 @@ def pack(
     out_dir: Path,
     *,
     train: Preparation = AS_THEY_ARE,
+    calibration: Collection[str] = (),
+    by: str | None = None,
     store_dir: Path | None = None,
     code: str = "",
     jobs: int = 0,
@@ -56,12 +61,15 @@ def pack(
     """Decode every sample once into ``out_dir``; memory stays bounded, ``pack.json`` comes last.
 
     Train samples are prepared as ``train`` says; val and test stay as they are. Grey is repeated to three channels.
-    What comes out depends on the manifest and the settings alone.
+    What comes out depends on the manifest and the settings alone. More than eight parameters: each is a setting of its
+    own, or says where, how and to whom.
 
     Args:
         raw_dir: the set that ``manifest_path`` was made of.
         out_dir: a temporary folder that the caller renames when everything is in it.
         train: crop, resizing and enhancement of the train samples; the ignore id is the set's.
+        calibration: groups that are packed as ``calibration``, as they are, and not with their split.
+        by: column of the manifest whose values of these samples are kept, for ``calibration.read_values``.
         store_dir: where shards outlive this call: those that are there already are linked, samples that another holds
             are copied, only the rest is decoded. A shard whose bytes are not those that were written is made again.
             Shards that this set does not need are deleted at the end.
@@ -70,18 +78,25 @@ def pack(
         on_progress: called with samples done and samples in all.
 
     Raises:
-        InputError: a file is not what validation saw, or cropping leaves nothing of an image.
+        InputError: a file is not what validation saw, cropping leaves nothing of an image, or ``by`` is no column that
+            can be used.
     """
-    table = read_manifest(manifest_path)
+    table = _apart(read_manifest(manifest_path), calibration)
     info = manifest_info(table)
     train = replace(train, ignore_id=info.ignore_id)
     plans = {split: _plan(table, split, train if split == "train" else AS_THEY_ARE, code) for split in SPLITS}
+    if calibration:
+        plans[CALIBRATION] = _plan(table, CALIBRATION, AS_THEY_ARE, code)
     del table
     with _store(store_dir, out_dir) as store:
         _make_missing(raw_dir, store, list(plans.values()), jobs, on_progress)
         packed = {split: _lay_out(store, plan, out_dir / split) for split, plan in plans.items()}
         if store_dir is not None:
             store.keep([Path(LAST).stem, *(shard.key for plan in plans.values() for shard in plan.shards)])
+    if calibration and by:
+        ids = plans[CALIBRATION].rows["id"].to_pylist()
+        values = slice_values(manifest_path, ids, [by], setting="anomaly.by")[by]
+        write_values(out_dir, dict(zip(ids, values, strict=True)))
     mean, std = _mean_std(packed["train"].values)
     pack_info = PackInfo(
         info.name,
@@ -98,6 +113,17 @@ def pack(
     )
     (out_dir / "pack.json").write_text(json.dumps(asdict(pack_info), indent=1) + "\n")
     return pack_info
+
+
+def _apart(table: pyarrow.Table, groups: Collection[str]) -> pyarrow.Table:
+    """Return the manifest with the rows of some groups in the split ``calibration``."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not groups:
+        return table
+    split = pc.if_else(pc.is_in(table["group"], pa.array(sorted(groups))), CALIBRATION, table["split"])
+    return table.set_column(table.column_names.index("split"), "split", split)
 
 
 class _Plan(NamedTuple):

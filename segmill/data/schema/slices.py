@@ -16,8 +16,16 @@ MOST_VALUES = 20  # of a column that makes slices
 NOT_GIVEN = "not given"  # the value of a sample that has none
 
 
-def slice_values(manifest: Path, ids: Sequence[str], columns: Collection[str]) -> dict[str, list[str]]:
+def slice_values(
+    manifest: Path, ids: Sequence[str], columns: Collection[str], setting: str = "promotion.guards.slices"
+) -> dict[str, list[str]]:
     """Return, for each of ``columns`` of the manifest, the value of each sample of ``ids``, as text.
+
+    Args:
+        manifest: of the set.
+        ids: samples of it.
+        columns: their names.
+        setting: the key of params.yaml that names the columns, for messages.
 
     Raises:
         InputError: there is no such column, it takes more than MOST_VALUES values on these samples or holds no single
@@ -31,11 +39,11 @@ def slice_values(manifest: Path, ids: Sequence[str], columns: Collection[str]) -
     if lost is not None:
         raise InputError(f"{manifest} has no sample '{lost}' of the packed split", "run `segmill retrain`")
     rows = table.take([place[sample_id] for sample_id in ids])
-    return {name: _values(rows, name) for name in columns}
+    return {name: _values(rows, name, setting) for name in columns}
 
 
-def _values(rows: pyarrow.Table, name: str) -> list[str]:
-    said = f"promotion.guards.slices names '{name}'"
+def _values(rows: pyarrow.Table, name: str, setting: str) -> list[str]:
+    said = f"{setting} names '{name}'"
     if name not in rows.column_names:
         hint = near_miss(name, _usable(rows))
         raise InputError(f"{said}, which is no column of the manifest{hint}", _what_to_do(rows))
@@ -43,7 +51,7 @@ def _values(rows: pyarrow.Table, name: str) -> list[str]:
         raise InputError(f"{said}, whose cells are lists", _what_to_do(rows))
     count = _count(rows, name)
     if count > MOST_VALUES:
-        what = f"{said}, which has {count} values in test; at most {MOST_VALUES} make slices"
+        what = f"{said}, which has {count} values here; at most {MOST_VALUES} make slices"
         raise InputError(what, _what_to_do(rows))
     return [NOT_GIVEN if value is None else str(value) for value in rows[name].to_pylist()]
 

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +117,24 @@ def refuse_sealed(sealed: Iterable[str], split_of: Mapping[str, str]) -> None:
             "split.sealed names every group of test, so that the report would have nothing to show; leave at least "
             "one out, or add groups with `segmill data add`"
         )
+
+
+def refuse_calibration(calibration: Iterable[str], sealed: Collection[str], split_of: Mapping[str, str]) -> None:
+    """Raise InputError unless every calibration group has samples, is not sealed, and leaves others in its split."""
+    calibration = sorted(set(calibration))
+    for group in calibration:
+        if group not in split_of:
+            raise InputError(
+                f"split.calibration names group '{group}', which no sample has{near_miss(group, sorted(split_of))}; "
+                "correct it, or add its samples with `segmill data add`"
+            )
+        if group in sealed:
+            raise InputError(
+                f"split.calibration names group '{group}', which split.sealed names too; a group has one use alone"
+            )
+    for split in sorted({split_of[group] for group in calibration}):
+        if all(group in calibration for group, its in split_of.items() if its == split and group not in sealed):
+            raise InputError(f"split.calibration names every group of {split}; leave at least one that is not sealed")
 
 
 def part_of_group(group: str, split: str) -> str:

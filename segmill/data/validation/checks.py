@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segmill.data.schema.issues import Issue, IssuesFound, check_accepted, issue_of, issues_as_metadata, stopping
 from segmill.data.schema.manifest import SPLITS, DatasetInfo, row_part, write_manifest
 from segmill.data.splitting.shares import SplitShares
-from segmill.data.splitting.splits import assign_splits, read_frozen, refuse_sealed
+from segmill.data.splitting.splits import assign_splits, read_frozen, refuse_calibration, refuse_sealed
 from segmill.data.storage.images import read_image
 from segmill.data.validation.columns import with_sample_columns
 from segmill.data.validation.examination import examine
@@ -48,6 +48,7 @@ def validate_dataset(
     *,
     shares: SplitShares,
     sealed: Collection[str] = (),
+    calibration: Collection[str] = (),
     accept: Sequence[str] = (),
     jobs: int = 0,
     on_issues: OnIssues = lambda info, samples, issues, pairs: None,
@@ -55,11 +56,14 @@ def validate_dataset(
 ) -> Summary:
     """Check every sample under ``raw_dir``, assign the groups to splits and write the manifest to ``out_path``.
 
+    More than eight parameters: each is a setting of its own, or says where, how and to whom.
+
     Args:
         raw_dir: the labelled set.
         out_path: a Parquet file; ``issues.read_issues`` finds the warnings in it.
         shares: assign the groups that neither dataset.yaml nor splits.csv assigns.
         sealed: groups that must be in test.
+        calibration: groups that are to be in no split when the set is packed.
         accept: kinds of issues that do not stop; samples that can't be used for such an error are left out.
         jobs: processes, 0: by the size of the set.
         on_issues: hears all issues and the pairs of leaks once, also when the set is refused.
@@ -67,8 +71,8 @@ def validate_dataset(
 
     Raises:
         IssuesFound: an error that is not accepted. Nothing is written then.
-        InputError: of dataset.yaml, a missing folder, an empty set or an empty split, a sealed group outside test, an
-            unknown kind in ``accept``.
+        InputError: of dataset.yaml, a missing folder, an empty set or an empty split, a sealed group outside test, a
+            calibration group that can't be one, an unknown kind in ``accept``.
     """
     check_accepted(accept)
     found = examine(raw_dir, jobs=jobs, on_progress=on_progress)
@@ -103,6 +107,7 @@ def validate_dataset(
         )
     _refuse_empty_split(raw_dir, split_of)
     refuse_sealed(sealed, split_of)
+    refuse_calibration(calibration, sealed, split_of)
     table = with_sample_columns(table, raw_dir)
     schema = table.schema
     write_manifest(out_path, table.replace_schema_metadata({**schema.metadata, **issues_as_metadata(issues)}))

@@ -80,7 +80,7 @@ def test_slices_follow_the_order_of_the_packed_split(raw: Path) -> None:
     ("name", "said"),
     [
         ("camra", r"'camra', which is no column of the manifest; did you mean 'camera'\?; name another .*camera"),
-        ("number", rf"'number', which has 80 values in test; at most {MOST_VALUES} make slices; .* add a column to"),
+        ("number", rf"'number', which has 80 values here; at most {MOST_VALUES} make slices; .* add a column to"),
         ("class_pixels", "'class_pixels', whose cells are lists"),
     ],
 )

@@ -1,0 +1,1 @@
+"""How unusual an image is for the model that segments it."""
