@@ -126,14 +126,14 @@ def telling(workspace: Workspace, steps: list[str], say: Callable[[str], None]) 
 
 
 @contextmanager
-def counting(console: Console) -> Iterator[OnCount]:
-    """Give a function to call with how many samples are done; show the counts until the block ends."""
+def counting(console: Console, *, unit: str = "samples") -> Iterator[OnCount]:
+    """Give a function to call with how many of ``unit`` are done; show the counts until the block ends."""
     counts: dict[str, tuple[int, int | None]] = {}
 
     def on_count(what: str, done: int, total: int | None) -> None:
         counts[what] = (done, total)
 
-    with _showing_counts(console, lambda: counts):
+    with _showing_counts(console, lambda: counts, unit):
         yield on_count
 
 

@@ -1,4 +1,4 @@
-"""`segmill predict`: image files through a registered model to masks of class ids, and overlays to look at."""
+"""`segmill predict`: images through a registered model to masks of class ids; single files with overlays to look at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import HERE, WorkspaceOption, open_workspace, say, tell
+from flows.commands.options import HERE, WorkspaceOption, open_workspace, out, say, tell
 from segmill.errors import InputError
 from segmill.workspace import Workspace
 
@@ -21,22 +21,73 @@ OVERLAY_SHARE = 0.5
 
 
 def predict_command(
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    to: Annotated[Path, typer.Option(help="Folder for the masks (PNG of class ids) and overlays.")] = Path(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="IMAGES", help="Image files, or a folder, or s3://BUCKET/PREFIX.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A data version of the workspace instead: its first digits, HEAD or HEAD~1.")
+    ] = None,
+    to: Annotated[Path, typer.Option(help="Folder for the masks (PNG of class ids), and overlays or scores.")] = Path(
         "predictions"
     ),
     model: Annotated[
         str, typer.Option("--model", "--version", help="An alias or a version number of the registered model.")
     ] = "champion",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Of a folder, a prefix or a data version: processes, at most.")
+    ] = None,
     workspace: WorkspaceOption = HERE,
 ) -> None:
-    """Segment images with the champion."""
+    """Segment images with the champion; whole folders on Ray, each image once."""
+    source = one_source(sources or [], data)
     space, params = open_workspace(workspace)
+    if source is not None:
+        score_source(space, params, source, to, model, workers)
+        return
     masks = []
-    for path in predict(space, params, model, images, to):
+    for path in predict(space, params, model, [Path(name) for name in sources or []], to):
         say(str(path))
         masks.append(path)
         tell(masks=masks)
+
+
+def one_source(sources: list[str], data: str | None) -> str | None:
+    """Return the folder, prefix or data version (``data:VERSION``) that is scored as a whole; None: they are files.
+
+    Raises InputError where there is a folder beside something else.
+    """
+    from segmill.serving.batch.sources import DATA, S3
+
+    if not sources and data is None:
+        raise typer.BadParameter("name image files, a folder, s3://BUCKET/PREFIX, or --data VERSION")
+    whole = [name for name in sources if name.startswith(S3) or Path(name).is_dir()]
+    if data is not None:
+        whole.append(f"{DATA}{data}")
+    if not whole:
+        return None
+    if len(whole) > 1 or len(sources) + (data is not None) > 1:
+        raise InputError(f"{whole[0]} is scored as a whole, alone", "give each folder or prefix a command of its own")
+    return whole[0]
+
+
+def score_source(workspace: Workspace, params: Params, source: str, to: Path, model: str, workers: int | None) -> None:
+    """Score a whole source, and say what came of it. InputError where an image has no mask."""
+    from flows.display import clock
+    from flows.score import run_score
+
+    found = run_score(workspace, params, source, to.resolve(), model, workers, out)
+    tell(**found)
+    say(
+        f"{found['images']} images by version {found['version']} of {found['model']}: {found['predicted']} predicted, "
+        f"{found['known']} known before, in {clock(found['seconds'])}"
+    )
+    say(found["scores"])
+    if lacking := found["unreadable"] + found["failed"]:
+        raise InputError(
+            f"{lacking} of {found['images']} images have no mask ({'; '.join(found['reasons'])}"
+            f"{' ...' if lacking > len(found['reasons']) else ''})",
+            "scores.parquet says why, in the column reason",
+        )
 
 
 def predict(workspace: Workspace, params: Params, model: str, images: list[Path], folder: Path) -> Iterator[Path]:

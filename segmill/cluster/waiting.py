@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from segmill.errors import InfrastructureError, Interrupted
@@ -33,13 +34,36 @@ def fetch(reference: ObjectRef) -> Any:
     """
     import ray
 
+    with _leaving_in_time():
+        _first([reference])
+        return ray.get(reference)
+
+
+def first_of(references: Sequence[ObjectRef]) -> ObjectRef:
+    """Return one of ``references`` that is there, as soon as one is; what it is about is asked of ``ray.get``.
+
+    Raises Interrupted or ClusterLost, as ``raise_if_stopped``.
+    """
+    with _leaving_in_time():
+        return _first(references)
+
+
+def _first(references: Sequence[ObjectRef]) -> ObjectRef:
+    import ray
+
+    while True:
+        raise_if_stopped()
+        there, _ = ray.wait(list(references), timeout=LOOK_EVERY_S)
+        if there:
+            return there[0]
+
+
+@contextmanager
+def _leaving_in_time() -> Iterator[None]:
     thread = threading.get_ident()
     _WAITING.add(thread)
     try:
-        raise_if_stopped()
-        while not ray.wait([reference], timeout=LOOK_EVERY_S)[0]:
-            raise_if_stopped()
-        return ray.get(reference)
+        yield
     except SystemError as error:
         # Of what a signal's handler raises inside Ray's compiled code that knows KeyboardInterrupt and SystemExit only;
         # Prefect's handler raises neither, and Python complains of a result with an exception set.

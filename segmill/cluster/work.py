@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from segmill.cluster.memory import ran_out_of_memory
 from segmill.cluster.resources import Resources, check_resources
@@ -83,16 +83,16 @@ def _start(
 
 
 def _do(function: Callable[[Job], Result], job: Job) -> Result:
-    _take_threads()
+    take_threads()
     return function(job)
 
 
 def _do_after(function: Callable[[Job, list[Part]], Result], job: Job, *parts: Part) -> Result:
-    _take_threads()
+    take_threads()
     return function(job, list(parts))
 
 
-def _take_threads() -> None:
+def take_threads() -> None:
     """Let PyTorch use as many threads as CPUs were taken, in a process that may have worked before.
 
     Ray says how many in OMP_NUM_THREADS before each work; PyTorch reads it once, when it is imported.
@@ -114,22 +114,27 @@ def wait(running: Running[Result]) -> Result:
         result: Result = fetch(running.reference)
         return result
     except exceptions.RayError as error:
-        fault: BaseException = error
-        while isinstance(fault, exceptions.RayTaskError):  # what it waited for may have failed, or been lost
-            fault = fault.cause
-        if isinstance(fault, exceptions.OutOfMemoryError):
-            raise InputError(
-                "Ray stopped the work because the machine ran out of memory; lower prepare.size_px"
-            ) from error
-        if isinstance(fault, exceptions.RayError):
-            raise InfrastructureError(
-                f"Ray lost the work ({first_line(fault)}); run again: what is done is kept"
-            ) from error
-        if isinstance(fault, SegmillError | OSError):
-            raise fault from None
-        if isinstance(fault, MemoryError | RuntimeError) and ran_out_of_memory(fault):
-            raise InputError(f"the work ran out of memory ({first_line(fault)}); lower prepare.size_px") from error
-        raise
+        raise_own(error)
+
+
+def raise_own(error: BaseException) -> NoReturn:
+    """Raise what an error of Ray's is about, as ``wait`` does."""
+    from ray import exceptions
+
+    fault = error
+    while isinstance(fault, exceptions.RayTaskError):  # what it waited for may have failed, or been lost
+        fault = fault.cause
+    if isinstance(fault, exceptions.OutOfMemoryError):
+        raise InputError("Ray stopped the work because the machine ran out of memory; lower prepare.size_px") from error
+    if isinstance(fault, exceptions.RayError):
+        raise InfrastructureError(
+            f"Ray lost the work ({first_line(fault)}); run again: what is done is kept"
+        ) from error
+    if isinstance(fault, SegmillError | OSError):
+        raise fault from None
+    if isinstance(fault, MemoryError | RuntimeError) and ran_out_of_memory(fault):
+        raise InputError(f"the work ran out of memory ({first_line(fault)}); lower prepare.size_px") from error
+    raise error
 
 
 def first_line(error: BaseException) -> str:

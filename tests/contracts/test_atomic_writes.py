@@ -11,6 +11,7 @@ ALLOWED = {
     "segmill/data/storage/journal.py": "a whole plan of renames, carried on after a crash",
     "segmill/data/storage/raw_set.py": "a finished shard gets the hash of its bytes as its name, in a draft",
     "segmill/data/packing/writing.py": "the same for the shards of a packed split",
+    "segmill/serving/batch/output.py": "many masks in one folder, through which files.replacing would look for each",
 }
 
 

@@ -1,0 +1,3 @@
+from scoring import images, judging, scoring
+
+__all__ = ["images", "judging", "scoring"]
