@@ -36,7 +36,7 @@ class ScoringSite:
     workspace: Workspace
     uri: str
     model: str
-    ensemble: Path
+    ensemble: Ensemble
 
     @property
     def trusted(self) -> TrustedKeys:
@@ -51,7 +51,7 @@ class ScoringSite:
     def expected(self, image: Path) -> np.ndarray:
         """Return what the ensemble predicts of an image: class ids."""
         pixels_HWC = np.asarray(Image.open(image).convert("RGB"))
-        return np.asarray(Ensemble.load(self.ensemble).predict(pixels_HWC[None])[0])
+        return np.asarray(self.ensemble.predict(pixels_HWC[None])[0])
 
 
 @pytest.fixture(scope="package")
@@ -64,7 +64,8 @@ def scoring(_street_workspace: Workspace, judging: Path, tmp_path_factory: pytes
     uri, name = tracking_uri(workspace, params), model_name(workspace, params)
     run_id = tracking.start_run(uri, name, "retrain", artifacts=(root / "mlartifacts").as_uri())
     image_HWC = PackedSplit(judging / "packed" / "test").image(0)
-    ids_HW = Ensemble.load(judging / "ensemble").predict(image_HWC[None])[0]
+    ensemble = Ensemble.load(judging / "ensemble")
+    ids_HW = ensemble.predict(image_HWC[None])[0]
     for number in (1, 2):
         folder = root.parent / str(number) / "ensemble"
         shutil.copytree(judging / "ensemble", folder)
@@ -72,7 +73,7 @@ def scoring(_street_workspace: Workspace, judging: Path, tmp_path_factory: pytes
         registry.register(uri, run_id, folder, name, key=make_signing_key(), golden=[(image_HWC, ids_HW)])
     book = workspace_ledger(root)
     book.append(book.begin(name), Entry(action="promote", version="1", decision="PASS"))
-    return ScoringSite(workspace, uri, name, judging / "ensemble")
+    return ScoringSite(workspace, uri, name, ensemble)
 
 
 @pytest.fixture

@@ -78,6 +78,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> py
     columns = {
         "path": text, "status": text, "reason": text, "sha256": text, "size_bytes": pa.int64(),
         "height": pa.int32(), "width": pa.int32(), "model": text, "version": text, "manifest_sha256": text,
-        "confidence": real, "margin": real, "anomaly": real, "p_value": real, "abstain": pa.bool_(), **{f"{SHARE}{name}": real for name in names}, "stamp": text,
+        "confidence": real, "margin": real, "anomaly": real, "p_value": real, "abstain": pa.bool_(),
+        **{f"{SHARE}{name}": real for name in names}, "stamp": text,
     }  # fmt: skip
     return pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema(list(columns.items())))

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from scoring import ScoringSite
 from terminal import BIN, run, run_json, terminal
-
-from segmill.data.versioning.versions import bring_data
-from segmill.params import read_params
-from segmill.promotion import registry
 
 pytestmark = pytest.mark.slow
 
@@ -68,53 +57,6 @@ def test_a_folder_is_scored_once_and_what_cant_be_read_is_said(
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "masks", "run.json", "scores.parquet"]
 
 
-@pytest.fixture
-def many(images: Path, tmp_path: Path) -> Path:
-    """A folder of 48 larger images, which take a second or so for each part."""
-    folder = tmp_path / "many"
-    for number in range(48):
-        source = Image.open(sorted(images.rglob("*.png"))[number % 12])
-        place = folder / str(number % 5) / f"{number}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        source.rotate(90 * (number // 12)).resize((640, 512)).save(place)
-    return folder
-
-
-@contextmanager
-def predicting(scoring: ScoringSite, *arguments: str, log: Path) -> Iterator[psutil.Popen]:
-    """Run `segmill predict` with a Ray and a Prefect server of its own while the block runs."""
-    with log.open("w") as out:
-        process = psutil.Popen(
-            [BIN / "segmill", "predict", *arguments], cwd=scoring.workspace.root, stdout=out, stderr=out, env=terminal()
-        )
-    try:
-        yield process
-    finally:
-        if process.is_running():
-            process.kill()
-            process.wait()
-
-
-def until_parts(process: psutil.Popen, folder: Path, count: int, log: Path) -> None:
-    until = time.monotonic() + 180
-    while len(list((folder / ".parts").glob("[!.]*.parquet"))) < count:
-        assert process.poll() is None and time.monotonic() < until, log.read_text()
-        time.sleep(0.02)
-
-
-def a_worker(process: psutil.Popen) -> int:
-    """Return the id of a process that predicts."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        for child in process.children(recursive=True):
-            try:
-                if "PoolWorker.do" in " ".join(child.cmdline()):
-                    return int(child.pid)
-            except psutil.Error:
-                continue
-    raise AssertionError("no worker was seen")
-
-
 @pytest.mark.long
 def test_what_fails_is_said_with_json(scoring: ScoringSite) -> None:
     done = subprocess.run(
@@ -122,89 +64,3 @@ def test_what_fails_is_said_with_json(scoring: ScoringSite) -> None:
         env=terminal(), text=True,
     )  # fmt: skip
     assert done.returncode == 1 and set(json.loads(done.stdout)) == {"error"}
-
-
-@pytest.mark.long
-def test_a_killed_worker_costs_a_part_and_a_killed_run_is_resumed(
-    scoring: ScoringSite, many: Path, tmp_path: Path
-) -> None:
-    to, log = tmp_path / "out", tmp_path / "log"
-    folder = to / "version-1"
-    registry.set_alias(scoring.uri, scoring.model, "night", "1")
-    arguments = (str(many), "--to", str(to), "--model", "night")
-    with predicting(scoring, *arguments, log=log) as process:
-        until_parts(process, folder, 1, log)
-        os.kill(a_worker(process), signal.SIGKILL)
-        until_parts(process, folder, 4, log)
-        started = process.children(recursive=True)
-        process.kill()
-        process.wait()
-    assert psutil.wait_procs(started, timeout=30)[1] == []
-    registry.set_alias(scoring.uri, scoring.model, "night", "2")
-    known = {
-        path for part in (folder / ".parts").glob("[!.]*.parquet") for path in pq.read_table(part)["path"].to_pylist()
-    }
-    before = written(folder)
-    assert 4 <= len(known) < 48
-    with predicting(scoring, *arguments, log=log) as process:
-        assert process.wait(300) == 0, log.read_text()
-    said = log.read_text()
-    assert "began with version 1 is completed with it; night is version 2 now" in said
-    assert f"48 images by version 1 of {scoring.model}: {48 - len(known)} predicted, {len(known)} known before" in said
-    after = written(folder)
-    assert set(after) == {path.relative_to(many).as_posix() for path in many.rglob("*.png")}
-    assert {path for path in known if after[path] != before[path]} == set(), "predicted again"
-    found = rows(folder)
-    assert {row["version"] for row in found.values()} == {"1"} and {row["status"] for row in found.values()} == {"ok"}
-    for path in sorted(many.rglob("*.png"))[::12]:
-        ids_HW = np.asarray(Image.open(folder / "masks" / path.relative_to(many)))
-        assert (ids_HW == scoring.expected(path)).mean() > 0.999
-    assert not (to / "version-2").exists()
-
-
-@pytest.mark.long
-def test_ctrl_c_ends_within_seconds_and_the_next_call_resumes(scoring: ScoringSite, many: Path, tmp_path: Path) -> None:
-    to, log = tmp_path / "out", tmp_path / "log"
-    with predicting(scoring, str(many), "--to", str(to), log=log) as process:
-        until_parts(process, to / "version-1", 1, log)
-        process.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        assert process.wait(60) == 130, log.read_text()
-        assert time.monotonic() - began < 6
-    assert "the next run resumes from there" in log.read_text()
-    said = run_json(scoring.workspace, "segmill", "predict", str(many), "--to", str(to))
-    assert said["known"] >= 1 and said["known"] + said["predicted"] == 48
-
-
-@pytest.mark.long
-def test_a_prefix_in_s3_and_a_data_version(
-    scoring: ScoringSite, images: Path, tmp_path: Path, credentials: None, servers: dict[str, str]
-) -> None:
-    s3, bucket = boto3.client("s3"), "scored"
-    s3.create_bucket(Bucket=bucket)
-    for path in images.rglob("*.png"):
-        s3.put_object(Bucket=bucket, Key=f"in/{path.relative_to(images).as_posix()}", Body=path.read_bytes())
-    s3.put_object(Bucket=bucket, Key="in/x/../../evil.png", Body=b"x")
-    command = ("segmill", "predict", f"s3://{bucket}/in", "--to", str(tmp_path / "out"))
-    said = run(scoring.workspace, *command, code=1)  # a Ray of its own: the shared one has no credentials
-    assert "12 predicted" in said and "evil.png: its name is no path below the prefix" in said
-    assert not list(tmp_path.rglob("evil.png"))
-    found = rows(tmp_path / "out" / "version-1")
-    assert sum(row["status"] == "ok" for row in found.values()) == 12
-    s3.delete_object(Bucket=bucket, Key="in/x/../../evil.png")
-    assert "0 predicted, 12 known before" in run(scoring.workspace, *command)
-    set_of_it = read_params(scoring.workspace.params).data
-    version = bring_data(scoring.workspace.root, set_of_it.path, set_of_it.remote)
-    flow = (
-        "import sys; from flows.score import score; "
-        "print(score(sys.argv[1], 'data:HEAD', sys.argv[2], version='champion')['predicted'])"
-    )
-    said = run(
-        scoring.workspace, "python", "-c", flow, str(scoring.workspace.root), str(tmp_path / "data"), servers=servers
-    )  # as a deployment calls it
-    assert said.splitlines()[-1] == "80"
-    again = run(scoring.workspace, "segmill", "predict", "--data", "HEAD", "--to", str(tmp_path / "data"))
-    assert "80 images by version 1" in again and "0 predicted, 80 known before" in again
-    note = json.loads((tmp_path / "data" / "version-1" / "run.json").read_text())
-    assert note["source"] == f"data:{version.md5}" and note["finished"] is True
-    assert len(rows(tmp_path / "data" / "version-1")) == 80
