@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -15,11 +16,13 @@ from flows.commands.options import HERE, WorkspaceOption, answer_now, open_works
 from segmill.errors import InputError
 
 if TYPE_CHECKING:
+    from segmill.notify_params import NotifyParams
     from segmill.params import Params
     from segmill.serving.job import ServiceJob
     from segmill.workspace import Workspace
 
 PORT = 8000
+HINT = "/v1/hint"  # how the address of a webhook ends that goes to a service
 STOPS_WITHIN_S = 30.0  # when every request is answered
 
 
@@ -48,7 +51,7 @@ def serve_command(
     console = Console()
     console.print("the service starts ...", highlight=False, style="dim")
     cores = max(os.cpu_count() or 1, 2 * replicas)  # the next version's replicas start beside those that answer
-    with connect(ray_address(params), cores, keep=(URL_VARIABLE,)):
+    with connect(ray_address(params), cores, keep=(URL_VARIABLE, *job.hint_secrets)):
         from segmill.serving import service
 
         tls = {"ssl_certfile": str(tls_certificate), "ssl_keyfile": str(tls_key)} if tls_certificate else {}
@@ -59,6 +62,7 @@ def serve_command(
             say(f"{job.model} is served at {address}; `segmill keys create NAME` makes a key; Ctrl-C stops it")
             tell(address=address, model=job.model)
             answer_now()
+            _say_without_secret(job)
             shown = 0
             while True:
                 time.sleep(1)
@@ -103,7 +107,23 @@ def service_job(workspace: Workspace, params: Params, replicas: int) -> ServiceJ
         uri="" if "MLFLOW_TRACKING_URI" in secret else uri,
         ledger_url="" if URL_VARIABLE in secret else ledger,
         replicas=replicas,
+        hint_secrets=hint_secrets(params.notify),
     )
+
+
+def hint_secrets(notify: NotifyParams) -> tuple[str, ...]:
+    """Return the variables with the secrets of those webhooks in ``notify`` that go to a service."""
+    hooks = [hook for hook in notify.webhooks if urlsplit(hook.url).path.endswith(HINT)]
+    return tuple(dict.fromkeys(hook.secret_env for hook in hooks))
+
+
+def _say_without_secret(job: ServiceJob) -> None:
+    from segmill.serving.hints import webhook_hints
+
+    try:
+        webhook_hints(job.hint_secrets)
+    except InputError as error:
+        say(str(error))
 
 
 def refuse_open_binding(host: str, certificate: Path | None, key: Path | None, *, plain: bool) -> None:

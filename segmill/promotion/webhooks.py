@@ -8,7 +8,9 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 
 from segmill.errors import InputError
@@ -17,6 +19,7 @@ from segmill.promotion.delivery import Target
 from segmill.promotion.outbox import Notice
 
 SECRET_BYTES = (24, 64)  # what the specification allows
+NEW_FOR_S = 300  # an older request is one that somebody repeats, or a clock is wrong
 
 
 def webhook(url: str, secret_env: str, kinds: frozenset[str]) -> Target:
@@ -53,6 +56,26 @@ def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
     signed = b".".join([id.encode(), str(timestamp).encode(), body])
     digests = [hmac.new(_key(one), signed, hashlib.sha256).digest() for one in secret.split()]
     return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
+
+
+def verify(secret: str, headers: Mapping[str, str], body: bytes, now_s: float) -> None:
+    """Check that a request that came is signed with the secret and new, in a time that does not depend on how wrong.
+
+    Args:
+        secret: as for ``signature``; each of several is good.
+        headers: by names in small letters.
+        now_s: seconds since 1970.
+
+    Raises:
+        InputError: it is not.
+    """
+    id, timestamp, given = (headers.get(f"webhook-{name}", "") for name in ("id", "timestamp", "signature"))
+    if not re.fullmatch(r"[0-9]{1,12}", timestamp) or abs(now_s - int(timestamp)) > NEW_FOR_S:
+        raise InputError(f"the header webhook-timestamp is no time within {NEW_FOR_S} s of now")
+    expected = [one.encode() for one in signature(secret, id, int(timestamp), body).split()]
+    matches = [hmac.compare_digest(one, other.encode()) for one in expected for other in given.split(" ")]
+    if not any(matches):
+        raise InputError("the header webhook-signature is not that of this request")
 
 
 def _key(secret: str) -> bytes:

@@ -24,6 +24,7 @@ from segmill.serving.audit import AuditLog
 from segmill.serving.decoding import Decoders
 from segmill.serving.door import Door, RequestFacts, refuse
 from segmill.serving.figures import ServiceFigures
+from segmill.serving.hints import WebhookHints
 from segmill.serving.limits import RequestLimits
 from segmill.serving.model import ModelFacts
 
@@ -48,7 +49,11 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What the interface is made of; ``hint`` is called where somebody says that another version may serve."""
+    """What the interface is made of.
+
+    ``hint`` is called where somebody says that another version may serve; ``webhooks`` verifies who says so without
+    a key.
+    """
 
     backend: Backend
     ring: KeyRing
@@ -57,6 +62,7 @@ class Parts:
     figures: ServiceFigures
     audit: AuditLog | None = None
     hint: Callable[[], Awaitable[None]] | None = None
+    webhooks: WebhookHints | None = None
 
 
 def make_app(parts: Parts, lifespan: Any = None) -> FastAPI:
@@ -68,7 +74,7 @@ def make_app(parts: Parts, lifespan: Any = None) -> FastAPI:
     _add_routes(app, parts)
     _add_errors(app)
     app.add_middleware(
-        Door, ring=parts.ring, limits=parts.limits, audit=parts.audit, figures=parts.figures,
+        Door, ring=parts.ring, limits=parts.limits, audit=parts.audit, figures=parts.figures, webhooks=parts.webhooks,
     )  # fmt: skip
     return app
 

@@ -21,10 +21,11 @@ from starlette.types import Scope as AsgiScope
 from segmill.serving.access import KeyRing, Refused
 from segmill.serving.audit import AuditLog, AuditRow
 from segmill.serving.figures import ServiceFigures
+from segmill.serving.hints import MOST_BYTES, SENDER, WebhookHints, is_webhook
 from segmill.serving.keys import Scope
 from segmill.serving.limits import Rates, RequestLimits
 
-HEALTH = "/healthz"
+HEALTH, HINT = "/healthz", "/v1/hint"
 ROUTES: Mapping[str, Scope | None] = {  # what a key must be good for; None: nobody needs one
     HEALTH: None,
     "/": Scope.SEGMENT,
@@ -33,7 +34,7 @@ ROUTES: Mapping[str, Scope | None] = {  # what a key must be good for; None: nob
     "/openapi.json": Scope.SEGMENT,
     "/readyz": Scope.METRICS,
     "/metrics": Scope.METRICS,
-    "/v1/hint": Scope.ADMIN,
+    HINT: Scope.ADMIN,
 }
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _log = logging.getLogger("segmill.serving")
@@ -53,12 +54,20 @@ class RequestFacts:
 
 
 class Door:
-    """ASGI middleware in front of ``app``."""
+    """ASGI middleware in front of ``app``. ``webhooks``: who verifies hints without a key; None refuses them."""
 
     def __init__(
-        self, app: ASGIApp, *, ring: KeyRing, limits: RequestLimits, audit: AuditLog | None, figures: ServiceFigures
+        self,
+        app: ASGIApp,
+        *,
+        ring: KeyRing,
+        limits: RequestLimits,
+        audit: AuditLog | None,
+        figures: ServiceFigures,
+        webhooks: WebhookHints | None = None,
     ) -> None:
         self._app, self._ring, self._limits, self._audit, self._figures = app, ring, limits, audit, figures
+        self._webhooks = webhooks
         self._rates = Rates(limits.per_minute)
         self._at_once = 0
 
@@ -90,7 +99,7 @@ class Door:
         send: Send,
     ) -> None:
         try:
-            self.admit(path, headers.get("authorization"), facts)
+            receive = await self._admitted(path, headers, facts, receive)
             if path == HEALTH:
                 await self._app(scope, receive, send)
                 return
@@ -99,7 +108,7 @@ class Door:
             self._at_once += 1
             try:
                 async with asyncio.timeout(self._seconds(headers)):
-                    await self._app(scope, self._limited(facts, headers, receive), send)
+                    await self._app(scope, receive, send)
             finally:
                 self._at_once -= 1
         except Refused as error:
@@ -109,6 +118,16 @@ class Door:
         except Exception:
             _log.exception("request %s failed", facts.id)
             await refuse(Refused(500, "the service failed; its log says why under this request's id"), facts, send)
+
+    async def _admitted(self, path: str, headers: Mapping[str, str], facts: RequestFacts, receive: Receive) -> Receive:
+        """Let a request in, by its key or as a webhook; return what receives its body. Raises Refused."""
+        if path == HINT and self._webhooks and is_webhook(headers):
+            await self._webhooks.body(headers, self._limited(facts, headers, receive, MOST_BYTES))
+            facts.key_id = SENDER
+            self._rates.take(SENDER)
+            return receive  # the route asks for no body
+        self.admit(path, headers.get("authorization"), facts)
+        return self._limited(facts, headers, receive, self._limits.body_bytes)
 
     def admit(self, path: str, authorization: str | None, facts: RequestFacts) -> None:
         """Let a request in, or raise Refused. An unknown path needs a key too: who has none learns no routes."""
@@ -135,9 +154,9 @@ class Door:
             raise Refused(400, "X-Deadline-Seconds is no number above 0")
         return min(seconds, self._limits.seconds)
 
-    def _limited(self, facts: RequestFacts, headers: Mapping[str, str], receive: Receive) -> Receive:
-        """Return what receives the body, and raises Refused where it is too large or too slow."""
-        most, until = self._limits.body_bytes, time.monotonic() + self._limits.body_s
+    def _limited(self, facts: RequestFacts, headers: Mapping[str, str], receive: Receive, most: int) -> Receive:
+        """Return what receives the body, and raises Refused where it has more than ``most`` bytes or is too slow."""
+        until = time.monotonic() + self._limits.body_s
         said = headers.get("content-length", "")
         too_large = Refused(413, f"the body has more than {most} bytes")
         if said.isascii() and said.isdigit() and int(said) > most:

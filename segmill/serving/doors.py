@@ -18,13 +18,14 @@ from starlette.types import ASGIApp
 
 from segmill.alongside import alongside
 from segmill.cluster.work import first_line
-from segmill.errors import InfrastructureError
+from segmill.errors import InfrastructureError, InputError
 from segmill.serving.access import KeyRing, Refused
 from segmill.serving.answers import Segmented, Wanted
 from segmill.serving.app import Parts, make_app
 from segmill.serving.audit import audit_log
 from segmill.serving.decoding import decoders
 from segmill.serving.figures import ServiceFigures
+from segmill.serving.hints import WebhookHints, webhook_hints
 from segmill.serving.job import ServiceJob
 from segmill.serving.keeper import Serving
 from segmill.serving.keys import ApiKeys
@@ -66,8 +67,16 @@ class Doors:
 
         processes = stack.enter_context(decoders(job.decoders, job.limits.decoding))
         audit = stack.enter_context(audit_log(job.ledger()))
-        parts = Parts(backend, ring, processes, job.limits, backend.figures, audit, hint)
+        parts = Parts(backend, ring, processes, job.limits, backend.figures, audit, hint, _webhooks(job))
         return make_app(parts, lifespan=while_it_runs)
+
+
+def _webhooks(job: ServiceJob) -> WebhookHints | None:
+    try:
+        return webhook_hints(job.hint_secrets)
+    except InputError as error:  # the keeper looks again and again without any hint
+        say("hints by webhook are refused", why=str(error))
+        return None
 
 
 @dataclass

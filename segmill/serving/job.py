@@ -22,6 +22,7 @@ class ServiceJob:
         ledger_url: "" takes SEGMILL_LEDGER_URL of each process.
         trusted: whose signatures are believed.
         limits: of a request.
+        hint_secrets: variables with the secrets of webhooks that may hint at a change without a key.
         doors, replicas: how many processes answer HTTP, and how many a version has.
         cpus, gpus: that one replica of a version takes of the cluster.
         decoders: processes that decode, for each door.
@@ -33,6 +34,7 @@ class ServiceJob:
     uri: str = ""
     ledger_url: str = ""
     limits: RequestLimits = field(default_factory=RequestLimits)
+    hint_secrets: tuple[str, ...] = ()
     doors: int = 1
     replicas: int = 1
     cpus: float = 1.0

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import logging
 import socket
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
-import uvicorn
+from answering import Service, answering
 from browser import needs_chromium, page
 from judging import judging
 from numpy.typing import NDArray
@@ -28,51 +23,13 @@ from registering import NAME, Registered, registered
 from segmill.data.packing.packed import PackedSplit
 from segmill.errors import SegmillError
 from segmill.promotion.golden import FILE
-from segmill.serving.access import KeyRing, Refused
-from segmill.serving.answers import Segmented, Wanted
-from segmill.serving.app import Parts, make_app
-from segmill.serving.audit import AuditLog, audit_log
-from segmill.serving.decoding import DecodingLimits, decoders
-from segmill.serving.figures import ServiceFigures
-from segmill.serving.keys import ApiKeys, Scope
-from segmill.serving.limits import RequestLimits
-from segmill.serving.model import ModelFacts, ServedModel, load_version
+from segmill.serving.answers import Wanted
+from segmill.serving.keys import Scope
+from segmill.serving.model import ServedModel, load_version
 
 __all__ = ["judging", "registered"]
 
 pytestmark = pytest.mark.slow
-LIMITS = RequestLimits(
-    images=3, pixels=200_000, body_bytes=300_000, body_s=2.0, seconds=20.0,
-    decoding=DecodingLimits(pixels=150_000, bytes=200_000, seconds=5.0),
-)  # fmt: skip
-
-
-@dataclass
-class Here:
-    """A backend in this process. ``hold_s``: it answers so much later."""
-
-    model: ServedModel | None
-    hold_s: float = 0.0
-
-    def facts(self) -> ModelFacts | None:
-        return self.model.facts if self.model else None
-
-    async def segment(self, images: Sequence[NDArray[np.uint8]], wanted: Wanted) -> tuple[ModelFacts, list[Segmented]]:
-        await asyncio.sleep(self.hold_s)
-        if self.model is None:
-            raise Refused(503, "no model serves yet", retry_after_s=5)
-        return self.model.facts, await asyncio.to_thread(self.model.segment, images, [wanted] * len(images))
-
-
-@dataclass
-class Service:
-    client: httpx.Client
-    address: tuple[str, int]
-    backend: Here
-    keys: ApiKeys
-    audit: AuditLog
-    hints: list[float]
-    key: Callable[..., dict[str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -82,33 +39,8 @@ def served(registered: Registered) -> ServedModel:
 
 @pytest.fixture(scope="module")
 def service(served: ServedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    url = f"sqlite:///{tmp_path_factory.mktemp('service')}/ledger.db"
-    keys, hints = ApiKeys(url), []
-    ring, backend = KeyRing(keys.all), Here(served)
-
-    async def hint() -> None:
-        hints.append(time.monotonic())
-
-    def key(*scopes: Scope, lifetime: timedelta | None = None) -> dict[str, str]:
-        _, text = keys.create("a test", scopes or {Scope.SEGMENT}, lifetime)
-        ring.refresh()
-        return {"authorization": f"Bearer {text}"}
-
-    with audit_log(url) as audit, decoders(1, LIMITS.decoding) as processes, socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        app = make_app(Parts(backend, ring, processes, LIMITS, ServiceFigures(), audit, hint))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-        thread.start()
-        ring.refresh()
-        address = listening.getsockname()
-        with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}", timeout=30) as client:
-            until = time.monotonic() + 20
-            while not server.started and time.monotonic() < until:
-                time.sleep(0.01)
-            yield Service(client, address, backend, keys, audit, hints, key)
-        server.should_exit = True
-        thread.join()
+    with answering(served, tmp_path_factory.mktemp("service")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
