@@ -10,9 +10,10 @@ from importlib.resources import files
 from typing import Annotated, Any, Protocol
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.security import HTTPBearer
 from numpy.typing import NDArray
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -85,33 +86,33 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         """Tell that the process answers; nothing else."""
         return {"status": "alive"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", dependencies=_KEY)
     async def ready() -> JSONResponse:
         """Tell whether a model serves: 200 or 503."""
         facts = parts.backend.facts()
         said = {"status": "ready", "version": facts.version} if facts else {"status": "no model serves"}
         return JSONResponse(said, 200 if facts else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", dependencies=_KEY)
     async def metrics() -> Response:
         """Return this replica's figures for Prometheus."""
         return Response(parts.figures.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/model")
+    @app.get("/v1/model", dependencies=_KEY)
     async def model(request: Request) -> dict[str, Any]:
         """Tell which model answers, and its classes."""
         facts = _serving(parts.backend)
         _noted(request).version = facts.version
         return facts.as_json()
 
-    @app.post("/v1/hint", status_code=202)
+    @app.post("/v1/hint", status_code=202, dependencies=_KEY)
     async def hint() -> dict[str, str]:
         """Look now whether another version serves; the ledger decides."""
         if parts.hint:
             await parts.hint()
         return {"status": "the ledger is looked at"}
 
-    @app.post("/v1/segment", responses=_ANSWERS, openapi_extra={"requestBody": _BODY})
+    @app.post("/v1/segment", responses=_ANSWERS, openapi_extra={"requestBody": _BODY}, dependencies=_KEY)
     async def segment(
         request: Request,
         form: Annotated[Form, Query(description="How masks come.")] = Form.PNG,
@@ -231,6 +232,8 @@ class _Sentence(Response):
         await refuse(self._error, self._facts, send)
 
 
+# What the document says of keys; the door checks them.
+_KEY = [Security(HTTPBearer(auto_error=False, description="A key, as `segmill keys create` shows it."))]
 _BODY = {
     "required": True,
     "content": {
