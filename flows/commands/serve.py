@@ -95,11 +95,12 @@ def service_job(workspace: Workspace, params: Params, replicas: int) -> ServiceJ
     uri, ledger = tracking_uri(workspace, params), ledger_url(workspace.root, params.promotion.ledger_url)
     addresses = {"MLFLOW_TRACKING_URI": uri, URL_VARIABLE: ledger}
     secret = {name for name, address in addresses.items() if without_password(address) != address}
+    written = {"MLFLOW_TRACKING_URI": params.mlflow.tracking_uri, URL_VARIABLE: params.promotion.ledger_url}
     for name in secret:
-        if os.environ.get(name) != addresses[name]:
+        if addresses[name] == written[name]:
             raise InputError(
                 f"an address in params.yaml holds a password ({without_password(addresses[name])})",
-                f"put it into the variable {name}, which the service's processes read",
+                f"put it into the variable {name}, which the service's processes read, and not there",
             )
     return ServiceJob(
         model=model_name(workspace, params),
