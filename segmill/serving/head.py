@@ -44,7 +44,7 @@ def read_head(ledger: Ledger, model: str, witnesses: Sequence[Witness] = (), las
     position = ledger.position(model)
     if position.doubts:
         raise LedgerError(f"{position.doubts[0]}; `segmill ledger verify` says more")
-    if last is not None:
+    if last is not None and last.number:  # 0: there was no row
         witnesses = [*witnesses, Witness("this service", last.ledger, last.number, last.hash)]
     for witness in witnesses:
         if said := chain.contradiction(witness, position.ledger, position.rows):

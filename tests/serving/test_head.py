@@ -27,6 +27,14 @@ def test_the_last_row_says_who_serves(tmp_path: Path) -> None:
     assert (back.version, back.number, back.since) == ("1", 4, 4), "it serves anew"
 
 
+def test_a_service_that_began_before_the_first_promotion_sees_it(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.db")
+    none = read_head(ledger, MODEL)
+    assert read_head(ledger, MODEL, last=none).version is None
+    record(ledger, "promote", "1", decision="PASS")
+    assert read_head(ledger, MODEL, last=none).version == "1"
+
+
 def test_rows_that_were_edited_say_nothing(tmp_path: Path) -> None:
     ledger = ledger_at(tmp_path / "ledger.db")
     record(ledger, "promote", "1", decision="PASS")
