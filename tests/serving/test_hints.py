@@ -51,8 +51,8 @@ def test_a_promotions_notice_is_a_hint_within_two_seconds(
     target = webhook(f"{service.client.base_url}/v1/hint", "HOOK_SECRET", frozenset(EVENTS))
     book.append(book.begin("segmill-street"), Entry(action="promote", version="1", decision="PASS"))
     deliver(ledger_url(tmp_path), [target])  # a target gets what happens after it is named
-    before, began = len(service.hints), time.monotonic()
     book.append(book.begin("segmill-street"), Entry(action="promote", version="2", decision="PASS"))
+    before, began = len(service.hints), time.monotonic()
     assert deliver(ledger_url(tmp_path), [target]) == Delivered(sent=1)
     assert len(service.hints) > before and service.hints[-1] - began < 2
     until = time.monotonic() + 10
