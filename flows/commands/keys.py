@@ -31,7 +31,12 @@ def create(
     workspace: WorkspaceOption = HERE,
 ) -> None:
     """Make a key and show it, this once."""
-    keys = _keys(workspace)
+    from segmill.serving.audit import AuditLog
+    from segmill.serving.keys import ApiKeys
+
+    url = _url(workspace)
+    AuditLog(url).make_table()  # the service may have no right to
+    keys = ApiKeys(url)
     _show(*keys.create(name, _scopes(scope or ["segment"]), timedelta(days=days) if days else None))
 
 
@@ -72,11 +77,16 @@ def revoke(key: KeyArgument, workspace: WorkspaceOption = HERE) -> None:
 
 
 def _keys(workspace: Path) -> ApiKeys:
-    from segmill.promotion.ledger_url import ledger_url
     from segmill.serving.keys import ApiKeys
 
+    return ApiKeys(_url(workspace))
+
+
+def _url(workspace: Path) -> str:
+    from segmill.promotion.ledger_url import ledger_url
+
     space, params = open_workspace(workspace)
-    return ApiKeys(ledger_url(space.root, params.promotion.ledger_url))
+    return ledger_url(space.root, params.promotion.ledger_url)
 
 
 def _scopes(words: list[str]) -> list[Scope]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from segmill.errors import InfrastructureError
+from segmill.errors import SegmillError
 from segmill.serving.keys import ApiKey, Scope, hash_of, id_of, is_of
 
 REFRESH_S = 2.0  # a revoked key is good for nothing within 5 s, on every replica
@@ -52,11 +52,11 @@ class KeyRing:
         self._read_at = began
 
     def watch(self, over: threading.Event) -> None:
-        """Read the keys every ``refresh_s`` seconds until ``over``; a database that is away is asked again."""
+        """Read the keys every ``refresh_s`` seconds until ``over``, also after a database did not give them."""
         while not over.wait(self.refresh_s):
             try:
                 self.refresh()
-            except InfrastructureError:
+            except (SegmillError, OSError):  # away, or rights that are missing for a while
                 continue
 
     def admit(self, authorization: str | None, scope: Scope) -> ApiKey:

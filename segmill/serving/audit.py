@@ -12,10 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, select, text
+from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, String, Table, select, text
 
-from segmill.errors import InfrastructureError
+from segmill.errors import SegmillError
 from segmill.promotion.database import Database, has_table, make_tables
+from segmill.serving.lines import say
 
 WRITE_EVERY_S = 1.0
 MOST_WAITING = 100_000  # rows, while the database is away: some 20 MB
@@ -87,6 +88,11 @@ class AuditLog:
         self._over = threading.Event()
         self.lost = 0
 
+    def make_table(self) -> None:
+        """Make the table where it is not there, so that the service itself needs no right to. InfrastructureError."""
+        with self._database.writing() as connection:
+            _make_table(connection)
+
     def add(self, row: AuditRow) -> None:
         """Add a row; where too many wait for the database it is counted in ``lost`` instead."""
         if self._waiting.qsize() >= MOST_WAITING:
@@ -95,16 +101,20 @@ class AuditLog:
             self._waiting.put(row)
 
     def write(self) -> None:
-        """Write rows until the log ends; what a database that is away did not take is written when it is back."""
+        """Write rows until the log ends; what the database does not take now is tried again each time."""
         rows: list[AuditRow] = []
-        over = False
+        over, trouble = False, ""
         while not over:
             over = self._over.wait(WRITE_EVERY_S)
             rows += self._taken(MOST_WAITING - len(rows))
             if rows:
-                with suppress(InfrastructureError):
+                try:
                     self._insert(rows)
-                    rows = []
+                    rows, trouble = [], ""
+                except (SegmillError, OSError) as error:
+                    if str(error) != trouble:
+                        say("the audit log is not written", why=str(error), rows_that_wait=len(rows))
+                    trouble = str(error)
         self.lost += len(rows)
 
     def end(self) -> None:
@@ -128,10 +138,15 @@ class AuditLog:
 
     def _insert(self, rows: Sequence[AuditRow]) -> None:
         with self._database.writing() as connection:
-            if make_tables(connection, _TABLES, AUDIT, 7365680):
-                for trigger in _TRIGGERS[connection.dialect.name]:
-                    connection.execute(text(trigger))
-            connection.execute(AUDIT.insert(), [vars(row) for row in rows])
+            _make_table(connection)
+            # inline: asks for no numbers back, which would take the right to read rows
+            connection.execute(AUDIT.insert().inline(), [vars(row) for row in rows])
+
+
+def _make_table(connection: Connection) -> None:
+    if make_tables(connection, _TABLES, AUDIT, 7365680):
+        for trigger in _TRIGGERS[connection.dialect.name]:
+            connection.execute(text(trigger))
 
 
 @contextmanager

@@ -66,6 +66,24 @@ def test_rows_wait_for_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch) 
         assert log.lost == 0
 
 
+def test_rows_wait_for_a_database_that_refuses_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("segmill.serving.audit.WRITE_EVERY_S", 0.05)
+    file = tmp_path / "ledger.db"
+    file.write_bytes(b"no database" * 100)
+    with caplog.at_level("INFO", "segmill.serving"), audit_log(f"sqlite:///{file}") as log:
+        log.add(ROW)
+        time.sleep(0.5)
+        file.unlink()
+        until = time.monotonic() + 10
+        while not log.last(1):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    (said,) = [one.message for one in caplog.records if "audit log is not written" in one.message]
+    assert "is not a database" in said and log.lost == 0
+
+
 def test_what_is_too_much_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segmill.serving.audit.MOST_WAITING", 3)
     log = AuditLog(f"sqlite:///{tmp_path / 'ledger.db'}")  # nobody writes
