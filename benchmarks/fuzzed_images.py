@@ -3,7 +3,7 @@
     python benchmarks/fuzzed_images.py [--bodies 10000] [--seed 16] [--json]
 
 Real PNG, JPEG, TIFF, BMP and WebP files of many kinds are damaged at random places: bits, numbers, blocks, lengths, cut
-ends, parts of one file in another; half of the PNGs get right checksums again, so that more of the decoder sees the damage.
+ends, parts of one file in another; half of the PNGs get right checksums again, so that the damage is decoded.
 Every hundredth image is whole and has to come out as it went in. A body that ends the benchmark, or a whole image that
 does not come out, is a failure: exit code 1.
 """

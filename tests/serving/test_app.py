@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import re
+import shutil
 import socket
+import subprocess
 import time
 import zipfile
 from collections.abc import Iterator
@@ -69,6 +73,21 @@ def test_an_image_comes_back_as_the_mask_that_the_registered_model_predicts(
     (expected,) = served.segment([image], [Wanted()])
     assert (mask(answer.content) == expected.ids_HW).all()
     assert answer.headers["x-model-version"] == served.facts.version and len(answer.headers["x-request-id"]) == 32
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_the_pages_command_gets_the_mask(
+    service: Service, served: ServedModel, image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (command,) = re.findall(r"^curl (?:.*\\\n)*.*$", page, re.MULTILINE)
+    (tmp_path / "street.png").write_bytes(png(image))
+    here = command.replace("http://127.0.0.1:8000", str(service.client.base_url))
+    key = {"KEY": service.key()["authorization"].removeprefix("Bearer "), "PATH": os.environ["PATH"]}
+    done = subprocess.run(here, shell=True, cwd=tmp_path, env=key, capture_output=True, text=True)
+    assert done.returncode == 0 and here != command, done.stderr
+    (expected,) = served.segment([image], [Wanted()])
+    assert (mask((tmp_path / "mask.png").read_bytes()) == expected.ids_HW).all()
 
 
 def test_several_images_of_several_sizes_in_each_form(service: Service, image: NDArray[np.uint8]) -> None:

@@ -27,7 +27,7 @@ OTHERS = (
     "/nothing", "/docs", "/redoc", "/docs/oauth2-redirect", "/v1", "/v1/segment/", "//healthz", "/healthz/x",
     "/%2e%2e/metrics", "/.env",
 )  # fmt: skip
-SOME = [pytest.param(25, id="some"), pytest.param(2000, marks=pytest.mark.long, id="many")]
+SOME = [pytest.param(25, id="some"), pytest.param(500, marks=pytest.mark.long, id="many")]
 
 
 @dataclass
