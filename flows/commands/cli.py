@@ -32,6 +32,7 @@ from flows.commands import (
     ui,
     validate,
     verify,
+    windows,
 )  # fmt: skip
 from flows.commands.data import data_app
 from flows.commands.keys import keys_app
@@ -73,6 +74,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
     "tune": tune.tune_command,
     "profile": profile.profile_command,
     "serve": serve.serve_command,
+    "windows": windows.windows_command,
     "ui": ui.ui_command,
     "doctor": doctor.doctor_command,
     "gc": gc.gc_command,

@@ -19,6 +19,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from segmill.data.storage.images import encode_png
+from segmill.monitoring.windows import ServedImage, ServedWindows
 from segmill.serving.access import KeyRing, Refused
 from segmill.serving.answers import Extra, Form, Segmented, Wanted, as_json, as_zip
 from segmill.serving.audit import AuditLog
@@ -53,7 +54,7 @@ class Parts:
     """What the interface is made of.
 
     ``hint`` is called where somebody says that another version may serve; ``webhooks`` verifies who says so without
-    a key.
+    a key. ``windows`` take what was served.
     """
 
     backend: Backend
@@ -64,6 +65,7 @@ class Parts:
     audit: AuditLog | None = None
     hint: Callable[[], Awaitable[None]] | None = None
     webhooks: WebhookHints | None = None
+    windows: ServedWindows | None = None
 
 
 def make_app(parts: Parts, lifespan: Any = None) -> FastAPI:
@@ -134,6 +136,8 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         parts.figures.images.labels(facts.version).inc(len(found))
         answer = await asyncio.to_thread(_answer, facts, found, images, form, extras)
         answer.headers["x-model-version"] = facts.version
+        if parts.windows:
+            _describe(parts, parts.windows, noted.id, facts, images, found)
         return answer
 
     @app.get("/", include_in_schema=False)
@@ -159,6 +163,18 @@ def _answer(
         content = as_zip(list(zip(found, images, strict=True)), facts.classes, extras, said)
         return Response(content, media_type="application/zip")
     return JSONResponse(said)
+
+
+def _describe(
+    parts: Parts, windows: ServedWindows, request: str, facts: ModelFacts, images: Sequence[Pixels],
+    found: Sequence[Segmented],
+) -> None:  # fmt: skip
+    for image_HWC, one in zip(images, found, strict=True):
+        windows.add(ServedImage(
+            model=facts.name, version=facts.version, request=request, image_HWC=image_HWC, ids_HW=one.ids_HW,
+            class_names=facts.classes.names, confidence=one.confidence,
+        ))  # fmt: skip
+    parts.figures.windows_lost.set(windows.lost)
 
 
 async def _contents(request: Request, limits: RequestLimits) -> list[bytes]:

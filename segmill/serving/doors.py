@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from segmill.alongside import alongside
 from segmill.cluster.work import first_line
 from segmill.errors import InfrastructureError, InputError
+from segmill.monitoring.windows import served_windows
 from segmill.serving.access import KeyRing, Refused
 from segmill.serving.answers import Segmented, Wanted
 from segmill.serving.app import Parts, make_app
@@ -67,7 +68,8 @@ class Doors:
 
         processes = stack.enter_context(decoders(job.decoders, job.limits.decoding))
         audit = stack.enter_context(audit_log(job.ledger()))
-        parts = Parts(backend, ring, processes, job.limits, backend.figures, audit, hint, _webhooks(job))
+        windows = stack.enter_context(served_windows(job.ledger(), job.windows)) if job.windows else None
+        parts = Parts(backend, ring, processes, job.limits, backend.figures, audit, hint, _webhooks(job), windows)
         return make_app(parts, lifespan=while_it_runs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from segmill.monitoring.windows import WindowSettings
 from segmill.promotion.keys import TrustedKeys
 from segmill.promotion.ledger_url import URL_VARIABLE
 from segmill.serving.limits import RequestLimits
@@ -26,6 +27,7 @@ class ServiceJob:
         doors, replicas: how many processes answer HTTP, and how many a version has.
         cpus, gpus: that one replica of a version takes of the cluster.
         decoders: processes that decode, for each door.
+        windows: what is kept of served images; None: nothing.
         batch: images at once, at most; ``batch_wait_s``: how long the first waits for others.
     """
 
@@ -40,6 +42,7 @@ class ServiceJob:
     cpus: float = 1.0
     gpus: float = 0.0
     decoders: int = 2
+    windows: WindowSettings | None = field(default_factory=WindowSettings)
     batch: int = 8
     batch_wait_s: float = 0.002
     look_every_s: float = LOOK_EVERY_S

@@ -25,6 +25,7 @@ from segmill.reports.evaluation_page import (
 )
 from segmill.reports.run_facts import Changes, Link, RunFacts, VerdictFacts
 from segmill.reports.tuning_page import SearchedKey, TrialRow, TuningPage, write_tuning_page
+from segmill.reports.windows_page import Point, StatisticRow, WindowsPage, write_windows_page
 
 COLORS = np.array([[0, 0, 0], [200, 100, 0]], np.uint8)
 IMAGE = np.arange(24 * 32 * 3, dtype=np.uint32).reshape(24, 32, 3).astype(np.uint8)
@@ -158,4 +159,24 @@ def write_tuning(name: str, folder: Path) -> Path:
     return folder / "index.html"
 
 
-PAGES = {"evaluation": write_evaluation, "audit": write_audit, "checks": write_checks, "tuning": write_tuning}
+def write_windows(name: str, folder: Path) -> Path:
+    """Write a page of the windows with one statistic that moved and one that did not, in an hour without images too."""
+    points = [Point(f"{hour}:00 UTC", mean, 7) for hour, mean in enumerate((0.4, 0.5, None, 0.8))]
+    row: dict[str, Any] = {
+        "title": f"area of {name}", "unit": "share", "usual": 0.45, "low": 0.2, "high": 0.6, "now": 0.8, "outside": 0.9,
+        "p_value": "0.0010", "points": points,
+    }  # fmt: skip
+    moved = StatisticRow(**row, moved=True, says="far higher", since="3:00 UTC", since_index=3)
+    quiet = StatisticRow(**{**row, "outside": None}, moved=False, says="", since="", since_index=None)
+    page = WindowsPage(
+        model=name, version=name, windows=4, length="1 h", images=21, first="0:00 UTC", last="3:00 UTC", level=0.01,
+        compared_with="60 images", verdict="1 of 2 statistics moved", rows=[moved, quiet],
+    )  # fmt: skip
+    write_windows_page(page, folder / "index.html")
+    return folder / "index.html"
+
+
+PAGES = {
+    "evaluation": write_evaluation, "audit": write_audit, "checks": write_checks, "tuning": write_tuning,
+    "windows": write_windows,
+}  # fmt: skip

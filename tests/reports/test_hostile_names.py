@@ -30,7 +30,7 @@ NAMES = {
     "what a legend leaves out": "_hidden",
 }
 NO_TEXT = "\udcff"  # a byte of a file name; settings and members come from YAML, which holds none
-CASES = [(page, kind, name) for page in ("audit", "checks") for kind, name in NAMES.items()]
+CASES = [(page, kind, name) for page in ("audit", "checks", "windows") for kind, name in NAMES.items()]
 CASES += [(page, "a byte that is no text", NO_TEXT) for page in ("audit", "checks")]
 for page in ("evaluation", "tuning"):  # their plots take seconds: several names at once
     CASES += [(page, kind, NAMES[kind]) for kind in ("a number", "a dot", "what a legend leaves out")]

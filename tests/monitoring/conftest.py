@@ -1,0 +1,3 @@
+from databases import server, url
+
+__all__ = ["server", "url"]
