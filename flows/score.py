@@ -63,7 +63,8 @@ def run_score(
         _plans[key] = plan
         with connecting(ray_address(params)):
             start_server()
-            return run_flow(lambda: score(str(workspace.root), source, str(to), asked, workers), _ended, key)
+            found = run_flow(lambda: score(str(workspace.root), source, str(to), asked, workers), _ended, key)
+        return found | {"seconds": round(time.monotonic() - began, 1)}
 
 
 @flow(name="score", flow_run_name="score {source} in {workspace}", persist_result=False)

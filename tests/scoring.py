@@ -1,4 +1,4 @@
-"""A workspace with two signed versions of a real, untrained ensemble, and a folder of images to score."""
+"""A workspace with a signed version of a real, untrained ensemble, and a folder of images to score."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["judging"]
 
 @dataclass(frozen=True)
 class ScoringSite:
-    """The champion is version 1; version 2 is of the same weights."""
+    """A workspace whose champion is version 1."""
 
     workspace: Workspace
     uri: str
@@ -66,14 +66,21 @@ def scoring(_street_workspace: Workspace, judging: Path, tmp_path_factory: pytes
     image_HWC = PackedSplit(judging / "packed" / "test").image(0)
     ensemble = Ensemble.load(judging / "ensemble")
     ids_HW = ensemble.predict(image_HWC[None])[0]
-    for number in (1, 2):
-        folder = root.parent / str(number) / "ensemble"
-        shutil.copytree(judging / "ensemble", folder)
-        (folder / "note.txt").write_text(str(number))
-        registry.register(uri, run_id, folder, name, key=make_signing_key(), golden=[(image_HWC, ids_HW)])
+    golden = [(image_HWC, ids_HW)]
+    registry.register(uri, run_id, judging / "ensemble", name, key=make_signing_key(), golden=golden)
     book = workspace_ledger(root)
     book.append(book.begin(name), Entry(action="promote", version="1", decision="PASS"))
     return ScoringSite(workspace, uri, name, ensemble)
+
+
+@pytest.fixture(scope="package")
+def second(scoring: ScoringSite, judging: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Register a second version, of the same weights, and return its number; it is not the champion."""
+    folder = tmp_path_factory.mktemp("second") / "ensemble"
+    shutil.copytree(judging / "ensemble", folder)
+    (folder / "note.txt").write_text("another digest")
+    run_id = registry.run_of(scoring.uri, scoring.model, "1")
+    return registry.register(scoring.uri, run_id, folder, scoring.model, key=make_signing_key())
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from segmill.promotion.keys import TrustedKeys
 from segmill.promotion.versions import model_bytes
 from segmill.serving.batch.output import BatchNote, BatchOutput, ToScore, left_to_do, versions_in
 from segmill.serving.batch.scores import ImageStatus, row_of, table_of
-from segmill.serving.batch.sources import BatchImage
+from segmill.serving.batch.sources import DATA, BatchImage
 
 if TYPE_CHECKING:
     import pyarrow
@@ -129,7 +129,8 @@ def planned(
         raise InputError(f"there are no images in {source}", "PNG, JPEG, TIFF, BMP and WebP are read, by their suffix")
     said, version = [], version_of(asked)
     for _, begun in versions_in(request.to):
-        if (begun.asked, begun.source, begun.model) == (asked, source, model) and not begun.finished:
+        same = (begun.asked, begun.model) == (asked, model) and may_share(begun.source, source)
+        if same and not begun.finished:
             if begun.version != version:
                 said.append(
                     f"the run that began with version {begun.version} is completed with it; {asked} is version "
@@ -144,7 +145,8 @@ def planned(
     with output.alone():
         before = output.note()
         for name in ("source", "model", "manifest_sha256") if before else ():
-            if (here := getattr(before, name)) != (wanted := getattr(note, name)):
+            here, wanted = getattr(before, name), getattr(note, name)
+            if here != wanted and not (name == "source" and may_share(here, wanted)):
                 raise InputError(
                     f"{output.folder} holds scores of another {name.replace('_', ' ')} ({here}, not {wanted})",
                     "name another folder with --to",
@@ -154,6 +156,11 @@ def planned(
             output.write_note(note)
         job = BatchJob(uri=request.uri, note=note, trusted=request.trusted, folder=output.folder)
         yield BatchPlan(job, list(images), left, said)
+
+
+def may_share(one: str, other: str) -> bool:
+    """Tell whether two sources may have one folder: the same, or data versions, whose images are told by their md5."""
+    return one == other or (one.startswith(DATA) and other.startswith(DATA))
 
 
 def predict_left(

@@ -1,3 +1,3 @@
-from scoring import images, judging, scoring
+from scoring import images, judging, scoring, second
 
-__all__ = ["images", "judging", "scoring"]
+__all__ = ["images", "judging", "scoring", "second"]

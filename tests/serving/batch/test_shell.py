@@ -26,10 +26,10 @@ def plan(to: Path, version: str, **changed: Any) -> Any:
 
 
 def score(output: BatchOutput, images: list[BatchImage], facts: dict[str, str]) -> None:
-    """Write what a worker writes of images."""
+    """Write what a worker writes of a part."""
     import pyarrow.parquet as pq
 
-    path = output.part("x")
+    path = output.part(BatchPart(tuple((image, None) for image in images)).name)
     path.parent.mkdir(exist_ok=True)
     for image in images:
         output.write_mask(image, b"")
@@ -77,6 +77,17 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "version-1" / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run\.json is damaged"), plan(tmp_path, "1"):
         pass
+
+
+def test_a_later_data_version_takes_what_is_the_same(tmp_path: Path) -> None:
+    with plan(tmp_path, "1", source="data:a") as first:
+        score(first.output, IMAGES, first.job.note.facts())
+    changed = [replace(IMAGES[0], stamp="2"), *IMAGES[1:4]]
+    with plan(tmp_path, "1", source="data:b", images=changed) as later:
+        assert [(image, former["sha256"]) for image, former in later.left if former] == [(changed[0], "0.png")]
+        score(later.output, changed[:1], later.job.note.facts())
+        table = later.output.finish(changed, later.job.note)
+    assert table["stamp"].to_pylist() == ["2", "1", "1", "1"]
 
 
 def test_a_table_lacks_no_image(tmp_path: Path) -> None:
