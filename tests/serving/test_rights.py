@@ -1,4 +1,4 @@
-"""The roles of docs/security.md in a real PostgreSQL: each can do its work, and nothing else."""
+"""The roles of docs/security.md in a real PostgreSQL, its policy at an S3 API: each does its work and nothing else."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import boto3
+import httpx
 import pytest
+from botocore.exceptions import ClientError
 from ledgers import ANNA, MODEL, ledger_at, record, trusting
+from moto.server import ThreadedMotoServer
 from postings import SECRET, endpoint
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import ProgrammingError
@@ -139,3 +143,37 @@ def test_a_reader_reads_and_changes_nothing(as_role: Callable[[str], str]) -> No
         url, "SELECT hash FROM api_keys", "DELETE FROM api_audit", "UPDATE ledger_models SET head = 0",
         "INSERT INTO notices SELECT", "DELETE FROM ledger_rows",
     )  # fmt: skip
+
+
+def test_the_services_key_of_the_bucket_reads_and_writes_nothing() -> None:
+    (policy,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    try:
+        address = "http://{}:{}".format(*server.get_host_and_port())
+        made = {"endpoint_url": address, "region_name": "us-east-1"}
+        setup = {"aws_access_key_id": "setup", "aws_secret_access_key": "setup", **made}
+        storage, users = boto3.client("s3", **setup), boto3.client("iam", **setup)
+        for bucket in ("segmill-models", "segmill-data"):
+            storage.create_bucket(Bucket=bucket)
+            storage.put_object(Bucket=bucket, Key="model", Body=b"weights")
+        users.create_user(UserName="service")
+        users.put_user_policy(UserName="service", PolicyName="models", PolicyDocument=policy)
+        key = users.create_access_key(UserName="service")["AccessKey"]
+        httpx.post(f"{address}/moto-api/reset-auth", content=b"0", headers={"content-type": "text/plain"})
+        service = boto3.client(
+            "s3", aws_access_key_id=key["AccessKeyId"], aws_secret_access_key=key["SecretAccessKey"], **made
+        )
+        assert service.get_object(Bucket="segmill-models", Key="model")["Body"].read() == b"weights"
+        assert [one["Key"] for one in service.list_objects_v2(Bucket="segmill-models")["Contents"]] == ["model"]
+        for ask in (
+            lambda: service.put_object(Bucket="segmill-models", Key="model", Body=b"others"),
+            lambda: service.delete_object(Bucket="segmill-models", Key="model"),
+            lambda: service.get_object(Bucket="segmill-data", Key="model"),
+            lambda: service.list_objects_v2(Bucket="segmill-data"),
+            lambda: service.list_buckets(),
+        ):
+            with pytest.raises(ClientError, match="AccessDenied"):
+                ask()
+    finally:
+        server.stop()

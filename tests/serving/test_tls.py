@@ -20,12 +20,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from postings import free_port
+from postings import SECRET, free_port
 from ruamel.yaml import YAML
 from terminal import BIN, terminal
 
 from flows.commands.serve import refuse_open_binding
 from segmill.errors import InputError
+from segmill.promotion.webhooks import signature
 from segmill.workspace import Workspace
 
 
@@ -81,14 +82,26 @@ def test_over_tls_keys_open_what_they_open_and_plain_http_is_not_answered(files:
             old.wrap_socket(connection, server_hostname="127.0.0.1")
 
 
+def set_in_params(workspace: Workspace, block: str, key: str, value: object) -> None:
+    yaml = YAML()
+    values = yaml.load(workspace.params.read_text())
+    values.setdefault(block, {})[key] = value
+    with workspace.params.open("w") as file:
+        yaml.dump(values, file)
+
+
 @pytest.fixture
 def served_over_tls(workspace: Workspace, files: Files, tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """A `segmill serve` with these files, its port and its output; no version is promoted."""
+    """A `segmill serve` with these files and a webhook's secret, its port and its output; no version is promoted."""
     port, log = free_port(), tmp_path / "serve.log"
+    hook = {"url": f"https://127.0.0.1:{port}/v1/hint", "secret_env": "HINT_SECRET"}
+    set_in_params(workspace, "notify", "webhooks", [hook])
     command = [str(BIN / "segmill"), "serve", "-w", str(workspace.root), "--port", str(port)]
     command += ["--tls-certificate", str(files.certificate), "--tls-key", str(files.key)]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=terminal(), stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=terminal({"HINT_SECRET": SECRET}), stdout=file, stderr=subprocess.STDOUT
+        )
     try:
         yield port, log
     finally:
@@ -98,7 +111,7 @@ def served_over_tls(workspace: Workspace, files: Files, tmp_path: Path) -> Itera
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_segmill_serve_speaks_tls(served_over_tls: tuple[int, Path], files: Files) -> None:
+def test_segmill_serve_speaks_tls_and_takes_a_signed_hint(served_over_tls: tuple[int, Path], files: Files) -> None:
     port, log = served_over_tls
     with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=files.client()) as client:
         until = time.monotonic() + 180
@@ -111,6 +124,11 @@ def test_segmill_serve_speaks_tls(served_over_tls: tuple[int, Path], files: File
                 time.sleep(0.3)
         assert alive.json() == {"status": "alive"}
         assert client.get("/readyz").status_code == 401
+        sent = int(time.time())
+        signed = {"webhook-id": "msg_1", "webhook-timestamp": str(sent)}
+        signed["webhook-signature"] = signature(SECRET, "msg_1", sent, b"{}")
+        assert client.post("/v1/hint", content=b"{}", headers=signed).status_code == 202
+        assert client.post("/v1/hint", content=b"{ }", headers=signed).status_code == 401
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{port}/healthz")
     assert f"https://127.0.0.1:{port}/" in log.read_text()
@@ -151,11 +169,7 @@ def test_half_of_tls_and_missing_files_are_said(files: Files, tmp_path: Path) ->
 def test_a_password_in_the_settings_is_not_given_to_ray(
     workspace: Workspace, block: str, key: str, address: str, variable: str
 ) -> None:
-    yaml = YAML()
-    values = yaml.load(workspace.params.read_text())
-    values.setdefault(block, {})[key] = address
-    with workspace.params.open("w") as file:
-        yaml.dump(values, file)
+    set_in_params(workspace, block, key, address)
     command = [str(BIN / "segmill"), "serve", "-w", str(workspace.root), "--port", str(free_port())]
     done = subprocess.run(command, env=terminal(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stdout + done.stderr
