@@ -22,6 +22,7 @@ from segmill.promotion_params import PromotionParams as PromotionParams
 from segmill.ray_params import RayParams as RayParams
 from segmill.renamed_keys import name_now
 from segmill.schedule_params import ScheduleParams
+from segmill.serving_params import ServingParams
 from segmill.svm_settings import SvmSettings
 from segmill.train_settings import NetworkSettings, TrainSettings
 
@@ -272,6 +273,7 @@ class Params(Block):
     keep: KeepParams = KeepParams()
     git: GitParams = GitParams()
     schedule: ScheduleParams = ScheduleParams()
+    serving: ServingParams = ServingParams()
 
     def without_members(self, names: Collection[str]) -> Params:
         """Return the parameters of a run in which these members failed."""

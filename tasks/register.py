@@ -117,7 +117,7 @@ def register(
     tracking.log_params(
         run.uri,
         run.id,
-        params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git", "schedule", "keep"}),
+        params.model_dump(exclude={"members", "mlflow", "prefect", "ray", "git", "schedule", "keep", "serving"}),
     )
     logged = registry.logged_model(run.uri, model, version)
     tracking.log_metrics(run.uri, run.id, _flat(metrics["ensemble"]), model=logged)

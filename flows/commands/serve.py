@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import time
 from pathlib import Path
@@ -19,38 +20,45 @@ if TYPE_CHECKING:
     from segmill.notify_params import NotifyParams
     from segmill.params import Params
     from segmill.serving.job import ServiceJob
+    from segmill.serving_params import ServingParams
     from segmill.workspace import Workspace
 
-PORT = 8000
 HINT = "/v1/hint"  # how the address of a webhook ends that goes to a service
 STOPS_WITHIN_S = 30.0  # when every request is answered
+NOTIFIES_AGAIN_S = 30.0  # while a notice waits for a target
 
 
 def serve_command(
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = PORT,
+    host: Annotated[str | None, typer.Option(help="Address to listen at, in place of serving.host.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port, in place of serving.port.")] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="File with the certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="File with its private key, PEM.")] = None,
     allow_plain_http: Annotated[
         bool, typer.Option(help="Listen beyond this machine without TLS: keys and images can be read on the way.")
     ] = False,
-    replicas: Annotated[int, typer.Option(min=1, help="Processes that predict.")] = 1,
+    doors: Annotated[int | None, typer.Option(min=1, help="Processes that take requests.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Processes that predict.")] = None,
     workspace: WorkspaceOption = HERE,
 ) -> None:
     """Serve the champion over HTTP, and whatever the ledger promotes after it."""
     from flows.commands.stopping import take_time
     from flows.environment import prepare_environment, ray_address
+    from flows.notices import deliver_pending
     from segmill.cluster.connection import connect
     from segmill.promotion.ledger_url import URL_VARIABLE
 
-    refuse_open_binding(host, tls_certificate, tls_key, plain=allow_plain_http)
     space, params = open_workspace(workspace)
+    named = {"host": host, "port": port, "doors": doors, "replicas": replicas}
+    serving = params.serving.model_copy(update={key: value for key, value in named.items() if value is not None})
+    host, port = serving.host, serving.port
+    refuse_open_binding(host, tls_certificate, tls_key, plain=allow_plain_http)
     prepare_environment(space, params)
-    job = service_job(space, params, replicas)
+    job = service_job(space, params, serving)
     refuse_taken_port(host, port)
     console = Console()
     console.print("the service starts ...", highlight=False, style="dim")
-    cores = max(os.cpu_count() or 1, 2 * replicas)  # the next version's replicas start beside those that answer
+    # The next version's replicas start beside those that answer.
+    cores = max(os.cpu_count() or 1, math.ceil(2 * job.replicas * job.cpus))
     with connect(ray_address(params), cores, keep=(URL_VARIABLE, *job.hint_secrets)):
         from segmill.serving import service
 
@@ -63,12 +71,17 @@ def serve_command(
             tell(address=address, model=job.model)
             answer_now()
             _say_without_secret(job)
-            shown = 0
+            shown, notify_at = 0, 0.0
             while True:
                 time.sleep(1)
                 for event in service.events(keeper, shown):
                     shown = event["number"]
                     say(_sentence(event))
+                    if event["event"] == service.REFUSED:
+                        notify_at = 0.0
+                if time.monotonic() > notify_at:
+                    waits = deliver_pending(space, params).waiting
+                    notify_at = time.monotonic() + NOTIFIES_AGAIN_S if waits else math.inf
         except KeyboardInterrupt:
             console.print("stopped")
         finally:
@@ -83,13 +96,13 @@ def _sentence(event: dict[str, Any]) -> str:
     return f"{event['time']}  {what}{took}{why}"
 
 
-def service_job(workspace: Workspace, params: Params, replicas: int) -> ServiceJob:
+def service_job(workspace: Workspace, params: Params, serving: ServingParams) -> ServiceJob:
     """Return what is served; InputError where an address holds a password that Ray would keep."""
     from flows.environment import tracking_uri
     from segmill.passwords import without_password
     from segmill.promotion.keys import trusted_keys
     from segmill.promotion.ledger_url import URL_VARIABLE, ledger_url
-    from segmill.serving.job import ServiceJob
+    from segmill.serving.job import job_of
     from tasks.register import model_name
 
     uri, ledger = tracking_uri(workspace, params), ledger_url(workspace.root, params.promotion.ledger_url)
@@ -102,12 +115,12 @@ def service_job(workspace: Workspace, params: Params, replicas: int) -> ServiceJ
                 f"an address in params.yaml holds a password ({without_password(addresses[name])})",
                 f"put it into the variable {name}, which the service's processes read, and not there",
             )
-    return ServiceJob(
+    return job_of(
+        serving,
         model=model_name(workspace, params),
         trusted=trusted_keys(workspace.root),
         uri="" if "MLFLOW_TRACKING_URI" in secret else uri,
         ledger_url="" if URL_VARIABLE in secret else ledger,
-        replicas=replicas,
         hint_secrets=hint_secrets(params.notify),
     )
 

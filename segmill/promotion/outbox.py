@@ -1,19 +1,23 @@
 """The outbox: notices of what happened to a model, written in the transaction that appends the ledger's row.
 
+The service adds those of versions that it refused, which no row is about.
+
 A transactional outbox (Richardson, Microservices Patterns, 2018). ``delivery`` sends them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, MetaData, String, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from segmill.promotion.database import make_tables
+from segmill.promotion.database import Database, make_tables
 from segmill.promotion.rows import LedgerRow
 
 KIND_OF_ACTION = {
@@ -24,6 +28,8 @@ KIND_OF_ACTION = {
     "await": "approval_wanted",
     "alias": "alias_moved",
 }
+
+NOT_SERVED = "not_served"
 
 METADATA = MetaData()
 
@@ -95,17 +101,39 @@ def add(connection: Connection, row: LedgerRow) -> None:
             "actor": row.actor,
             "hash": row.hash,
         }
-        notice = {
-            "id": f"msg_{row.hash[:40]}",
-            "model": row.model,
-            "number": row.number,
-            "kind": kind,
-            "time": row.time,
-            "payload": json.dumps(payload, allow_nan=False),
-            "added_s": time.time(),
-            "settled": False,
-        }
-        connection.execute(insert_new(connection, NOTICES).values(notice).on_conflict_do_nothing())
+        _add(connection, Notice(f"msg_{row.hash[:40]}", row.model, row.number, kind, row.time, payload))
+
+
+def add_not_served(url: str, *, model: str, number: int, version: str, champion: str | None, why: str) -> None:
+    """Add the notice that the service refused a version; nothing where there is one for this row of the ledger.
+
+    Args:
+        url: of the ledger's database.
+        model: the registered model's name.
+        number: of the ledger's row that promotes the version.
+        version: that was refused.
+        champion: the version that continues to answer; None: none does.
+        why: one sentence.
+
+    Raises:
+        InfrastructureError: the database does not answer.
+    """
+    id = hashlib.sha256(json.dumps([NOT_SERVED, model, number, version]).encode()).hexdigest()
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    payload = {"model": model, "number": number, "version": version, "champion": champion, "reasons": [why]}
+    with Database(url).writing() as connection:
+        make_tables(connection, METADATA, DELIVERIES, 7365677)
+        _add(connection, Notice(f"msg_{id[:40]}", model, number, NOT_SERVED, when, payload))
+
+
+def _add(connection: Connection, notice: Notice) -> None:
+    row = {
+        **asdict(notice),
+        "payload": json.dumps(notice.payload, allow_nan=False),
+        "added_s": time.time(),
+        "settled": False,
+    }
+    connection.execute(insert_new(connection, NOTICES).values(row).on_conflict_do_nothing())
 
 
 def insert_new(connection: Connection, table: Table) -> Any:

@@ -40,8 +40,8 @@ Pixels = NDArray[np.uint8]
 class Doors:
     """A replica of the HTTP interface."""
 
-    def __init__(self, job: ServiceJob) -> None:
-        self._job = job
+    def __init__(self, job: ServiceJob, keeper: DeploymentHandle) -> None:
+        self._job, self._keeper = job, keeper
         log_here()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -52,7 +52,7 @@ class Doors:
             ring.refresh()
         stack.enter_context(alongside(ring.watch))
         backend = OnRay()
-        keeper = serve.get_app_handle(job.app("keeper"))
+        keeper = self._keeper
 
         @asynccontextmanager
         async def while_it_runs(app: Any) -> AsyncIterator[None]:

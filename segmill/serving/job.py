@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from segmill.monitoring.windows import WindowSettings
 from segmill.promotion.keys import TrustedKeys
 from segmill.promotion.ledger_url import URL_VARIABLE
+from segmill.serving.decoding import DecodingLimits
 from segmill.serving.limits import RequestLimits
+from segmill.serving_params import LimitParams, ServingParams
 
 LOOK_EVERY_S = 10.0  # without any hint another version is noticed within 30 s, its loading not counted
 
@@ -48,7 +50,7 @@ class ServiceJob:
     look_every_s: float = LOOK_EVERY_S
 
     def app(self, what: str) -> str:
-        """Return the name of an application of Ray Serve: ``door``, ``keeper``, or that of a version."""
+        """Return the name of an application of Ray Serve: ``service``, or that of a version."""
         return f"{self.model}-{what}"
 
     def mlflow(self) -> str:
@@ -56,3 +58,32 @@ class ServiceJob:
 
     def ledger(self) -> str:
         return self.ledger_url or os.environ.get(URL_VARIABLE, "")
+
+
+def job_of(
+    serving: ServingParams,
+    *,
+    model: str,
+    trusted: TrustedKeys,
+    uri: str = "",
+    ledger_url: str = "",
+    hint_secrets: tuple[str, ...] = (),
+) -> ServiceJob:
+    """Return the job of the settings' block ``serving``; the other arguments are as in ``ServiceJob``."""
+    return ServiceJob(
+        model=model, trusted=trusted, uri=uri, ledger_url=ledger_url, hint_secrets=hint_secrets,
+        limits=_limits(serving.limits),
+        doors=serving.doors, replicas=serving.replicas, cpus=serving.cpus_per_replica, gpus=serving.gpus_per_replica,
+        decoders=serving.decoders, batch=serving.batch, batch_wait_s=serving.batch_wait_ms / 1000,
+    )  # fmt: skip
+
+
+def _limits(limits: LimitParams) -> RequestLimits:
+    return RequestLimits(
+        per_minute=limits.per_minute, images=limits.images, pixels=limits.pixels, body_bytes=limits.body_bytes,
+        body_s=limits.body_seconds, seconds=limits.seconds, at_once=limits.at_once,
+        decoding=DecodingLimits(
+            pixels=limits.image_pixels, bytes=limits.image_bytes, memory_bytes=limits.image_memory_bytes,
+            seconds=limits.image_seconds,
+        ),
+    )  # fmt: skip

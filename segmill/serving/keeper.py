@@ -10,11 +10,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import ray
 from ray import serve
+from ray.serve import Application, RunTarget
+from ray.serve.schema import ApplicationStatusOverview
 
 from segmill.cluster.work import first_line
 from segmill.errors import InfrastructureError, SegmillError
 from segmill.promotion.ledger import open_ledger
+from segmill.promotion.outbox import add_not_served
 from segmill.promotion.versions import verified_copy
 from segmill.serving.head import Head, read_head
 from segmill.serving.job import ServiceJob
@@ -23,6 +27,8 @@ from segmill.serving.model import ModelFacts
 from segmill.serving.replica import Replica
 
 AGAIN_S = 300.0  # a version that was refused is tried again
+REFUSED = "a version was refused"
+LOOKS_S = 0.25  # between two looks at a version that starts
 ANSWERS_WITHIN_S = 60.0
 
 
@@ -106,12 +112,13 @@ class Keeper:
         try:
             with verified_copy(self.job.mlflow(), self.job.model, head.version, self.job.trusted):
                 pass  # a version that is not what was signed is not even started
-            facts = self._started(name, head.version)
+            facts = self._started(name, head)
         except InfrastructureError as error:
             raise InfrastructureError(f"version {head.version} can't be fetched: {error}") from None
         except SegmillError as error:
-            self._refused[name] = time.time()
-            self._note("a version was refused", version=head.version, ledger_row=head.since, why=str(error))
+            self._refuse(name, head, str(error))
+            return
+        if facts is None:
             return
         self._put(name, facts)
         self._note("a version took over", version=head.version, ledger_row=head.since, seconds=time.monotonic() - began)
@@ -131,28 +138,74 @@ class Keeper:
         self._put(name, facts)
         self._note("the keeper was started again; a version continues to answer", version=facts.version)
 
-    def _started(self, name: str, version: str) -> ModelFacts:
-        """Start a version's application and return its facts; SegmillError where it does not prove itself."""
-        job = self.job
-        deployment = serve.deployment(
-            Replica, name="version", num_replicas=job.replicas, max_ongoing_requests=4 * job.batch,
-            ray_actor_options={"num_cpus": job.cpus, "num_gpus": job.gpus}, max_constructor_retry_count=1,
-            graceful_shutdown_timeout_s=job.limits.seconds, health_check_period_s=5,
-        )  # fmt: skip
+    def _started(self, name: str, head: Head) -> ModelFacts | None:
+        """Start a version's application and return its facts; None where another one is promoted before it has room.
+
+        Raises SegmillError where it does not prove itself.
+        """
         self._starting = name
         try:
             found = serve.status().applications.get(name)
-            if found and found.status == "RUNNING":  # a keeper before this one started it
-                handle = serve.get_app_handle(name)
-            else:
-                handle = serve.run(deployment.bind(job, version), name=name, route_prefix=None)
-            facts: ModelFacts = handle.facts.remote().result(timeout_s=ANSWERS_WITHIN_S)
+            if not found or found.status != "RUNNING":  # else a keeper before this one started it
+                target = RunTarget(version_application(self.job, str(head.version)), name, route_prefix=None)
+                serve.run_many([target], wait_for_applications_running=False)
+                if not self._runs(name, head):
+                    end(name)
+                    return None
+            facts: ModelFacts = serve.get_app_handle(name).facts.remote().result(timeout_s=ANSWERS_WITHIN_S)
         except Exception as error:
             why = _why(name) or first_line(error)
-            with suppress(Exception):
-                serve.delete(name)
+            end(name)
             raise SegmillError(why) from None
         return facts
+
+    def _runs(self, name: str, head: Head) -> bool:
+        """Wait until an application runs; False where, while it waits for room, the ledger promotes another version.
+
+        Raises SegmillError where it failed.
+        """
+        looked = 0.0  # while there is room, nothing is looked at: a version takes seconds
+        while True:
+            found = serve.status().applications.get(name)
+            if found is None or found.status == "DEPLOY_FAILED":
+                raise SegmillError(_why(name) or "it did not start")
+            if found.status == "RUNNING":
+                return True
+            if not looked and _waits_for_room(found):
+                looked = time.monotonic()
+                self._note("a version waits for room", version=head.version, why=self._room())
+            if looked and (self._hinted.is_set() or time.monotonic() - looked > self.job.look_every_s):
+                self._hinted.clear()
+                looked = time.monotonic()
+                with suppress(SegmillError):  # it waits until the ledger can be followed again
+                    if read_head(self._ledger, self.job.model, last=self._head).version != head.version:
+                        self._note("a version no longer waits: the ledger promotes another", version=head.version)
+                        self._hinted.set()
+                        return False
+            time.sleep(LOOKS_S)
+
+    def _room(self) -> str:
+        """Say what a version's replicas take, what is free, and what to do."""
+        job, free = self.job, ray.available_resources()
+        takes = f"{job.cpus:g} cores" + (f" and {job.gpus:g} GPUs" if job.gpus else "")
+        left = f"{free.get('CPU', 0.0):g} cores" + (f" and {free.get('GPU', 0.0):g} GPUs" if job.gpus else "")
+        return (
+            f"it takes {job.replicas} x {takes}, and the cluster has {left} free; serve with fewer replicas, or add "
+            "cores to the cluster"
+        )
+
+    def _refuse(self, name: str, head: Head, why: str) -> None:
+        """Note that a version is not served, for now, and have a notice of it sent."""
+        self._refused[name] = time.time()
+        self._note(REFUSED, version=head.version, ledger_row=head.since, why=why)
+        facts = self._serving.facts
+        try:
+            add_not_served(
+                self.job.ledger(), model=self.job.model, number=head.since, version=str(head.version),
+                champion=facts.version if facts else None, why=why,
+            )  # fmt: skip
+        except SegmillError as error:
+            self._note("no notice of that can be kept", version=head.version, why=str(error))
 
     def _put(self, app: str, facts: ModelFacts | None) -> None:
         """Name a version to the doors, and end all others when these have answered what they were asked."""
@@ -179,6 +232,16 @@ class Keeper:
         say(what, **facts)
 
 
+def version_application(job: ServiceJob, version: str) -> Application:
+    """Return the application of a version: its replicas."""
+    options: dict[str, Any] = {"num_cpus": job.cpus, "num_gpus": job.gpus}
+    return serve.deployment(
+        Replica, name="version", num_replicas=job.replicas, max_ongoing_requests=4 * job.batch,
+        ray_actor_options=options, max_constructor_retry_count=1, graceful_shutdown_timeout_s=job.limits.seconds,
+        health_check_period_s=5,
+    ).bind(job, version)  # fmt: skip
+
+
 def end(app: str) -> None:
     with suppress(Exception):
         serve.delete(app)
@@ -192,3 +255,8 @@ def _why(name: str) -> str:
                 return said[-1].partition(": ")[2]
             return str(one.message).partition("\n")[0]
     return ""
+
+
+def _waits_for_room(found: ApplicationStatusOverview) -> bool:
+    """Tell whether replicas were not placed for 30 s: Ray Serve says so in a sentence alone."""
+    return any("to be scheduled" in one.message for one in found.deployments.values())

@@ -92,6 +92,6 @@ def test_params_that_change_a_result_are_settings_of_a_stage(workspace: Workspac
     apart = params.model_copy(update={"split": params.split.model_copy(update={"calibration": ("a",)})})
     settings = all_settings(apart)
     tracked = {block for values in settings.values() for block in values}
-    where_things_run = {"promotion", "ray", "mlflow", "prefect", "notify", "git", "schedule", "keep"}
+    where_things_run = {"promotion", "ray", "mlflow", "prefect", "notify", "git", "schedule", "keep", "serving"}
     assert tracked == set(Params.model_fields) - where_things_run
     assert [values["data"] for values in settings.values() if "data" in values] == [{"accept": []}]

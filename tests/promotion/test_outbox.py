@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select
 from segmill.promotion.database import URL_VARIABLE, Database, has_table
 from segmill.promotion.keys import make_signing_key, trust
 from segmill.promotion.ledger import open_ledger, workspace_ledger
-from segmill.promotion.outbox import METADATA, NOTICES, add, kind_of
+from segmill.promotion.outbox import METADATA, NOTICES, add, add_not_served, kind_of
 from segmill.promotion.rows import LedgerRow
 
 
@@ -84,3 +84,13 @@ def test_two_who_make_the_tables_at_once_both_add_their_notice(url: str) -> None
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(append, range(8)))
     assert [len(notices(url, f"model-{number}")) for number in range(8)] == [1] * 8
+
+
+def test_a_version_that_the_service_refused_is_one_notice_for_each_row(url: str) -> None:
+    for why in ("it was changed after it was signed", "the same, 5 minutes later"):
+        add_not_served(url, model="street", number=4, version="3", champion="2", why=why)
+    add_not_served(url, model="street", number=6, version="3", champion=None, why="again")
+    (first, second) = notices(url, "street")
+    said = {"model": "street", "number": 4, "version": "3", "champion": "2"}
+    assert first == (4, "not_served", said | {"reasons": ["it was changed after it was signed"]})
+    assert second[0] == 6 and second[2]["champion"] is None

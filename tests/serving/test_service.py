@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import numpy as np
@@ -22,17 +24,22 @@ import psutil
 import pytest
 from judging import judging
 from PIL import Image
+from ruamel.yaml import YAML
+from sqlalchemy import select
 from terminal import BIN, terminal
 
 from flows.environment import tracking_uri
 from segmill import tracking
+from segmill.cluster.connection import LOOPBACK_ONLY
 from segmill.data.packing.packed import PackedSplit
 from segmill.ensembling.predict import Ensemble
 from segmill.params import read_params
 from segmill.promotion import registry
+from segmill.promotion.database import Database
 from segmill.promotion.keys import make_signing_key
 from segmill.promotion.ledger import workspace_ledger
 from segmill.promotion.ledger_url import ledger_url
+from segmill.promotion.outbox import NOTICES
 from segmill.promotion.rows import Entry
 from segmill.promotion.signers import set_up
 from segmill.serving.keys import ApiKeys, Scope
@@ -42,6 +49,7 @@ from tasks.register import model_name
 __all__ = ["judging"]
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -104,7 +112,7 @@ def site(_street_workspace: Workspace, judging: Path, tmp_path: Path) -> Site:
 @dataclass
 class Served:
     client: httpx.Client
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
     log: Path
 
     def said(self) -> str:
@@ -112,15 +120,15 @@ class Served:
 
 
 @contextmanager
-def served(site: Site, tmp_path: Path, *options: str) -> Iterator[Served]:
-    """Run `segmill serve` while the block does."""
+def served(site: Site, tmp_path: Path, *options: str, **servers: str) -> Iterator[Served]:
+    """Run `segmill serve` while the block does; ``servers``: variables that name servers it shall join."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path / "serve.log"
     command = [str(BIN / "segmill"), "serve", "--port", str(port), "-w", str(site.workspace.root), *options]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=terminal(), stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=terminal(servers), stdout=file, stderr=subprocess.STDOUT)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield Served(client, process, log)
@@ -147,6 +155,7 @@ def ready(service: Served, header: dict[str, str]) -> bool:
     try:
         return service.client.get("/readyz", headers=header).status_code == 200
     except httpx.TransportError:
+        assert service.process is None or service.process.poll() is None, service.said()
         return False
 
 
@@ -185,7 +194,9 @@ def test_each_version_takes_over_without_a_gap_and_a_changed_one_never_does(site
             site.promote("2")
             assert service.client.post("/v1/hint", headers=header).status_code == 202
             until(lambda: asked.versions[-1] == "2", 120, service.said)
-            keeper = next(one for one in psutil.process_iter() if f"{site.model}-keeper" in " ".join(one.cmdline()))
+            keeper = next(
+                one for one in psutil.process_iter() if f"{site.model}-service:keeper" in " ".join(one.cmdline())
+            )
             keeper.kill()
             site.promote("3")
             until(lambda: "version 3 was refused" in service.said(), 120, service.said)
@@ -196,11 +207,100 @@ def test_each_version_takes_over_without_a_gap_and_a_changed_one_never_does(site
             until(lambda: asked.versions[-1] == "1", 120, service.said)
         assert {status for _, status, _ in asked.answers} == {200}
         assert asked.versions == ["1", "2", "1"]
+        with Database(ledger_url(site.workspace.root)).reading() as connection:
+            assert connection
+            kinds = connection.execute(select(NOTICES.c.kind, NOTICES.c.payload)).all()
+        (refused,) = (json.loads(payload) for kind, payload in kinds if kind == "not_served")
+        assert (refused["version"], refused["champion"]) == ("3", "2")
         assert re.search(r"version 3 was refused: .*note\.txt was changed after it was signed", service.said())
+        assert service.process
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(60) == 0
     assert "stopped" in service.said() and "Traceback" not in service.said()
     assert os.environ.get("RAY_ADDRESS") is None
+
+
+@contextmanager
+def cluster(folder: Path, *options: str) -> Iterator[dict[str, str]]:
+    """Run a Ray of one core while the block does; give the variables that let a command join it."""
+    free = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            free.append(str(probe.getsockname()[1]))
+    own = terminal() | {"RAY_AUTH_MODE": "disabled", LOOPBACK_ONLY: "0"}
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
+    command += [f"--port={free[0]}", f"--dashboard-port={free[1]}", f"--temp-dir={folder}", *options]
+    with (folder / "ray.log").open("wb") as log:
+        head = subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        until(lambda: "Ray runtime started" in (folder / "ray.log").read_text(), 120, str)
+        yield {"RAY_ADDRESS": f"127.0.0.1:{free[0]}", "RAY_AUTH_MODE": "disabled"} | {
+            "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{free[1]}"
+        }
+    finally:
+        processes = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        head.wait(60)
+        for process in psutil.wait_procs(processes, timeout=20)[1]:
+            process.kill()
+
+
+@pytest.mark.long
+def test_without_room_for_a_second_set_of_replicas_the_service_says_so_and_a_rollback_is_not_held_up(
+    site: Site, tmp_path: Path
+) -> None:
+    site.promote("1")
+    header = site.key(*Scope)
+    with (
+        TemporaryDirectory(prefix="ray-") as folder,
+        cluster(Path(folder)) as servers,
+        served(site, tmp_path, **servers) as service,
+    ):
+        until(lambda: ready(service, header), 240, service.said)
+        with load(service, site, header) as asked:
+            site.promote("2")
+            began = until(lambda: "version 2 is loaded" in service.said(), 60, service.said)
+            until(lambda: "version 2 waits for room" in service.said(), 60 - began, service.said)
+            assert "it takes 1 x 1 cores, and the cluster has 0 cores free; serve with fewer" in service.said()
+            site.promote("1", "rollback")
+            until(lambda: "version 2 no longer waits" in service.said(), 60, service.said)
+            before = len(asked.answers)
+            until(lambda: len(asked.answers) > before + 3, 60, service.said)
+        assert {status for _, status, _ in asked.answers} == {200} and asked.versions == ["1"]
+
+
+@pytest.mark.long
+def test_the_config_file_of_ray_serve_starts_the_service_on_a_cluster(site: Site, tmp_path: Path) -> None:
+    site.promote("1")
+    header = site.key(*Scope)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = YAML(typ="safe").load((ROOT / "deploy" / "serve.yaml").read_text())
+    settings["http_options"]["port"] = port
+    (found,) = settings["applications"]
+    params = read_params(site.workspace.params)
+    found["name"] = f"{site.model}-service"
+    found["args"] = {
+        "model": site.model,
+        "trusted_keys": (site.workspace.root / "trusted_keys").read_text(),
+        "mlflow_uri": tracking_uri(site.workspace, params),
+        "ledger_url": ledger_url(site.workspace.root),
+        "serving": {"limits": {"per_minute": 2}},
+    }
+    file = tmp_path / "serve.yaml"
+    with file.open("w") as stream:
+        YAML().dump(settings, stream)
+    with TemporaryDirectory(prefix="ray-") as folder, cluster(Path(folder)) as servers:
+        deploy = [str(BIN / "serve"), "deploy", str(file)]
+        until(lambda: subprocess.run(deploy, env=terminal(servers), capture_output=True).returncode == 0, 120, str)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            service = Served(client, None, Path(folder) / "ray.log")
+            until(lambda: ready(service, site.key(Scope.METRICS)), 240, service.said)
+            answer = client.get("/v1/model", headers=header)
+            assert (answer.status_code, answer.json()["version"]) == (200, "1")
+            assert [client.get("/v1/model", headers=header).status_code for _ in range(2)] == [200, 429]
 
 
 @pytest.mark.parametrize(
