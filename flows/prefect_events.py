@@ -9,7 +9,7 @@ from segmill.errors import InfrastructureError
 from segmill.passwords import without_passwords
 
 NEW_DATA = "segmill.data_version"  # `segmill data add` posts it
-DRIFT = "segmill.drift"  # reserved: whoever watches the served model posts it
+DRIFT = "segmill.drift"  # the notice `drift` of the service; others that watch a model may post it too
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from segmill.errors import near_miss
 from segmill.params_block import Block
 from segmill.passwords import public_address
 
-EVENTS = ("promoted", "refused", "rolled_back", "approval_wanted", "alias_moved", "not_served")
+EVENTS = ("promoted", "refused", "rolled_back", "approval_wanted", "alias_moved", "not_served", "drift")
 
 
 class WebhookParams(Block):
@@ -23,8 +23,8 @@ class WebhookParams(Block):
     events: tuple[str, ...] | None = Field(
         None,
         description=(
-            "Events that are sent: promoted, refused, rolled_back, approval_wanted, alias_moved, not_served; null "
-            "sends all."
+            "Events that are sent: promoted, refused, rolled_back, approval_wanted, alias_moved, not_served, drift; "
+            "null sends all."
         ),
     )
 

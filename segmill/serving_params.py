@@ -23,6 +23,18 @@ class LimitParams(Block):
     image_seconds: float = Field(10.0, gt=0, description="Seconds to decode one image, or to wait for a decoder.")
 
 
+class WindowParams(Block):
+    """What is kept of served images, and for how long."""
+
+    minutes: int = Field(60, ge=1, description="Minutes of a window; statistics are summed over it.")
+    days: float = Field(90.0, gt=0, description="Days for which windows are kept.")
+    samples: str | None = Field(
+        None, description="Folder for a share of the images themselves, on each machine with a door; null keeps none."
+    )
+    sample_share: float = Field(0.001, gt=0, le=1, description="Share of the images that is kept there.")
+    sample_days: float = Field(7.0, gt=0, description="Days after which a kept image is deleted.")
+
+
 class ServingParams(Block):
     """How `segmill serve` answers; its options win."""
 
@@ -39,4 +51,13 @@ class ServingParams(Block):
     decoders: int = Field(2, ge=1, description="Processes that decode images, for each door.")
     batch: int = Field(8, ge=1, description="Requests that a replica predicts together, at most.")
     batch_wait_ms: float = Field(2.0, ge=0, description="Milliseconds that a batch's first request waits for others.")
+    drift_level: float = Field(
+        0.05, gt=0, lt=1, description="Probability of a false alarm that images changed, over the life of a version."
+    )
+    drift_every_seconds: float = Field(
+        10.0, ge=0, description="Seconds between two images that count for that alarm; 0 counts all."
+    )
+    windows: WindowParams | None = Field(
+        WindowParams(), description="Statistics of served images; null keeps none; see serving.windows."
+    )
     limits: LimitParams = Field(LimitParams(), description="What a request may take; see serving.limits.")

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from segmill import tracking
-from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.data.packing.sealed import open_part
 from segmill.data.schema.manifest import read_dataset_info
 from segmill.data.versioning.cloning import source_of
 from segmill.data.versioning.history import log_path
 from segmill.data.versioning.publishing import publish
 from segmill.data.versioning.repository import commit_contents, commits_runs, git_commit
+from segmill.monitoring import usual
 from segmill.params import Params
 from segmill.params_text import yaml_without_passwords
 from segmill.promotion import lease, registry
@@ -29,6 +30,7 @@ from tasks.stage import Outcome, recorded_stages
 from tasks.version import packed_version
 
 GOLDEN = 2  # images that a version is checked with before it serves
+USUAL = 1000  # images of whose statistics the service's are compared with
 PIPELINE_FILES = "pipeline"  # the folder of a run's artifacts with params.yaml, dvc.yaml and dvc.lock
 
 
@@ -108,6 +110,7 @@ def register(
         key=signing_key(),
         tags={**lineage, "test_miou": str(metrics["ensemble"]["miou"])},
         golden=_golden(workspace, params),
+        files={usual.FILE: _usual_images(workspace)},
     )
     registry.set_alias(run.uri, model, registry.CHALLENGER, version)
     for name, run_id in run.members.items():
@@ -185,6 +188,21 @@ def _golden(workspace: Workspace, params: Params) -> Golden:
     with np.load(workspace.reports / "examples.npz", allow_pickle=False) as kept:
         smallest = sorted(kept.files, key=lambda index: (kept[index].size, int(index)))
         return [(samples.image(int(index)), kept[index]) for index in smallest[:GOLDEN]]
+
+
+def _usual_images(workspace: Workspace) -> bytes:
+    """Return the statistics of images that the version learned from, as the service will see such images.
+
+    Those of train count where they are packed as they came, else those of val: resized ones differ in size and
+    sharpness.
+    """
+    info, val = read_pack(workspace.packed), PackedSplit(workspace.packed / "val")
+    as_it_came = not (info.grayscale or info.clahe) and (info.size is None or val.sizes() == [info.size])
+    samples = PackedSplit(workspace.packed / "train") if as_it_came else val
+    chosen = sorted({round(number) for number in np.linspace(0, len(samples) - 1, min(len(samples), USUAL))})
+    groups = samples.groups
+    images = (usual.KnownImage(samples.image(index), samples.mask(index), groups[index]) for index in chosen)
+    return usual.usual_images(images, info.class_names).content()
 
 
 def _log_member(

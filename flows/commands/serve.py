@@ -77,7 +77,7 @@ def serve_command(
                 for event in service.events(keeper, shown):
                     shown = event["number"]
                     say(_sentence(event))
-                    if event["event"] == service.REFUSED:
+                    if event["event"] in (service.REFUSED, service.DRIFTED):
                         notify_at = 0.0
                 if time.monotonic() > notify_at:
                     waits = deliver_pending(space, params).waiting

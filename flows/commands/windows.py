@@ -78,14 +78,13 @@ def _reference(space: Workspace, params: Params, own: Sequence[Window]) -> tuple
     from segmill.monitoring.comparison import reference_of
     from segmill.monitoring.usual import FILE, UsualImages
     from segmill.promotion.keys import trusted_keys
-    from segmill.promotion.signing import ENSEMBLE
     from segmill.promotion.versions import verified_copy
 
     model, version = own[0].model, own[0].version
     try:
         with verified_copy(tracking_uri(space, params), model, version, trusted_keys(space.root)) as folder:
-            if (folder / ENSEMBLE / FILE).is_file():
-                return UsualImages.read(folder / ENSEMBLE / FILE), own
+            if (folder / FILE).is_file():
+                return UsualImages.read(folder / FILE), own
         why = "it was registered without statistics of its training images"
     except SegmillError as error:
         why = f"it can't be asked what it learned from: {error}"

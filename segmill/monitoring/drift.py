@@ -48,6 +48,7 @@ class StreamWatch:
     level: float = LEVEL
     every_s: float = EVERY_S
     drift: Drift = field(default=Drift(), init=False)
+    alarmed: Drift | None = field(default=None, init=False)  # what the stream said when the alarm went off
 
     def __post_init__(self) -> None:
         self._test = ShiftTest(list(self.usual), level=self.level)
@@ -67,4 +68,6 @@ class StreamWatch:
             self._times.append(now_s)
             state = self._test.add(score)
             self.drift = Drift(state.number, state.evidence, state.alarm, self._times[state.since - 1])
+            if state.alarm and self.alarmed is None:
+                self.alarmed = self.drift
         return self.drift

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.files import write_atomically
 from segmill.monitoring.statistics import COLORS, image_statistics
 from segmill.monitoring.sums import Sums
 
 Pixels = NDArray[np.uint8]
 
-FILE = "usual_images.json"  # in the folder of a registered version's ensemble
+FILE = "usual_images.json"  # in the folder of a registered version
 TRAINING = "training"
 FIRST_WINDOWS = "first windows"
 
@@ -79,8 +78,9 @@ class UsualImages:
             color_errors=np.array([math.nan if error is None else error for error in said["color_errors"]], np.float64),
         )
 
-    def write(self, path: Path) -> None:
-        write_atomically(path, json.dumps(self.as_json()).encode())
+    def content(self) -> bytes:
+        """Return what ``read`` reads."""
+        return json.dumps(self.as_json()).encode()
 
     @staticmethod
     def read(path: Path) -> UsualImages:

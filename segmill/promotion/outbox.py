@@ -1,6 +1,6 @@
 """The outbox: notices of what happened to a model, written in the transaction that appends the ledger's row.
 
-The service adds those of versions that it refused, which no row is about.
+The service adds those of versions that it refused, and of images that changed, which no row is about.
 
 A transactional outbox (Richardson, Microservices Patterns, 2018). ``delivery`` sends them.
 """
@@ -29,7 +29,7 @@ KIND_OF_ACTION = {
     "alias": "alias_moved",
 }
 
-NOT_SERVED = "not_served"
+NOT_SERVED, DRIFT = "not_served", "drift"
 
 METADATA = MetaData()
 
@@ -118,12 +118,36 @@ def add_not_served(url: str, *, model: str, number: int, version: str, champion:
     Raises:
         InfrastructureError: the database does not answer.
     """
-    id = hashlib.sha256(json.dumps([NOT_SERVED, model, number, version]).encode()).hexdigest()
-    when = datetime.now(UTC).isoformat(timespec="seconds")
     payload = {"model": model, "number": number, "version": version, "champion": champion, "reasons": [why]}
+    _add_of_service(url, NOT_SERVED, number, payload, [model, number, version])
+
+
+def add_drift(url: str, *, model: str, version: str, since: str, images: int, evidence: float) -> None:
+    """Add the notice that a version no longer sees what it learned; nothing where there is one for this change.
+
+    Args:
+        url: of the ledger's database.
+        model: the registered model's name.
+        version: that answers.
+        since: when the images changed, ISO 8601.
+        images: that were counted until the alarm.
+        evidence: against the images being like the calibration images.
+
+    Raises:
+        InfrastructureError: the database does not answer.
+    """
+    why = f"the images of version {version} are not like those it learned, since {since}"
+    payload = {"model": model, "version": version, "since": since, "images": images, "evidence": evidence,
+               "reasons": [why]}  # fmt: skip
+    _add_of_service(url, DRIFT, 0, payload, [model, version, since])
+
+
+def _add_of_service(url: str, kind: str, number: int, payload: dict[str, Any], about: list[Any]) -> None:
+    id = hashlib.sha256(json.dumps([kind, *about]).encode()).hexdigest()
+    when = datetime.now(UTC).isoformat(timespec="seconds")
     with Database(url).writing() as connection:
         make_tables(connection, METADATA, DELIVERIES, 7365677)
-        _add(connection, Notice(f"msg_{id[:40]}", model, number, NOT_SERVED, when, payload))
+        _add(connection, Notice(f"msg_{id[:40]}", payload["model"], number, kind, when, payload))
 
 
 def _add(connection: Connection, notice: Notice) -> None:

@@ -66,13 +66,15 @@ def register(
     key: SigningKey,
     tags: Mapping[str, str] | None = None,
     golden: Golden = (),
+    files: Mapping[str, bytes] | None = None,
 ) -> str:
     """Register an ensemble folder, signed, and return its version; the same folder content is registered once.
 
     The model holds the ensemble folder, the package's code, MLflow's signature of inputs and outputs, a bill of
     materials, golden predictions, and the signed manifest of all its files; no file of it is a pickle, and no path of
     this machine is written into it. A version whose registration was cut short before it was tagged as signed is tagged
-    by the next call, and one whose files `segmill gc` deleted gets them again.
+    by the next call, and one whose files `segmill gc` deleted gets them again. More than eight parameters: each is a
+    fact of its own about the version.
 
     Args:
         uri: tracking and registry URI.
@@ -82,6 +84,7 @@ def register(
         key: signs the folder and the version.
         tags: facts about the version, besides its digest and classes.
         golden: images HWC uint8 with the ids_HW uint8 that the ensemble predicts of them, for ``preflight``.
+        files: more files of the version, by their names.
 
     Raises:
         InputError: the folder is no ensemble.
@@ -102,6 +105,8 @@ def register(
         model_dir = Path(folder) / "model"
         save_model(model_dir, ensemble_dir)
         write_golden(model_dir, golden)
+        for name, content in (files or {}).items():
+            (model_dir / name).write_bytes(content)
         (model_dir / sbom.FILE).write_text(sbom.bill_of_materials(model_name, digest, REQUIREMENTS))
         manifest_sha256 = signing.sign_folder(model_dir, key, model=model_name)
         if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ from segmill.serving.replica import Asked
 
 Pixels = NDArray[np.uint8]
 
+TELLS_EVERY_S = 0.5
+MOST_SCORES = 1000  # that wait to be told
+
 
 class Doors:
     """A replica of the HTTP interface."""
@@ -56,11 +60,12 @@ class Doors:
 
         @asynccontextmanager
         async def while_it_runs(app: Any) -> AsyncIterator[None]:
-            following = asyncio.create_task(backend.follow(keeper))
+            tasks = [asyncio.create_task(one) for one in (backend.follow(keeper), backend.tell(keeper))]
             try:
                 yield
             finally:
-                following.cancel()
+                for task in tasks:
+                    task.cancel()
                 await asyncio.to_thread(stack.close)
 
         async def hint() -> None:
@@ -88,6 +93,7 @@ class OnRay:
     figures: ServiceFigures = field(default_factory=ServiceFigures)
     _serving: Serving = field(default=Serving(0, "", None), init=False)
     _handle: DeploymentHandle | None = field(default=None, init=False)
+    _scores: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_SCORES), init=False)
 
     def facts(self) -> ModelFacts | None:
         return self._serving.facts
@@ -102,8 +108,20 @@ class OnRay:
                 await asyncio.sleep(1)
                 continue
             self.figures.refused.set(found.refused)
+            self.figures.drift_evidence.set(found.drift.evidence)
+            self.figures.drift_alarm.set(found.drift.alarm)
             if found.number not in (0, self._serving.number):
                 self._change(found)
+
+    async def tell(self, keeper: DeploymentHandle) -> None:
+        """Tell the keeper the anomaly scores of the images that were answered, again and again."""
+        while True:
+            await asyncio.sleep(TELLS_EVERY_S)
+            facts, scores = self._serving.facts, list(self._scores)
+            self._scores.clear()
+            if facts and scores:
+                with suppress(Exception):  # while it is started again these images do not count
+                    await keeper.saw.remote(facts.version, scores)
 
     async def segment(self, images: Sequence[Pixels], wanted: Wanted) -> tuple[ModelFacts, list[Segmented]]:
         """Ask a replica; where it dies, another one, once: to segment twice does no harm."""
@@ -114,6 +132,8 @@ class OnRay:
                 raise Refused(503, "no model serves yet", retry_after_s=5)
             try:
                 found: list[Segmented] = await handle.segment.remote(asked)
+                if found[0].anomaly and serving is self._serving:  # images of one request are alike
+                    self._scores.append(found[0].anomaly.score)
                 return serving.facts, found
             except BackPressureError:
                 raise Refused(503, "all replicas are busy; try again", retry_after_s=1) from None
@@ -126,6 +146,7 @@ class OnRay:
         if self._serving.facts:
             self.figures.version.remove(self._serving.facts.name, self._serving.facts.version)
             self.figures.swaps.inc()
+        self._scores.clear()
         self._serving = found
         self._handle = serve.get_app_handle(found.app) if found.facts else None
         if found.facts:

@@ -29,6 +29,12 @@ class ServiceFigures:
         self.refused = Gauge("segmill_versions_refused", "Versions that were not put into service.", registry=own)
         self.swaps = Counter("segmill_swaps", "Times that another version took over.", registry=own)
         self.windows_lost = Gauge("segmill_windows_images_lost", "Images that are in no window.", registry=own)
+        self.drift_evidence = Gauge(
+            "segmill_drift_evidence", "Evidence that images changed; 1 at first, an alarm at 1 / level.", registry=own
+        )
+        self.drift_alarm = Gauge(
+            "segmill_drift_alarm", "1 where the model no longer sees what it learned.", registry=own
+        )
         self.audit_lost = Gauge("segmill_audit_rows_lost", "Rows of the audit log that were lost.", registry=own)
 
     def text(self) -> bytes:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from segmill.monitoring.drift import EVERY_S, LEVEL
+from segmill.monitoring.samples import Samples
 from segmill.monitoring.windows import WindowSettings
 from segmill.promotion.keys import TrustedKeys
 from segmill.promotion.ledger_url import URL_VARIABLE
 from segmill.serving.decoding import DecodingLimits
 from segmill.serving.limits import RequestLimits
-from segmill.serving_params import LimitParams, ServingParams
+from segmill.serving_params import LimitParams, ServingParams, WindowParams
 
+DAY_S = 86_400.0
 LOOK_EVERY_S = 10.0  # without any hint another version is noticed within 30 s, its loading not counted
 
 
@@ -31,6 +35,7 @@ class ServiceJob:
         decoders: processes that decode, for each door.
         windows: what is kept of served images; None: nothing.
         batch: images at once, at most; ``batch_wait_s``: how long the first waits for others.
+        drift_level, drift_every_s: of the ``StreamWatch``.
     """
 
     model: str
@@ -48,6 +53,8 @@ class ServiceJob:
     batch: int = 8
     batch_wait_s: float = 0.002
     look_every_s: float = LOOK_EVERY_S
+    drift_level: float = LEVEL
+    drift_every_s: float = EVERY_S
 
     def app(self, what: str) -> str:
         """Return the name of an application of Ray Serve: ``service``, or that of a version."""
@@ -75,7 +82,18 @@ def job_of(
         limits=_limits(serving.limits),
         doors=serving.doors, replicas=serving.replicas, cpus=serving.cpus_per_replica, gpus=serving.gpus_per_replica,
         decoders=serving.decoders, batch=serving.batch, batch_wait_s=serving.batch_wait_ms / 1000,
+        windows=_windows(serving.windows),
+        drift_level=serving.drift_level, drift_every_s=serving.drift_every_seconds,
     )  # fmt: skip
+
+
+def _windows(windows: WindowParams | None) -> WindowSettings | None:
+    if windows is None:
+        return None
+    samples = None
+    if windows.samples:
+        samples = Samples(folder=Path(windows.samples), share=windows.sample_share, keep_s=windows.sample_days * DAY_S)
+    return WindowSettings(length_s=60 * windows.minutes, keep_s=windows.days * DAY_S, samples=samples)
 
 
 def _limits(limits: LimitParams) -> RequestLimits:

@@ -17,8 +17,9 @@ from ray.serve.schema import ApplicationStatusOverview
 
 from segmill.cluster.work import first_line
 from segmill.errors import InfrastructureError, SegmillError
+from segmill.monitoring.drift import Drift, StreamWatch
 from segmill.promotion.ledger import open_ledger
-from segmill.promotion.outbox import add_not_served
+from segmill.promotion.outbox import add_drift, add_not_served
 from segmill.promotion.versions import verified_copy
 from segmill.serving.head import Head, read_head
 from segmill.serving.job import ServiceJob
@@ -28,6 +29,7 @@ from segmill.serving.replica import Replica
 
 AGAIN_S = 300.0  # a version that was refused is tried again
 REFUSED = "a version was refused"
+DRIFTED = "the model no longer sees what it learned"
 LOOKS_S = 0.25  # between two looks at a version that starts
 ANSWERS_WITHIN_S = 60.0
 
@@ -37,12 +39,14 @@ class Serving:
     """Which version serves: ``app`` is its application.
 
     ``number`` grows with each change; at 0 the ledger was not read yet. ``refused``: versions not put into service.
+    ``drift``: what the stream of its images says.
     """
 
     number: int
     app: str
     facts: ModelFacts | None
     refused: int = 0
+    drift: Drift = field(default_factory=Drift)
 
 
 @dataclass
@@ -56,6 +60,7 @@ class Keeper:
     _refused: dict[str, float] = field(default_factory=dict, init=False)
     _events: list[dict[str, Any]] = field(default_factory=list, init=False)
     _trouble: str = field(default="", init=False)
+    _watch: StreamWatch | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._ledger = open_ledger(self.job.ledger(), trusted=self.job.trusted)
@@ -72,7 +77,27 @@ class Keeper:
         until = time.monotonic() + 10
         while self._serving.number in (0, number) and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        return replace(self._serving, refused=len(self._refused))
+        drift = self._watch.drift if self._watch else Drift()
+        return replace(self._serving, refused=len(self._refused), drift=drift)
+
+    async def saw(self, version: str, scores: list[float]) -> None:
+        """Take the anomaly scores of images that a version answered; say once where they show a change."""
+        facts, watch = self._serving.facts, self._watch
+        if facts is None or watch is None or facts.version != version:
+            return
+        before = watch.alarmed
+        watch.take(scores)
+        if (found := watch.alarmed) and before is None:
+            since = datetime.fromtimestamp(found.since_s, UTC).isoformat(timespec="seconds")
+            said = {"since": since, "images": found.images, "evidence": round(found.evidence, 2)}
+            self._note(DRIFTED, version=version, **said, why=f"since {since}; {found.images} images were counted")
+            await asyncio.to_thread(self._notify_of_drift, facts, said)
+
+    def _notify_of_drift(self, facts: ModelFacts, said: dict[str, Any]) -> None:
+        try:
+            add_drift(self.job.ledger(), model=facts.name, version=facts.version, **said)
+        except SegmillError as error:
+            self._note("the notice of it can't be kept", why=str(error))
 
     async def events(self, after: int) -> list[dict[str, Any]]:
         """Return what happened after the event of that number: versions loaded, refused, taken over, and trouble."""
@@ -211,6 +236,8 @@ class Keeper:
         """Name a version to the doors, and end all others when these have answered what they were asked."""
         # The number is also larger than any of a keeper before this one.
         self._serving = Serving(time.time_ns(), app, facts)
+        usual = facts.usual_G if facts else ()
+        self._watch = StreamWatch(usual, self.job.drift_level, self.job.drift_every_s) if usual else None
         later = threading.Timer(self.job.limits.seconds, self._end_others)
         later.daemon = True
         later.start()

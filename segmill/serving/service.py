@@ -24,10 +24,10 @@ from segmill.promotion.keys import TrustedKeys, parse_trusted
 from segmill.promotion.ledger_url import URL_VARIABLE
 from segmill.serving.doors import Doors
 from segmill.serving.job import ServiceJob, job_of
-from segmill.serving.keeper import ANSWERS_WITHIN_S, REFUSED, Keeper, end
+from segmill.serving.keeper import ANSWERS_WITHIN_S, DRIFTED, REFUSED, Keeper, end
 from segmill.serving_params import ServingParams
 
-__all__ = ["REFUSED", "ServiceArgs", "application", "build", "events", "start", "stop"]
+__all__ = ["DRIFTED", "REFUSED", "ServiceArgs", "application", "build", "events", "start", "stop"]
 
 
 class ServiceArgs(BaseModel):

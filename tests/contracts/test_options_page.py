@@ -14,7 +14,7 @@ from segmill import params
 from segmill.keep_params import KeepParams
 from segmill.notify_params import NotifyParams, WebhookParams
 from segmill.schedule_params import AlarmParams, ScheduleParams
-from segmill.serving_params import LimitParams, ServingParams
+from segmill.serving_params import LimitParams, ServingParams, WindowParams
 from segmill.train_settings import TrainSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
@@ -41,6 +41,7 @@ BLOCKS = {
     "schedule": ScheduleParams,
     "schedule.alarms": AlarmParams,
     "serving": ServingParams,
+    "serving.windows": WindowParams,
     "serving.limits": LimitParams,
 }
 

@@ -24,6 +24,14 @@ def test_a_change_is_dated() -> None:
     assert found.since_s == pytest.approx(60.0 * 200, abs=60 * 10)
 
 
+def test_what_it_said_at_the_alarm_stays_whatever_comes_after() -> None:
+    watch = StreamWatch([0.0] * 40, every_s=0)
+    watch.take([*range(1, 40), *([-1.0] * 400)], now_s=100.0)
+    assert watch.alarmed and watch.alarmed.alarm and watch.alarmed.evidence >= 20 and watch.alarmed.images < 40
+    assert watch.drift.alarm and watch.drift.images == 439 and watch.drift.evidence < watch.alarmed.evidence
+    assert StreamWatch([0.0], every_s=0).alarmed is None
+
+
 def test_images_too_close_to_one_another_count_once() -> None:
     watch = StreamWatch([0.0, 1.0], every_s=10)
     assert watch.take([0.5, 0.5, 0.5], now_s=100.0).images == 1

@@ -142,5 +142,5 @@ def test_the_reference_counts_groups_not_images(rng: Rng, tmp_path: Path) -> Non
     # 30 copies of an image say no more than one.
     assert usual.errors["brightness"] == pytest.approx(np.std(bright, ddof=1) / 255 / math.sqrt(10))
     assert math.isnan(usual_images(images[:30], NAMES).errors["brightness"])
-    usual.write(tmp_path / "usual.json")
+    (tmp_path / "usual.json").write_bytes(usual.content())
     assert UsualImages.read(tmp_path / "usual.json").as_json() == usual.as_json()

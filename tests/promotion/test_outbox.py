@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select
 from segmill.promotion.database import URL_VARIABLE, Database, has_table
 from segmill.promotion.keys import make_signing_key, trust
 from segmill.promotion.ledger import open_ledger, workspace_ledger
-from segmill.promotion.outbox import METADATA, NOTICES, add, add_not_served, kind_of
+from segmill.promotion.outbox import METADATA, NOTICES, add, add_drift, add_not_served, kind_of
 from segmill.promotion.rows import LedgerRow
 
 
@@ -84,6 +84,14 @@ def test_two_who_make_the_tables_at_once_both_add_their_notice(url: str) -> None
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(append, range(8)))
     assert [len(notices(url, f"model-{number}")) for number in range(8)] == [1] * 8
+
+
+def test_a_change_of_the_images_is_one_notice(url: str) -> None:
+    for evidence in (21.5, 30.0):
+        add_drift(url, model="street", version="3", since="2026-11-30T04:00:00+00:00", images=57, evidence=evidence)
+    ((number, kind, said),) = notices(url, "street")
+    assert (number, kind) == (0, "drift") and (said["version"], said["images"], said["evidence"]) == ("3", 57, 21.5)
+    assert said["reasons"] == ["the images of version 3 are not like those it learned, since 2026-11-30T04:00:00+00:00"]
 
 
 def test_a_version_that_the_service_refused_is_one_notice_for_each_row(url: str) -> None:

@@ -30,8 +30,14 @@ from terminal import BIN, terminal
 
 from flows.environment import tracking_uri
 from segmill import tracking
+from segmill.anomaly.detector import save_detector
+from segmill.anomaly.policy import AnomalyPolicy
 from segmill.cluster.connection import LOOPBACK_ONLY
+from segmill.data.ingest.builtin import draw_street
+from segmill.data.packing.calibration import CALIBRATION
 from segmill.data.packing.packed import PackedSplit
+from segmill.data.packing.writing import Sample, SplitWriter
+from segmill.ensembling.detecting import fit_detector
 from segmill.ensembling.predict import Ensemble
 from segmill.params import read_params
 from segmill.promotion import registry
@@ -70,7 +76,10 @@ class Load:
 
 @dataclass
 class Site:
-    """A workspace whose registry has the signed versions 1 and 2, and 3, which was changed after it was signed."""
+    """A workspace whose registry has the signed versions 1 and 2, and 3, which was changed after it was signed.
+
+    Version 2 has an anomaly detector.
+    """
 
     workspace: Workspace
     model: str
@@ -84,6 +93,17 @@ class Site:
     def key(self, *scopes: Scope) -> dict[str, str]:
         text = ApiKeys(ledger_url(self.workspace.root)).create("a test", scopes, None)[1]
         return {"authorization": f"Bearer {text}"}
+
+
+def add_detector(folder: Path, packed: Path, scratch: Path) -> None:
+    """Put a detector into an ensemble's folder that 40 scenes of their own calibrate."""
+    shutil.copytree(packed, scratch)
+    height, width = PackedSplit(packed / "test").image(0).shape[:2]
+    with SplitWriter(scratch / CALIBRATION) as writer:
+        for sequence in range(500, 540):
+            image, mask = draw_street((height, width), seed=0, sequence=sequence, frame=0)
+            writer.add(Sample(f"c{sequence}", f"c{sequence}", image, mask))
+    save_detector(folder, fit_detector(Ensemble.load(folder).voting(), scratch, AnomalyPolicy(0.05, abstain=True)))
 
 
 @pytest.fixture
@@ -100,13 +120,26 @@ def site(_street_workspace: Workspace, judging: Path, tmp_path: Path) -> Site:
         folder = tmp_path / str(number) / "ensemble"
         shutil.copytree(judging / "ensemble", folder)
         (folder / "note.txt").write_text(str(number))
+        if number == 2:
+            add_detector(folder, judging / "packed", tmp_path / "calibrating")
         ids_HW = Ensemble.load(folder).predict(image_HWC[None])[0]
         registry.register(uri, run_id, folder, name, key=make_signing_key(), golden=[(image_HWC, ids_HW)])
     third = next(path for path in (root / "mlartifacts").rglob("note.txt") if path.read_text() == "3")
     third.write_text("x")
+    values = YAML().load(workspace.params.read_text())
+    values["serving"] = {"drift_every_seconds": 0}
+    with workspace.params.open("w") as file:
+        YAML().dump(values, file)
+    return Site(workspace, name, as_png(image_HWC), ids_HW)
+
+
+PNG = {"content-type": "image/png"}
+
+
+def as_png(image_HWC: np.ndarray) -> bytes:
     content = io.BytesIO()
     Image.fromarray(image_HWC).save(content, "PNG")
-    return Site(workspace, name, content.getvalue(), ids_HW)
+    return content.getvalue()
 
 
 @dataclass
@@ -203,6 +236,15 @@ def test_each_version_takes_over_without_a_gap_and_a_changed_one_never_does(site
             before = len(asked.answers)
             until(lambda: len(asked.answers) > before + 3, 60, service.said)
             assert asked.versions == ["1", "2"]
+            noise = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8) for seed in range(60)]
+            for image_HWC in noise:
+                said = service.client.post(
+                    "/v1/segment?form=rle", content=as_png(image_HWC), headers=header | PNG
+                ).json()
+                assert said["version"] == "2" and said["images"][0]["anomaly"]["abstain"]
+            until(lambda: "the model no longer sees what it learned" in service.said(), 30, service.said)
+            figures = service.client.get("/metrics", headers=header).text
+            assert float(re.search(r"^segmill_drift_evidence (\S+)", figures, re.M)[1]) != 1
             site.promote("1", "rollback")  # nobody says so
             until(lambda: asked.versions[-1] == "1", 120, service.said)
         assert {status for _, status, _ in asked.answers} == {200}
@@ -212,6 +254,8 @@ def test_each_version_takes_over_without_a_gap_and_a_changed_one_never_does(site
             kinds = connection.execute(select(NOTICES.c.kind, NOTICES.c.payload)).all()
         (refused,) = (json.loads(payload) for kind, payload in kinds if kind == "not_served")
         assert (refused["version"], refused["champion"]) == ("3", "2")
+        (drift,) = (json.loads(payload) for kind, payload in kinds if kind == "drift")
+        assert drift["version"] == "2" and drift["evidence"] >= 20
         assert re.search(r"version 3 was refused: .*note\.txt was changed after it was signed", service.said())
         assert service.process
         service.process.send_signal(signal.SIGINT)
