@@ -12,6 +12,7 @@ from typing import NoReturn
 
 INTERRUPTED = 130  # the exit code, as shells and click say it
 PATIENCE_S = 3.0
+SAYS_WITHIN_S = 3.0
 
 _patience_s = PATIENCE_S
 
@@ -33,13 +34,23 @@ def obey_signals(say: Callable[[], None]) -> None:
     os.set_blocking(hears, False)
     signal.set_wakeup_fd(hears, warn_on_full_buffer=False)
 
+    def say_last() -> None:
+        if display := sys.modules.get("flows.display"):
+            display.end_pictures()
+        say()
+
     def cut_off() -> None:
         while os.read(heard, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
             pass
         time.sleep(_patience_s)
-        if display := sys.modules.get("flows.display"):  # to import it here could wait for the main thread
-            display.end_pictures()
-        say()
+        # Libraries import when they are first used, and a KeyboardInterrupt in the middle of the main thread's import
+        # can leave Python's import lock held for ever.
+        saying = threading.Thread(target=say_last, daemon=True)
+        saying.start()
+        saying.join(SAYS_WITHIN_S)
+        if saying.is_alive():
+            os.write(sys.stderr.fileno(), b"interrupted\n")
+            os._exit(INTERRUPTED)
         leave()
 
     threading.Thread(target=cut_off, daemon=True).start()

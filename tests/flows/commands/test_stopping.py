@@ -38,6 +38,43 @@ def test_what_does_not_hear_a_signal_is_cut_off(code: str, number: int) -> None:
     assert command.stdout.read() == "interrupted\n"
 
 
+IMPORTING = """
+import _imp, signal, time
+from flows.commands.stopping import obey_signals
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say():
+    import colorsys
+    print('said', flush=True)
+
+
+obey_signals(say)
+_imp.acquire_lock()
+print('up', flush=True)
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+def test_a_command_whose_import_was_interrupted_ends_too() -> None:
+    """An import that a signal cut in two can keep the lock that every other thread's imports wait for."""
+    command = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert command.stdout and command.stderr and command.stdout.readline() == "up\n"
+    command.send_signal(signal.SIGINT)
+    try:
+        assert command.wait(timeout=20) == INTERRUPTED
+    finally:
+        command.kill()
+    assert (command.stdout.read(), command.stderr.read()) == ("", "interrupted\n")
+
+
 DRAWN = """
 import os, signal, time
 from rich.console import Console
