@@ -23,7 +23,7 @@ from segmill.notify_params import EVENTS
 from segmill.promotion.delivery import deliver
 from segmill.promotion.lease import leased
 from segmill.promotion.ledger import Ledger, open_ledger
-from segmill.promotion.outbox import add
+from segmill.promotion.outbox import add, add_drift, add_not_served
 from segmill.promotion.webhooks import webhook
 from segmill.serving.audit import AuditLog, AuditRow, audit_log
 from segmill.serving.head import read_head
@@ -89,11 +89,14 @@ def test_the_service_reads_who_serves_and_the_keys_and_adds_to_the_audit_log(
     with audit_log(url) as log:
         log.add(row)
     assert log.lost == 0
+    add_drift(url, model=MODEL, version="1", since="2026-11-30T04:00:00+00:00", images=9, evidence=21.0)
+    add_not_served(url, model=MODEL, number=2, version="2", champion="1", why="it was changed")
     assert AuditLog(as_role("reader")).last(1)[0]["request"] == "of the service"
     denied(
         url, "SELECT * FROM api_audit", "UPDATE api_audit SET status = 200", "DELETE FROM api_audit",
         "TRUNCATE api_audit", "DROP TABLE api_audit", "DROP TRIGGER api_audit_rows ON api_audit",
         "ALTER TABLE api_audit DISABLE TRIGGER ALL", "UPDATE api_keys SET revoked_s = 0", "DELETE FROM ledger_rows",
+        "SELECT * FROM notices", "UPDATE notices SET kind = 'promoted'", "DELETE FROM notices",
         "SELECT * FROM ledger_leases", "CREATE TABLE mine (id int)",
     )  # fmt: skip
     with pytest.raises(InputError, match="permission denied"):
