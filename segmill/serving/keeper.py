@@ -30,6 +30,7 @@ from segmill.serving.replica import Replica
 AGAIN_S = 300.0  # a version that was refused is tried again
 REFUSED = "a version was refused"
 DRIFTED = "the model no longer sees what it learned"
+MOST_EVENTS = 1000
 LOOKS_S = 0.25  # between two looks at a version that starts
 ANSWERS_WITHIN_S = 60.0
 
@@ -255,7 +256,9 @@ class Keeper:
 
     def _note(self, what: str, **facts: Any) -> None:
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        self._events.append({"number": time.time_ns(), "event": what, "time": when, **facts})
+        self._events = [
+            *self._events[-MOST_EVENTS:], {"number": time.time_ns(), "event": what, "time": when, **facts}
+        ]  # fmt: skip
         say(what, **facts)
 
 
