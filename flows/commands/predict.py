@@ -38,7 +38,7 @@ def predict_command(
     ] = None,
     workspace: WorkspaceOption = HERE,
 ) -> None:
-    """Segment images with the champion; whole folders on Ray, each image once."""
+    """Segment images, or whole folders on Ray, with the champion."""
     source = one_source(sources or [], data)
     space, params = open_workspace(workspace)
     if source is not None:

@@ -40,7 +40,7 @@ def serve_command(
     replicas: Annotated[int | None, typer.Option(min=1, help="Processes that predict.")] = None,
     workspace: WorkspaceOption = HERE,
 ) -> None:
-    """Serve the champion over HTTP, and whatever the ledger promotes after it."""
+    """Serve the champion over HTTP, and each later one after it."""
     from flows.commands.stopping import take_time
     from flows.environment import prepare_environment, ray_address
     from flows.notices import deliver_pending

@@ -33,7 +33,7 @@ def windows_command(
     html: Annotated[Path | None, typer.Option(help="File for a page with every statistic over time.")] = None,
     workspace: WorkspaceOption = HERE,
 ) -> None:
-    """Say what moved of the images that the service was sent: against training, since when, how sure."""
+    """Say what moved of the images that the service was sent."""
     from segmill.monitoring.comparison import LEVEL, compare
     from segmill.monitoring.windows import read_windows
     from segmill.promotion.ledger_url import ledger_url

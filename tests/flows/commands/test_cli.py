@@ -22,7 +22,7 @@ from segmill.workspace import Workspace
 
 COMMANDS = (
     "init", "demo", "validate", "retrain", "status", "history", "deploy", "promote", "rollback", "approve", "reject",
-    "verify", "predict", "audit", "plan", "tune", "profile", "ui",
+    "verify", "predict", "audit", "plan", "tune", "profile", "serve", "windows", "ui",
     "doctor", "gc", "stage", "data", "ledger", "signing", "keys",
 )  # fmt: skip
 

@@ -52,12 +52,11 @@ def say():
 
 obey_signals(say)
 _imp.acquire_lock()
-print('up', flush=True)
-while True:
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        pass
+try:
+    print('up', flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(60)
 """
 
 
