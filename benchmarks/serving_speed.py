@@ -28,8 +28,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
+import uvicorn
+from fastapi import FastAPI, Request, Response
 from PIL import Image
 from served_versions import BIN, Place, as_png, free_port, make_place, running
+from starlette.concurrency import run_in_threadpool
+
+from segmill.ensembling.predict import Ensemble
 
 WARM_UP_S = 3.0
 
@@ -74,13 +80,6 @@ async def ask(one: Contestant, clients: int, seconds: float) -> Figures:
 
 def plain(folder: str, port: str) -> None:
     """Be the plain FastAPI route, in a process of its own."""
-    import torch
-    import uvicorn
-    from fastapi import FastAPI, Request, Response
-    from starlette.concurrency import run_in_threadpool
-
-    from segmill.ensembling.predict import Ensemble
-
     ensemble = Ensemble.load(Path(folder))
     for member in ensemble.members.values():
         member.dtype = None  # type: ignore[attr-defined]
