@@ -26,7 +26,7 @@ class Watch:
     def pixel(self, images: int) -> dict[str, FloatArray]:
         """Return ``energy`` and ``max_logit`` of the first ``images``: B x H x W float32 each."""
         found = {"energy": self._energy, "max_logit": self._max_logit}
-        return {name: torch.cat(parts)[:images].cpu().numpy() for name, parts in found.items()}
+        return {name: torch.cat(parts)[:images].cpu().numpy() for name, parts in found.items() if parts}
 
     def features(self, images: int) -> NDArray[np.float32]:
         """Return the features of the first ``images``: B x D float32."""
@@ -49,11 +49,13 @@ class Watch:
 
 
 @contextmanager
-def watching(module: nn.Module) -> Iterator[Watch]:
-    """Watch a ``MemberModule`` for as long as the block lasts."""
+def watching(module: nn.Module, *, logits: bool) -> Iterator[Watch]:
+    """Watch a ``MemberModule`` for as long as the block lasts; its logits too where asked for."""
     watch = Watch()
     encoder: nn.Module = module.encoder  # type: ignore[assignment]
-    hooks = [module.register_forward_hook(watch._logits), encoder.register_forward_hook(watch._stages)]
+    hooks = [encoder.register_forward_hook(watch._stages)]
+    if logits:
+        hooks.append(module.register_forward_hook(watch._logits))
     try:
         yield watch
     finally:

@@ -125,7 +125,7 @@ class Ensemble:
         Raises:
             InputError: another dtype or shape.
         """
-        from segmill.anomaly.scores import Watched, entropy
+        from segmill.anomaly.scores import LOGIT_SCORES, Watched, entropy
         from segmill.anomaly.watching import watching
 
         own_BHW = np.zeros((len(image_BHWC), *image_BHWC.shape[1:3]), np.float32)
@@ -138,7 +138,8 @@ class Ensemble:
 
         with ExitStack() as stack:
             module: Any = getattr(self.members[member], "module", None) if member else None
-            watch = stack.enter_context(watching(module)) if module is not None else None
+            logits = bool(set(LOGIT_SCORES) & set(pixel))
+            watch = stack.enter_context(watching(module, logits=logits)) if module is not None else None
             probs_BKHW = mix(noted(), self.weights)
         found = {name: one for name, one in watch.pixel(len(image_BHWC)).items() if name in pixel} if watch else {}
         if {"entropy", "disagreement"} & set(pixel):

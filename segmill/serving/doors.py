@@ -38,7 +38,7 @@ from segmill.serving.replica import Asked
 Pixels = NDArray[np.uint8]
 
 TELLS_EVERY_S = 0.5
-MOST_SCORES = 1000  # that wait to be told
+MOST_SCORES = 1000  # that wait to be sent to the keeper
 
 
 class Doors:

@@ -40,6 +40,13 @@ def test_logit_scores_are_those_of_pytorch_ood(ensemble: Ensemble, image_BHWC: n
     assert watched.features_BD is not None and watched.features_BD.shape[0] == 2
 
 
+def test_a_detector_of_features_alone_computes_no_logit_scores(ensemble: Ensemble, image_BHWC: np.ndarray) -> None:
+    probs_BKHW, watched = ensemble.watch(image_BHWC, (), "one")
+    _, whole = ensemble.watch(image_BHWC, ("energy",), "one")
+    assert watched.pixel == {} and np.array_equal(watched.features_BD, whole.features_BD)
+    assert np.array_equal(probs_BKHW, ensemble.predict_probs(image_BHWC))
+
+
 def test_disagreement_is_what_is_left_of_the_entropy(ensemble: Ensemble, image_BHWC: np.ndarray) -> None:
     _, watched = ensemble.watch(image_BHWC, ("entropy", "disagreement"))
     mean = ensemble.predict_probs(image_BHWC).astype(np.float64)

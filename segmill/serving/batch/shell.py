@@ -159,7 +159,7 @@ def planned(
 
 
 def may_share(one: str, other: str) -> bool:
-    """Tell whether two sources may have one folder: the same, or data versions, whose images are told by their md5."""
+    """Tell whether two sources may have one folder: the same, or data versions, whose images are known by their md5."""
     return one == other or (one.startswith(DATA) and other.startswith(DATA))
 
 
