@@ -16,6 +16,7 @@ from typing import Any
 
 from segmill.promotion.rows import LedgerRow
 
+HANGS_S = 30.0  # how long "hang" takes
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
 
@@ -71,7 +72,7 @@ def endpoint(port: int = 0) -> Iterator[Endpoint]:
             )
             answer = found.answers.pop(0) if found.answers else 204
             if isinstance(answer, str):
-                over.wait(30)
+                over.wait(HANGS_S)
                 return
             self.send_response(answer)
             if 300 <= answer < 400:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from postings import SECRET, Endpoint, a_row, endpoint, free_port, is_signed
+from postings import HANGS_S, SECRET, Endpoint, a_row, endpoint, free_port, is_signed
 from sqlalchemy import create_engine, func, select
 
 from segmill.notify_params import EVENTS
@@ -96,7 +96,7 @@ def test_an_endpoint_that_fails_at_first_gets_the_notice_in_the_end(url: str) ->
         assert deliver(url, [target], now=now + 29).failed == 0, "it waits twice as long"
         began = time.monotonic()
         hung = deliver(url, [target], now=now + 30, patience_s=0.5)
-        assert time.monotonic() - began < 2 and hung.failed == 1 and hung.waiting == 1
+        assert time.monotonic() - began < HANGS_S and hung.failed == 1 and hung.waiting == 1
         assert deliver(url, [target], now=now + 69).failed == 0
         assert deliver(url, [target], now=now + 70) == Delivered(sent=1)
         assert deliver(url, [target], now=now + DAY_S) == Delivered()
@@ -228,13 +228,12 @@ def test_a_target_that_is_down_costs_one_attempt_and_others_none(url: str) -> No
         there.answers = ["hang"] * 5
         began = time.monotonic()
         delivered = deliver(url, [hook(there), inbox.target], patience_s=0.5)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < HANGS_S
         assert delivered.failed == 1 and delivered.sent == 5 and delivered.waiting == 5
         assert len(there.postings) == 1
         assert "answer" in str(delivered.last_error) or "timed out" in str(delivered.last_error)
-        began = time.monotonic()
         assert deliver(url, [hook(there), inbox.target], patience_s=5).failed == 0
-        assert time.monotonic() - began < 1
+        assert len(there.postings) == 1, "it is not asked again"
     assert inbox.numbers == [1, 2, 3, 4, 5]
 
 
