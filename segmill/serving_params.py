@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from segmill.params_block import Block
+
+Engine = Literal["auto", "pytorch"]
 
 
 class LimitParams(Block):
@@ -50,7 +54,10 @@ class ServingParams(Block):
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of a replica.")
     decoders: int = Field(2, ge=1, description="Processes that decode images, for each door.")
     batch: int = Field(8, ge=1, description="Requests that a replica predicts together, at most.")
-    batch_wait_ms: float = Field(2.0, ge=0, description="Milliseconds that a batch's first request waits for others.")
+    engine: Engine = Field(
+        "auto",
+        description="auto: OpenVINO computes on CPUs where it is installed, says the same and is faster; pytorch.",
+    )
     drift_level: float = Field(
         0.05, gt=0, lt=1, description="Probability of a false alarm that images changed, over the life of a version."
     )

@@ -95,7 +95,10 @@ class Ensemble:
 
     def voting(self) -> Ensemble:
         """Return the ensemble without members of weight 0, which no prediction needs."""
-        members = {name: member for name, member in self.members.items() if self.weights[name] > 0}
+        return self.with_members({name: member for name, member in self.members.items() if self.weights[name] > 0})
+
+    def with_members(self, members: Mapping[str, PredictsProbs]) -> Ensemble:
+        """Return the ensemble with these instead of its members."""
         return Ensemble(members, self.weights, tta_hflip=self.tta_hflip, facts=self.facts, detector=self.detector)
 
     def member_probs(self, image_BHWC: Image) -> Iterator[tuple[str, Probs]]:

@@ -13,7 +13,7 @@ from segmill.promotion.keys import TrustedKeys
 from segmill.promotion.ledger_url import URL_VARIABLE
 from segmill.serving.decoding import DecodingLimits
 from segmill.serving.limits import RequestLimits
-from segmill.serving_params import LimitParams, ServingParams, WindowParams
+from segmill.serving_params import Engine, LimitParams, ServingParams, WindowParams
 
 DAY_S = 86_400.0
 LOOK_EVERY_S = 10.0  # without any hint another version is noticed within 30 s, its loading not counted
@@ -34,7 +34,8 @@ class ServiceJob:
         cpus, gpus: that one replica of a version takes of the cluster.
         decoders: processes that decode, for each door.
         windows: what is kept of served images; None: nothing.
-        batch: images at once, at most; ``batch_wait_s``: how long the first waits for others.
+        batch: requests that a replica computes together, at most.
+        engine: of ServingParams.
         drift_level, drift_every_s: of the ``StreamWatch``.
     """
 
@@ -51,7 +52,7 @@ class ServiceJob:
     decoders: int = 2
     windows: WindowSettings | None = field(default_factory=WindowSettings)
     batch: int = 8
-    batch_wait_s: float = 0.002
+    engine: Engine = "auto"
     look_every_s: float = LOOK_EVERY_S
     drift_level: float = LEVEL
     drift_every_s: float = EVERY_S
@@ -81,7 +82,7 @@ def job_of(
         model=model, trusted=trusted, uri=uri, ledger_url=ledger_url, hint_secrets=hint_secrets,
         limits=_limits(serving.limits),
         doors=serving.doors, replicas=serving.replicas, cpus=serving.cpus_per_replica, gpus=serving.gpus_per_replica,
-        decoders=serving.decoders, batch=serving.batch, batch_wait_s=serving.batch_wait_ms / 1000,
+        decoders=serving.decoders, batch=serving.batch, engine=serving.engine,
         windows=_windows(serving.windows),
         drift_level=serving.drift_level, drift_every_s=serving.drift_every_seconds,
     )  # fmt: skip

@@ -18,6 +18,8 @@ from segmill.promotion.signing import ENSEMBLE, read_manifest
 from segmill.promotion.versions import fetch_verified
 from segmill.reports.pictures import palette
 from segmill.serving.answers import Classes, Segmented, Wanted
+from segmill.serving.engine import accelerated
+from segmill.serving_params import Engine
 
 Pixels = NDArray[np.uint8]
 
@@ -33,6 +35,7 @@ class ModelFacts:
         detector: which scores its anomaly detector goes by, what it promises and how many groups calibrate it; empty
             where it has none.
         usual_G: the anomaly score of an image of each calibration group.
+        engines: what computes each member, by name: ``pytorch`` or ``openvino``.
     """
 
     name: str
@@ -41,6 +44,7 @@ class ModelFacts:
     classes: Classes
     detector: dict[str, Any] = field(default_factory=dict)
     usual_G: tuple[float, ...] = ()
+    engines: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -52,6 +56,7 @@ class ModelFacts:
                 for number, name in enumerate(self.classes.names)
             ],
             "anomaly_detector": self.detector or None,
+            "engines": self.engines,
         }
 
 
@@ -80,10 +85,10 @@ class ServedModel:
         return found
 
 
-def load_version(uri: str, model: str, version: str, trusted: TrustedKeys) -> ServedModel:
+def load_version(uri: str, model: str, version: str, trusted: TrustedKeys, *, engine: Engine = "auto") -> ServedModel:
     """Fetch a version, verify the copy, load it, and let it predict its golden images.
 
-    Only its data come from the registry; the code that runs is this process's own.
+    Only its data come from the registry; the code that runs is this process's own. ``engine``: of ServingParams.
 
     Raises:
         SignatureError, InputError, InfrastructureError: as for ``versions.fetch_verified``.
@@ -91,17 +96,20 @@ def load_version(uri: str, model: str, version: str, trusted: TrustedKeys) -> Se
     """
     with tempfile.TemporaryDirectory(prefix="segmill-version-") as name:
         folder = fetch_verified(uri, model, version, trusted, to=Path(name))
-        ensemble = Ensemble.load(folder / ENSEMBLE)
-        prove(read_golden(folder), _ids(ensemble), model=model, version=version)
+        ensemble, golden = Ensemble.load(folder / ENSEMBLE), read_golden(folder)
+        engines = dict.fromkeys(ensemble.members, "pytorch")
+        if engine == "auto":
+            ensemble, engines = accelerated(ensemble, [image_HWC for image_HWC, _ in golden])
+        prove(golden, _ids(ensemble), model=model, version=version)
         manifest = read_manifest(folder, trusted, model=model)
-    return ServedModel(_facts(ensemble, model, version, manifest.sha256), ensemble)
+    return ServedModel(_facts(ensemble, model, version, manifest.sha256, engines), ensemble)
 
 
 def _ids(ensemble: Ensemble) -> Any:
     return lambda image_BHWC: ensemble.predict_probs(image_BHWC).argmax(axis=1).astype(np.uint8)
 
 
-def _facts(ensemble: Ensemble, model: str, version: str, manifest_sha256: str) -> ModelFacts:
+def _facts(ensemble: Ensemble, model: str, version: str, manifest_sha256: str, engines: dict[str, str]) -> ModelFacts:
     classes, detector = sorted(ensemble.facts["classes"], key=lambda entry: int(entry["id"])), ensemble.detector
     return ModelFacts(
         name=model,
@@ -113,4 +121,5 @@ def _facts(ensemble: Ensemble, model: str, version: str, manifest_sha256: str) -
         ),
         detector=detector.described() if detector else {},
         usual_G=tuple(detector.group_scores_G.tolist()) if detector else (),
+        engines=engines,
     )  # fmt: skip

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 OURS = {"segmill", "tasks", "flows", "tests", "benchmarks", "deploy"}
 # Extras whose libraries a folder may import beyond the package's own.
 EXTRAS = {
-    "segmill": ["demo"],
+    "segmill": ["demo", "openvino"],
     "tasks": [],
     "flows": [],
     "deploy": ["stack", "postgres"],

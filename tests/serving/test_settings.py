@@ -51,11 +51,11 @@ def test_every_limit_of_the_settings_arrives() -> None:
 
 def test_every_other_setting_arrives() -> None:
     block = ServingParams(
-        doors=11, replicas=12, cpus_per_replica=1.5, gpus_per_replica=0.5, decoders=13, batch=14, batch_wait_ms=15
+        doors=11, replicas=12, cpus_per_replica=1.5, gpus_per_replica=0.5, decoders=13, batch=14, engine="pytorch"
     )
     job = job_of(block, model="m", trusted=NOBODY)
     assert (job.doors, job.replicas, job.cpus, job.gpus) == (11, 12, 1.5, 0.5)
-    assert (job.decoders, job.batch, job.batch_wait_s) == (13, 14, 0.015)
+    assert (job.decoders, job.batch, job.engine) == (13, 14, "pytorch")
 
 
 def test_the_config_file_of_ray_serve_names_the_application_as_the_service_does() -> None:
