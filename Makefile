@@ -49,8 +49,8 @@ check: $(VENV)/.installed-dev ## formatting, lint, types and the layers of impor
 docs-tree: $(VENV)/.installed-dev ## write the file tree of docs/architecture.md from the docstrings
 	@python docs/tree.py
 
-stack: $(VENV)/.installed-stack ## production's servers on this machine, on loopback: PostgreSQL, S3, MLflow, Prefect, Ray
-	@python -m deploy.stack up
+stack: $(VENV)/.installed-stack ## production's servers on this machine, on loopback; SERVE=WORKSPACE: its model is served too
+	@python -m deploy.stack up $(if $(SERVE),--serve '$(SERVE)')
 
 soak: $(VENV)/.installed-stack ## fifty nights on a stack of their own, with random kills; two hours or more
 	@python benchmarks/soak.py --nights 50 --seed $(SEED)

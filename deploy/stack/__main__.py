@@ -17,12 +17,13 @@ from deploy.stack import processes, servers
 from deploy.stack.backup import backup, restore_stores
 from deploy.stack.place import Place
 from deploy.stack.processes import alive, start, wait_ready
-from deploy.stack.rights import buckets_granted, grant_buckets, grant_databases, grant_mlflow
+from deploy.stack.rights import buckets_granted, grant_buckets, grant_databases, grant_mlflow, grant_service
 from segmill.errors import InputError, Interrupted, SegmillError
 
 ENVIRONMENT, REPOSITORY = "pipeline.env", "segmill.git"
 # Every server, in the order in which they are stopped, with the signal that ends it in order.
 STOP = {
+    "service": signal.SIGTERM,
     "worker": signal.SIGTERM,
     "prefect": signal.SIGTERM,
     "mlflow": signal.SIGTERM,
@@ -33,8 +34,10 @@ STOP = {
 }
 
 
-def up(folder: Path) -> Place:
+def up(folder: Path, serve: Path | None = None) -> Place:
     """Start what is not running of the stack in ``folder``, which is made where there is none; return it.
+
+    ``serve``: the workspace whose model is served from now on; None: that of the call before, if any.
 
     Raises:
         InputError: the S3 API ended, and with it all objects.
@@ -50,6 +53,10 @@ def up(folder: Path) -> Place:
             "`make stack-down`, then `python -m deploy.stack restore BACKUP`",
         )
     try:
+        if serve is not None and str(serve.resolve()) != place.serves:
+            processes.stop(place, {"service": STOP["service"]})
+            place.serves = str(serve.resolve())
+            place.save()
         _start(place)
     except BaseException:
         if before is None:
@@ -85,6 +92,11 @@ def _start(place: Place) -> None:
     worker = servers.worker(place)
     start(place, worker)
     wait_ready(place, worker)
+    if place.serves:
+        grant_service(place)
+        service = servers.service(place)
+        start(place, service)
+        wait_ready(place, service)
 
 
 def _end(place: Place) -> list[str]:
@@ -104,16 +116,23 @@ def restore(folder: Path, kept: Path) -> None:
     _start(place)
 
 
+def _servers(place: Place) -> list[str]:
+    """Return what is to run, in the order in which it is stopped."""
+    return [name for name in STOP if name != "service" or place.serves]
+
+
 def status(place: Place) -> str:
     """Return what runs where, and how to use it; no secret."""
     addresses = {**servers.urls(place), "postgres": f"{servers.LOOPBACK}:{place.ports['postgres']}"}
     names = {"ray-head": "ray", "worker": "", "ray-node": ""}
     lines = []
-    for name in reversed(STOP):
+    for name in reversed(_servers(place)):
         process = processes.find(place, name)
         state = f"process {process.pid}" if process else "NOT RUNNING"
         lines.append(f"  {name:9} {state:15} {addresses.get(names.get(name, name), '')}".rstrip())
     lines.append(f"  git       {'':15} {addresses['git']}/{REPOSITORY}")
+    if not place.serves:
+        lines.append("  no model is served: make stack SERVE=WORKSPACE")
     return "\n".join(lines)
 
 
@@ -139,7 +158,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.stack", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".stack"), help="the stack's folder; .stack by default")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up", help="start what is not running")
+    starting = commands.add_parser("up", help="start what is not running")
+    starting.add_argument("--serve", type=Path, metavar="WORKSPACE", help="serve this workspace's model, now and later")
     commands.add_parser("down", help="stop all servers and delete what they keep")
     commands.add_parser("status", help="what runs where")
     commands.add_parser("backup", help="write a backup into a new folder").add_argument("backup", type=Path)
@@ -148,30 +168,34 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _alone(options.folder.resolve()):
-            print(run(options.command, options.folder.resolve(), getattr(options, "backup", None)))
+            kept, serve = getattr(options, "backup", None), getattr(options, "serve", None)
+            print(run(options.command, options.folder.resolve(), kept, serve))
     except SegmillError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def run(command: str, folder: Path, kept: Path | None = None) -> str:
-    """Run a command on the stack in ``folder`` and return what there is to say; ``kept`` is the backup's folder.
+def run(command: str, folder: Path, kept: Path | None = None, serve: Path | None = None) -> str:
+    """Run a command on the stack in ``folder`` and return what there is to say.
 
+    ``kept`` is the backup's folder, ``serve`` the workspace that `up` shall serve.
     What it writes, and what its servers write, only its owner can read.
     """
     mask = os.umask(0o077)
     try:
-        return _run(command, folder, kept)
+        return _run(command, folder, kept, serve)
     finally:
         os.umask(mask)
 
 
-def _run(command: str, folder: Path, kept: Path | None) -> str:
+def _run(command: str, folder: Path, kept: Path | None, serve: Path | None) -> str:
     place = Place.open(folder)
     if command == "up":
-        was_up = place is not None and all(alive(place, name) for name in STOP)
-        said = f"the stack is up{' already' if was_up else ''}:\n{status(up(folder))}"
+        if serve is not None and not (serve / "params.yaml").is_file():
+            raise InputError(f"{serve} is no workspace: it has no params.yaml", "`segmill init` makes one")
+        was_up = place is not None and all(alive(place, name) for name in _servers(place))
+        said = f"the stack is up{' already' if was_up else ''}:\n{status(up(folder, serve))}"
         return f"{said}\nto work on it:  source {shlex.quote(str(folder / ENVIRONMENT))}"
     if command == "restore":
         assert kept is not None

@@ -25,7 +25,7 @@ from segmill.files import replacing
 
 MANIFEST = "backup.json"
 # MLflow's users are in a database that is restored, so that their passwords must be those of before.
-SECRETS = ("mlflow-admin", "mlflow-pipeline", "mlflow-ray")
+SECRETS = ("mlflow-admin", "mlflow-pipeline", "mlflow-ray", "mlflow-service")
 # The ledger names versions of MLflow: it is dumped before, so that no row of it names one that the dump lacks.
 DUMPED = ("ledger", "mlflow", "mlflow_users", "prefect")
 BUCKETS = (DATA_BUCKET, MODEL_BUCKET)
@@ -93,8 +93,8 @@ def restore_stores(place: Place, folder: Path) -> None:
         if source.exists():
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target)
-    for name in SECRETS:
-        place.keep(name, (folder / "secrets" / name).read_text())
+    for secret in (folder / "secrets").iterdir():  # an earlier release's backup has fewer
+        place.keep(secret.name, secret.read_text())
 
 
 def _keys(place: Place) -> Path:

@@ -17,7 +17,7 @@ from segmill.files import write_atomically
 RECORD = "stack.json"
 PORTS = (
     "postgres", "s3", "mlflow", "prefect", "ray", "ray_client", "ray_head_agent", "ray_head_agent_grpc",
-    "ray_node_agent", "ray_node_agent_grpc",
+    "ray_node_agent", "ray_node_agent_grpc", "service",
 )  # fmt: skip
 
 
@@ -27,7 +27,8 @@ class Place:
 
     ``id`` is in the environment of every process of the stack. ``run`` is a folder with a short name, which a Unix
     socket's path has room for, and where PostgreSQL's own user may enter. ``processes``: per server its process id and
-    when it was created, in seconds since 1970, since ids are used again.
+    when it was created, in seconds since 1970, since ids are used again. ``serves``: the workspace whose model is
+    served; "" for none.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class Place:
     run: Path
     ports: dict[str, int]
     processes: dict[str, tuple[int, float]]
+    serves: str = ""
 
     @classmethod
     def create(cls, folder: Path) -> Place:
@@ -69,7 +71,10 @@ class Place:
         except FileNotFoundError:
             return None
         processes = {name: (pid, created) for name, (pid, created) in facts["processes"].items()}
-        return cls(folder, facts["id"], Path(facts["run"]), facts["ports"], processes)
+        ports = facts["ports"]
+        new = [name for name in PORTS if name not in ports]  # of a stack that an earlier release made
+        ports |= dict(zip(new, _free_ports(len(new)), strict=True))
+        return cls(folder, facts["id"], Path(facts["run"]), ports, processes, facts.get("serves", ""))
 
     def save(self) -> None:
         """Write the record."""

@@ -8,9 +8,22 @@ from typing import Any
 
 import boto3
 from psycopg import Connection, sql
+from sqlalchemy import make_url
 
 from deploy.stack.place import Place
-from deploy.stack.servers import DATA_BUCKET, DATABASES, LOOPBACK, MODEL_BUCKET, REGION, ask, superuser, urls
+from deploy.stack.servers import (
+    DATA_BUCKET,
+    DATABASES,
+    LOOPBACK,
+    MODEL_BUCKET,
+    REGION,
+    SERVICE,
+    ask,
+    database_url,
+    superuser,
+    urls,
+)
+from segmill.serving.tables import make_service_tables
 
 READ = ["s3:GetObject", "s3:GetObjectVersion"]
 WRITE = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
@@ -18,17 +31,26 @@ LIST = ["s3:ListBucket", "s3:GetBucketLocation"]
 DELETE_SEVERAL = ["s3:DeleteObject"]  # of the bucket: moto asks for it there where one request deletes several objects
 # Which buckets a user of the S3 API may read and write: MLflow's server, who trains, who backs up.
 BUCKETS = {"mlflow": [MODEL_BUCKET], "pipeline": [DATA_BUCKET], "backup": [DATA_BUCKET, MODEL_BUCKET]}
+# What the service may in the ledger's database.
+SERVICE_MAY = (
+    "SELECT ON ledger_meta, ledger_rows, ledger_models, ledger_moves, api_keys",
+    "INSERT ON api_audit",
+    "USAGE ON SEQUENCE api_audit_number_seq",
+    "SELECT, INSERT, UPDATE, DELETE ON served_windows, notices, notice_targets, notice_deliveries",
+)
 
 
 def grant_databases(place: Place) -> None:
-    """Make each database and the role that owns it, where they are not there; nobody else may connect.
+    """Make each database and the role that owns it, and the service's role, where they are not there.
+
+    Nobody else may connect.
 
     PostgreSQL gets the hash of a password (SCRAM), so that no log can show one.
     """
     with superuser(place) as connection:
         roles = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
         databases = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
-        for role in dict.fromkeys(DATABASES.values()):
+        for role in dict.fromkeys([*DATABASES.values(), SERVICE]):
             password = place.secret(f"postgres-{role}")
             place.keep(f"{role}.pgpass", f"{LOOPBACK}:{place.ports['postgres']}:*:{role}:{password}\n")
             if role not in roles:
@@ -39,6 +61,18 @@ def grant_databases(place: Place) -> None:
             if database not in databases:
                 make_database(connection, database)
             connection.execute(_nobody_else(database))
+
+
+def grant_service(place: Place) -> None:
+    """Make the service's tables, as their owner, and let the service use what it takes of the ledger's database."""
+    owner = make_url(database_url(place, "ledger", "postgresql+psycopg"))
+    make_service_tables(
+        owner.set(password=place.secret(f"postgres-{owner.username}")).render_as_string(hide_password=False)
+    )
+    with superuser(place, "ledger") as connection:
+        connection.execute(f"GRANT CONNECT ON DATABASE ledger TO {SERVICE}")
+        for rights in SERVICE_MAY:
+            connection.execute(f"GRANT {rights} TO {SERVICE}")
 
 
 def make_database(connection: Connection[Any], database: str) -> None:
@@ -76,9 +110,9 @@ def buckets_granted(place: Place) -> bool:
 
 def grant_mlflow(place: Place) -> None:
     """Make MLflow's users, who are no admins: `pipeline` manages the experiments and models that it made itself, `ray`,
-    with which Ray's nodes fetch the versions that they judge, reads."""
+    with which Ray's nodes fetch the versions that they judge, reads, and so does `service`."""
     admin = f"admin:{place.secret('mlflow-admin')}"
-    for name in ("pipeline", "ray"):
+    for name in ("pipeline", "ray", "service"):
         user = json.dumps({"username": name, "password": place.secret(f"mlflow-{name}")}).encode()
         try:
             ask(f"{urls(place)['mlflow']}/api/2.0/mlflow/users/create", user, user=admin)

@@ -27,6 +27,8 @@ REGION = "us-east-1"
 DATA_BUCKET, MODEL_BUCKET = "segmill-data", "segmill-models"
 # Database and role of each user of PostgreSQL; MLflow's users are in a database of their own.
 DATABASES = {"mlflow": "mlflow", "mlflow_users": "mlflow", "prefect": "prefect", "ledger": "pipeline"}
+SERVICE = "service"  # the role of who serves, in the ledger's database
+WEBHOOK_SECRET = "SEGMILL_WEBHOOK_SECRET"
 # Else MLflow sends clients to S3 with signed addresses, which moto refuses.
 THROUGH_SERVER = {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false"}
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -34,7 +36,7 @@ OBJECT_STORE_BYTES = 200 * 2**20
 
 def urls(place: Place) -> dict[str, str]:
     """Return the addresses of the stack; none holds a password."""
-    http = {name: f"http://{LOOPBACK}:{place.ports[name]}" for name in ("s3", "mlflow", "prefect")}
+    http = {name: f"http://{LOOPBACK}:{place.ports[name]}" for name in ("s3", "mlflow", "prefect", "service")}
     return {
         **http,
         "prefect": f"{http['prefect']}/api",
@@ -44,9 +46,12 @@ def urls(place: Place) -> dict[str, str]:
     }
 
 
-def database_url(place: Place, database: str, scheme: str) -> str:
-    """Return a database's address; who uses it finds the password in the file that PGPASSFILE names."""
-    return f"{scheme}://{DATABASES[database]}@{LOOPBACK}:{place.ports['postgres']}/{database}"
+def database_url(place: Place, database: str, scheme: str, role: str = "") -> str:
+    """Return a database's address for its owner, or for another role.
+
+    Who uses it finds the password in the file that PGPASSFILE names.
+    """
+    return f"{scheme}://{role or DATABASES[database]}@{LOOPBACK}:{place.ports['postgres']}/{database}"
 
 
 def pipeline_environment(place: Place) -> dict[str, str]:
@@ -64,8 +69,30 @@ def pipeline_environment(place: Place) -> dict[str, str]:
         "SEGMILL_LEDGER_URL": where["ledger"],
         "PGPASSFILE": str(place.secret_file("pipeline.pgpass")),
         "XDG_CONFIG_HOME": str(place.folder / "home" / ".config"),  # where the key is that signs versions
+        WEBHOOK_SECRET: _webhook_secret(place),
         **s3_environment(place, "pipeline"),
     }
+
+
+def service_environment(place: Place) -> dict[str, str]:
+    """Return the variables of who serves: it reads versions and the ledger, and tells Prefect of an alarm."""
+    where = urls(place)
+    return {
+        "MLFLOW_TRACKING_URI": where["mlflow"],
+        "MLFLOW_TRACKING_USERNAME": "service",
+        "MLFLOW_TRACKING_PASSWORD": place.secret("mlflow-service"),
+        **THROUGH_SERVER,
+        "PREFECT_API_URL": where["prefect"],
+        "PREFECT_API_AUTH_STRING": _prefect_user(place),
+        "SEGMILL_LEDGER_URL": database_url(place, "ledger", "postgresql+psycopg", SERVICE),
+        "PGPASSFILE": str(place.secret_file(f"{SERVICE}.pgpass")),
+        WEBHOOK_SECRET: _webhook_secret(place),
+    }
+
+
+def _webhook_secret(place: Place) -> str:
+    """Return what webhooks to the service are signed with."""
+    return f"whsec_{b64encode(place.secret('webhook').encode()).decode()}"
 
 
 def s3_environment(place: Place, user: str) -> dict[str, str]:
@@ -147,6 +174,13 @@ def worker(place: Place) -> Server:
         return b'"ONLINE"' in ask_prefect(place, f"/work_pools/{POOL}/workers/filter", b"{}")
 
     return Server("worker", command, environment, None, ready)
+
+
+def service(place: Place) -> Server:
+    """Return `segmill serve`, on a Ray of its own: whoever trains never keeps it from answering, nor it them."""
+    command = [program("segmill"), "serve", "--port", str(place.ports["service"]), "-w", place.serves]
+    ready = _serves(f"{urls(place)['service']}/healthz")
+    return Server("service", command, service_environment(place), place.ports["service"], ready)
 
 
 def ray_head(place: Place) -> Server:

@@ -31,11 +31,11 @@ def create(
     workspace: WorkspaceOption = HERE,
 ) -> None:
     """Make a key and show it, this once."""
-    from segmill.serving.audit import AuditLog
     from segmill.serving.keys import ApiKeys
+    from segmill.serving.tables import make_service_tables
 
     url = _url(workspace)
-    AuditLog(url).make_table()  # the service may have no right to
+    make_service_tables(url)  # the service may have no right to
     keys = ApiKeys(url)
     _show(*keys.create(name, _scopes(scope or ["segment"]), timedelta(days=days) if days else None))
 

@@ -59,7 +59,7 @@ def serve_command(
     console.print("the service starts ...", highlight=False, style="dim")
     # The next version's replicas start beside those that answer.
     cores = max(os.cpu_count() or 1, math.ceil(2 * job.replicas * job.cpus))
-    with connect(ray_address(params), cores, keep=(URL_VARIABLE, *job.hint_secrets)):
+    with connect(ray_address(params), cores, keep=(URL_VARIABLE, "PGPASSFILE", *job.hint_secrets)):
         from segmill.serving import service
 
         tls = {"ssl_certfile": str(tls_certificate), "ssl_keyfile": str(tls_key)} if tls_certificate else {}

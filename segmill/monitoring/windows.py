@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, delete, select
+from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, String, Table, Text, delete, select
 
 from segmill.errors import InputError, SegmillError
 from segmill.monitoring.samples import Samples
@@ -177,7 +177,7 @@ class ServedWindows:
             return
         try:
             with self._database.writing() as connection:
-                make_tables(connection, _TABLES, WINDOWS, 7365681)
+                make_windows(connection)
                 for model, version, start in sorted(self._unwritten):
                     sums = self._open[model, version, start]
                     row = {"model": model, "version": version, "start": start, "length_s": self.settings.length_s,
@@ -212,6 +212,11 @@ class ServedWindows:
         if trouble != self._trouble:
             _log.warning(json.dumps({"event": "a window is not complete", "why": trouble}))
         self._trouble = trouble
+
+
+def make_windows(connection: Connection) -> None:
+    """Make the table of windows where it is not there."""
+    make_tables(connection, _TABLES, WINDOWS, 7365681)
 
 
 @contextmanager

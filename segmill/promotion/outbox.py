@@ -84,10 +84,15 @@ def kind_of(row: LedgerRow) -> str | None:
     return KIND_OF_ACTION.get(row.action)
 
 
+def make_outbox(connection: Connection) -> None:
+    """Make the tables of notices where they are not there."""
+    make_tables(connection, METADATA, DELIVERIES, 7365677)
+
+
 def add(connection: Connection, row: LedgerRow) -> None:
     """Add the row's notice, if it makes one, in the transaction that appends the row. Makes the tables where needed."""
     if kind := kind_of(row):
-        make_tables(connection, METADATA, DELIVERIES, 7365677)
+        make_outbox(connection)
         payload = {
             "model": row.model,
             "number": row.number,
@@ -146,7 +151,7 @@ def _add_of_service(url: str, kind: str, number: int, payload: dict[str, Any], a
     id = hashlib.sha256(json.dumps([kind, *about]).encode()).hexdigest()
     when = datetime.now(UTC).isoformat(timespec="seconds")
     with Database(url).writing() as connection:
-        make_tables(connection, METADATA, DELIVERIES, 7365677)
+        make_outbox(connection)
         _add(connection, Notice(f"msg_{id[:40]}", payload["model"], number, kind, when, payload))
 
 

@@ -88,11 +88,6 @@ class AuditLog:
         self._over = threading.Event()
         self.lost = 0
 
-    def make_table(self) -> None:
-        """Make the table where it is not there, so that the service itself needs no right to. InfrastructureError."""
-        with self._database.writing() as connection:
-            _make_table(connection)
-
     def add(self, row: AuditRow) -> None:
         """Add a row; where too many wait for the database it is counted in ``lost`` instead."""
         if self._waiting.qsize() >= MOST_WAITING:
@@ -138,12 +133,13 @@ class AuditLog:
 
     def _insert(self, rows: Sequence[AuditRow]) -> None:
         with self._database.writing() as connection:
-            _make_table(connection)
+            make_audit(connection)
             # inline: asks for no numbers back, which would take the right to read rows
             connection.execute(AUDIT.insert().inline(), [vars(row) for row in rows])
 
 
-def _make_table(connection: Connection) -> None:
+def make_audit(connection: Connection) -> None:
+    """Make the table of the audit log, and what keeps its rows from being changed, where it is not there."""
     if make_tables(connection, _TABLES, AUDIT, 7365680):
         for trigger in _TRIGGERS[connection.dialect.name]:
             connection.execute(text(trigger))

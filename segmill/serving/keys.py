@@ -133,6 +133,11 @@ def is_of(text: str, key: ApiKey) -> bool:
     return hmac.compare_digest(hash_of(text), key.hash)
 
 
+def make_keys(connection: Connection) -> None:
+    """Make the table of keys where it is not there."""
+    make_tables(connection, _TABLES, API_KEYS, 7365679)
+
+
 def _insert(
     connection: Connection, name: str, scopes: frozenset[Scope], lifetime: timedelta | None, replaces: str
 ) -> tuple[ApiKey, str]:
@@ -142,7 +147,7 @@ def _insert(
         raise InputError("a key without a scope is good for nothing", f"name some of {', '.join(Scope)}")
     if lifetime is not None and lifetime <= timedelta():
         raise InputError("a key can't end before it begins", "name a lifetime above 0")
-    make_tables(connection, _TABLES, API_KEYS, 7365679)
+    make_keys(connection)
     number, now = secrets.token_hex(6), _now()
     text = f"{PREFIX}_{number}_{secrets.token_hex(32)}"
     expires = now + lifetime if lifetime else None

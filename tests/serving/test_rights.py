@@ -28,6 +28,7 @@ from segmill.promotion.webhooks import webhook
 from segmill.serving.audit import AuditLog, AuditRow, audit_log
 from segmill.serving.head import read_head
 from segmill.serving.keys import ApiKeys, Scope
+from segmill.serving.tables import make_service_tables
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 ROLES = ("service", "keys", "pipeline", "reader")
@@ -53,7 +54,7 @@ def as_role(server: str) -> Iterator[Callable[[str], str]]:
     record(with_notices(owner), "promote", "1", decision="PASS")
     with leased(owner, MODEL, "the first run"):
         pass
-    AuditLog(owner).make_table()
+    make_service_tables(owner)
     ApiKeys(owner).create("first", {Scope.SEGMENT}, None)
     (statements,) = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
     engine = create_engine(owner)
@@ -107,7 +108,7 @@ def test_the_service_reads_who_serves_and_the_keys_and_adds_to_the_audit_log(
 
 def test_who_makes_keys_can_make_rotate_and_revoke_them_and_not_rewrite_one(as_role: Callable[[str], str]) -> None:
     keys = ApiKeys(as_role("keys"))
-    AuditLog(as_role("keys")).make_table()  # as `segmill keys create` does; it is there
+    make_service_tables(as_role("keys"))  # as `segmill keys create` does; they are there
     key, _ = keys.create("camera-7", {Scope.SEGMENT}, None)
     made, _ = keys.rotate(key.id, timedelta(hours=1))
     assert keys.revoke(made.id).state() == "revoked"

@@ -10,11 +10,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +20,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from asking import PNG, as_png, is_ready, load, until
 from judging import judging
 from PIL import Image
 from ruamel.yaml import YAML
@@ -56,22 +55,6 @@ __all__ = ["judging"]
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class Load:
-    """What came of the requests of a client that asks again and again."""
-
-    answers: list[tuple[float, int, str]] = field(default_factory=list)  # seconds, status, version
-
-    @property
-    def versions(self) -> list[str]:
-        """Versions in the order they answered, each once until another did."""
-        found: list[str] = []
-        for _, _, version in self.answers:
-            if not found or found[-1] != version:
-                found.append(version)
-        return found
 
 
 @dataclass
@@ -133,15 +116,6 @@ def site(_street_workspace: Workspace, judging: Path, tmp_path: Path) -> Site:
     return Site(workspace, name, as_png(image_HWC), ids_HW)
 
 
-PNG = {"content-type": "image/png"}
-
-
-def as_png(image_HWC: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(image_HWC).save(content, "PNG")
-    return content.getvalue()
-
-
 @dataclass
 class Served:
     client: httpx.Client
@@ -175,43 +149,9 @@ def served(site: Site, tmp_path: Path, *options: str, **servers: str) -> Iterato
             raise
 
 
-def until(condition: Callable[[], bool], within_s: float, what: Callable[[], str]) -> float:
-    began = time.monotonic()
-    while time.monotonic() - began < within_s:
-        if condition():
-            return time.monotonic() - began
-        time.sleep(0.1)
-    raise AssertionError(f"not within {within_s} s: {what()}")
-
-
 def ready(service: Served, header: dict[str, str]) -> bool:
-    try:
-        return service.client.get("/readyz", headers=header).status_code == 200
-    except httpx.TransportError:
-        assert service.process is None or service.process.poll() is None, service.said()
-        return False
-
-
-@contextmanager
-def load(service: Served, site: Site, header: dict[str, str]) -> Iterator[Load]:
-    found, over = Load(), threading.Event()
-
-    def ask() -> None:
-        with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
-            while not over.is_set():
-                began = time.monotonic()
-                answer = client.post("/v1/segment", content=site.image, headers=header | {"content-type": "image/png"})
-                version = answer.headers.get("x-model-version", answer.text)
-                found.answers.append((time.monotonic() - began, answer.status_code, version))
-                time.sleep(0.05)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield found
-    finally:
-        over.set()
-        thread.join()
+    assert service.process is None or service.process.poll() is None, service.said()
+    return is_ready(str(service.client.base_url), header)
 
 
 @pytest.mark.long
@@ -222,7 +162,7 @@ def test_each_version_takes_over_without_a_gap_and_a_changed_one_never_does(site
         until(lambda: ready(service, header), 180, service.said)
         answer = service.client.post("/v1/segment", content=site.image, headers=header | {"content-type": "image/png"})
         assert (np.asarray(Image.open(io.BytesIO(answer.content))) == site.ids_HW).all()
-        with load(service, site, header) as asked:
+        with load(str(service.client.base_url), site.image, header) as asked:
             until(lambda: len(asked.answers) > 3, 60, service.said)
             site.promote("2")
             assert service.client.post("/v1/hint", headers=header).status_code == 202
@@ -302,7 +242,7 @@ def test_without_room_for_a_second_set_of_replicas_the_service_says_so_and_a_rol
         served(site, tmp_path, **servers) as service,
     ):
         until(lambda: ready(service, header), 240, service.said)
-        with load(service, site, header) as asked:
+        with load(str(service.client.base_url), site.image, header) as asked:
             site.promote("2")
             began = until(lambda: "version 2 is loaded" in service.said(), 60, service.said)
             until(lambda: "version 2 waits for room" in service.said(), 60 - began, service.said)
