@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -197,5 +196,5 @@ def running(command: list[str], log: Path, ready: Callable[[], bool], within_s: 
             time.sleep(0.3)
         yield
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT is ignored by what a shell started in the background
         process.wait(60)

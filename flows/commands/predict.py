@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,11 +44,19 @@ def predict_command(
     if source is not None:
         score_source(space, params, source, to, model, workers)
         return
-    masks = []
-    for path in predict(space, params, model, [Path(name) for name in sources or []], to):
-        say(str(path))
+    masks, anomalies = [], []
+    for path, anomaly in predict(space, params, model, [Path(name) for name in sources or []], to):
+        say(f"{path}{_anomaly(anomaly)}")
         masks.append(path)
-        tell(masks=masks)
+        anomalies.append(anomaly)
+        tell(masks=masks, anomalies=anomalies)
+
+
+def _anomaly(found: dict[str, Any] | None) -> str:
+    """Say how unusual an image is; nothing where the version has no detector."""
+    if found is None:
+        return ""
+    return f"  p-value {found['p_value']:.3g}{': unusual, the model abstains' if found['abstain'] else ''}"
 
 
 def one_source(sources: list[str], data: str | None) -> str | None:
@@ -90,8 +98,12 @@ def score_source(workspace: Workspace, params: Params, source: str, to: Path, mo
         )
 
 
-def predict(workspace: Workspace, params: Params, model: str, images: list[Path], folder: Path) -> Iterator[Path]:
-    """Write ``NAME.png`` (class ids) and ``NAME-overlay.png`` into ``folder`` for each image; yield each mask's path.
+def predict(
+    workspace: Workspace, params: Params, model: str, images: list[Path], folder: Path
+) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Write ``NAME.png`` (class ids) and ``NAME-overlay.png`` into ``folder`` for each image.
+
+    Yields each mask's path and how unusual the image is, as ``Replayed.judged`` has it.
 
     Args:
         workspace: whose registry and class colours are used.
@@ -127,12 +139,12 @@ def predict(workspace: Workspace, params: Params, model: str, images: list[Path]
     with loaded(uri, name, version, trusted_keys(workspace.root)) as ask:
         for path, image in zip(images, pixels, strict=True):
             image_HWC = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-            (ids_HW,) = ask(image_HWC[None])
+            (ids_HW,), (anomaly,) = ask.judged(image_HWC[None])
             mask = folder / f"{path.stem}.png"
             Image.fromarray(ids_HW).save(mask)
             mixed = OVERLAY_SHARE * colors[ids_HW] + (1 - OVERLAY_SHARE) * image_HWC
             Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{path.stem}-overlay.png")
-            yield mask
+            yield mask, anomaly
 
 
 def _refuse_to_overwrite(images: list[Path], folder: Path) -> None:

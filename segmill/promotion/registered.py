@@ -10,11 +10,14 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segmill.anomaly.detector import FACTS
 from segmill.credentials import without_credentials
 from segmill.data.packing.packed import PackedSplit, PackInfo, read_pack
 from segmill.data.packing.sealed import SplitPart, open_part, sealed_part, sealed_rows
@@ -27,15 +30,52 @@ from segmill.promotion.class_map import CommonClasses, common_classes
 from segmill.promotion.keys import TrustedKeys
 from segmill.promotion.registry import known_classes
 from segmill.promotion.score_job import ScoreJob
+from segmill.promotion.signing import ENSEMBLE
 from segmill.promotion.versions import verified_copy
 
 Images = NDArray[np.uint8]
-Predict = Callable[[Images], Images]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A version in a process of its own.
+
+    Attributes:
+        detects: whether it has an anomaly detector.
+    """
+
+    _process: subprocess.Popen[bytes]
+    detects: bool
+
+    def __call__(self, image_BHWC: Images) -> Images:
+        """Return ids_BHW uint8 for image_BHWC uint8, C = 3."""
+        return self._ask(image_BHWC, anomaly=False)[0]
+
+    def judged(self, image_BHWC: Images) -> tuple[Images, list[dict[str, Any] | None]]:
+        """Return ids_BHW, and of each image ``score``, ``p_value`` and ``abstain``; None where nothing detects."""
+        ids_BHW, found = self._ask(image_BHWC, anomaly=self.detects)
+        if found is None:
+            return ids_BHW, [None] * len(ids_BHW)
+        return ids_BHW, [{name: values[number] for name, values in found.items()} for number in range(len(ids_BHW))]
+
+    def _ask(self, image_BHWC: Images, *, anomaly: bool) -> tuple[Images, dict[str, list[Any]] | None]:
+        """Send images and return what comes back; BrokenPipeError or EOFError where the process has ended."""
+        process = self._process
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps({"shape": image_BHWC.shape, "anomaly": anomaly}).encode() + b"\n")
+        process.stdin.write(image_BHWC.tobytes())
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise EOFError
+        facts = json.loads(line)
+        content = process.stdout.read(math.prod(facts["shape"]))
+        return np.frombuffer(content, np.uint8).reshape(facts["shape"]), facts["anomaly"]
 
 
 @contextmanager
-def loaded(uri: str, model_name: str, version: str, trusted: TrustedKeys) -> Iterator[Predict]:
-    """Load a version in a process of its own; yield a function from image_BHWC uint8, C = 3, to ids_BHW uint8.
+def loaded(uri: str, model_name: str, version: str, trusted: TrustedKeys) -> Iterator[Replayed]:
+    """Load a version in a process of its own; yield what predicts with it.
 
     It loads as a server loads it: with its own code and weights, from a private copy that was verified. Versions never
     share a process, since MLflow gives the second the modules of the first.
@@ -49,7 +89,7 @@ def loaded(uri: str, model_name: str, version: str, trusted: TrustedKeys) -> Ite
 
 
 @contextmanager
-def running(folder: Path, model_name: str, version: str) -> Iterator[Predict]:
+def running(folder: Path, model_name: str, version: str) -> Iterator[Replayed]:
     """Load a version as ``loaded`` does, from the verified copy ``folder``; it is loaded when the block begins.
 
     Raises SegmillError where it does not load or fails to predict.
@@ -66,7 +106,7 @@ def running(folder: Path, model_name: str, version: str) -> Iterator[Predict]:
             assert process.stdout
             if not process.stdout.readline():
                 raise EOFError
-            yield lambda image_BHWC: _ask(process, image_BHWC)
+            yield Replayed(process, (folder / ENSEMBLE / FACTS).is_file())
         except (BrokenPipeError, EOFError) as error:
             process.wait()
             complaints.seek(0)
@@ -153,16 +193,3 @@ def _keeping(path: Path | None) -> Iterator[Callable[[str, Images], None]]:
                 np.save(file, array)
 
         yield keep
-
-
-def _ask(process: subprocess.Popen[bytes], image_BHWC: Images) -> Images:
-    """Send images and return their ids_BHW; BrokenPipeError or EOFError where the process has ended."""
-    assert process.stdin and process.stdout
-    process.stdin.write(json.dumps(image_BHWC.shape).encode() + b"\n")
-    process.stdin.write(image_BHWC.tobytes())
-    process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        raise EOFError
-    shape = json.loads(line)
-    return np.frombuffer(process.stdout.read(math.prod(shape)), np.uint8).reshape(shape)

@@ -18,7 +18,6 @@ from segmill.promotion.signing import ENSEMBLE, read_manifest
 from segmill.promotion.versions import fetch_verified
 from segmill.reports.pictures import palette
 from segmill.serving.answers import Classes, Segmented, Wanted
-from segmill.serving.engine import accelerated
 from segmill.serving_params import Engine
 
 Pixels = NDArray[np.uint8]
@@ -94,6 +93,8 @@ def load_version(uri: str, model: str, version: str, trusted: TrustedKeys, *, en
         SignatureError, InputError, InfrastructureError: as for ``versions.fetch_verified``.
         SegmillError: it does not load, or predicts other classes than when it was registered.
     """
+    from segmill.serving.engine import accelerated  # imports torch, which doors and the keeper do without
+
     with tempfile.TemporaryDirectory(prefix="segmill-version-") as name:
         folder = fetch_verified(uri, model, version, trusted, to=Path(name))
         ensemble, golden = Ensemble.load(folder / ENSEMBLE), read_golden(folder)

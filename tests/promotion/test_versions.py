@@ -14,6 +14,10 @@ import pytest
 from registering import NAME, Registered, register_unsigned
 
 from segmill import tracking
+from segmill.anomaly.detector import Detector, save_detector
+from segmill.anomaly.policy import AnomalyPolicy
+from segmill.anomaly.scores import Usual
+from segmill.metrics.conformal import usual_scores
 from segmill.promotion import registry, signing, versions
 from segmill.promotion.keys import SignatureError, TrustedKeys
 from segmill.promotion.registered import loaded, score_registered
@@ -87,6 +91,36 @@ def test_loading_leaves_the_store_as_it_was_and_shows_no_address(registered: Reg
         replay = next(line for line in shown if b"replay.py" in line)
         assert registered.uri.encode() not in replay and b"sqlite" not in replay
     assert {path: path.stat().st_mtime_ns for path in store.parent.rglob("*")} == before
+
+
+def unusual_is_everything() -> Detector:
+    """Return a detector that takes every image for more unusual than those it was calibrated with."""
+    scores = np.linspace(-2, -1, 40)
+    return Detector(
+        policy=AnomalyPolicy(0.05, abstain=True), image_score="entropy", pixel_score="entropy", member="",
+        usual={"entropy": Usual(0.0, 1.0)}, space=None,
+        calibration={"": usual_scores(scores, [f"g{number}" for number in range(40)])}, group_scores_G=scores,
+        pixel_levels_Q=np.linspace(0, 1, 255).astype(np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_loaded_version_says_how_unusual_an_image_is_where_it_has_a_detector(
+    registered: Registered, judging: Path, tmp_path: Path
+) -> None:
+    with loaded(registered.uri, NAME, "1", registered.trusted) as ask:
+        ids_BHW, judged = ask.judged(IMAGE_BHWC)
+        assert np.array_equal(ids_BHW, ask(IMAGE_BHWC)) and judged == [None]
+    shutil.copytree(judging / "ensemble", tmp_path / "ensemble")
+    save_detector(tmp_path / "ensemble", unusual_is_everything())
+    version = registry.register(
+        registered.uri, registered.run_id, tmp_path / "ensemble", "detecting", key=registered.key
+    )
+    with loaded(registered.uri, "detecting", version, registered.trusted) as ask:
+        ids_BHW, judged = ask.judged(np.repeat(IMAGE_BHWC, 2, axis=0))
+        assert ids_BHW.shape == (2, 32, 32)
+        assert [(one["p_value"], one["abstain"]) for one in judged if one] == [(round(1 / 41, 6), True)] * 2
+        assert np.array_equal(ask(IMAGE_BHWC)[0], ids_BHW[0])
 
 
 def test_compiled_code_in_the_store_is_not_copied(registered: Registered, store: Path, tmp_path: Path) -> None:

@@ -243,16 +243,16 @@ def test_a_body_that_dribbles_is_cut_off(service: Service) -> None:
         began = time.monotonic()
         connection.sendall(b"x")
         answer = connection.recv(4096)
-    assert answer.startswith(b"HTTP/1.1 408") and time.monotonic() - began < 5
+    assert answer.startswith(b"HTTP/1.1 408") and time.monotonic() - began < 9
 
 
 def test_a_deadline_is_kept(service: Service, image: NDArray[np.uint8]) -> None:
     header = service.key() | RAW
-    service.backend.hold_s = 3.0
+    service.backend.hold_s = 30.0
     try:
         began = time.monotonic()
         answer = service.client.post("/v1/segment", content=png(image), headers=header | {"x-deadline-seconds": "0.5"})
-        assert answer.status_code == 504 and time.monotonic() - began < 2
+        assert answer.status_code == 504 and time.monotonic() - began < 15
         wrong = service.client.post("/v1/segment", content=png(image), headers=header | {"x-deadline-seconds": "-1"})
         assert wrong.status_code == 400
     finally:

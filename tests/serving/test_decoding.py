@@ -130,7 +130,7 @@ def test_a_decoder_that_dies_or_hangs_costs_one_request(sent: signal.Signals, co
         process.send_signal(sent)
         began = time.monotonic()
         assert refusal(pool, content) == (422, f"the image was not decoded: that {why}")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         assert np.array_equal(pool.decode(PNG), PIXELS)
         assert not process.is_running()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,3 +95,11 @@ def test_what_can_not_be_served_safely_is_refused(own: dict[str, Any], said: str
     with pytest.raises(InputError, match=said) as error:
         ServiceArgs(**application()["args"] | own).job()
     assert "secret" not in str(error.value)
+
+
+def test_doors_and_the_keeper_do_without_what_computes() -> None:
+    """Each is a process: with PyTorch it takes half a gigabyte more."""
+    heavy = ("torch", "timm", "cv2", "mlflow")
+    code = f"import sys, segmill.serving.service; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
