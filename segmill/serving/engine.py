@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -93,6 +94,9 @@ def accelerated(ensemble: Ensemble, examples: Sequence[Pixels]) -> tuple[Ensembl
 
 def compiled(module: nn.Module, image_BHWC: Pixels) -> Callable[[Pixels], Probs]:
     """Return a ``MemberModule`` with softmax, compiled for images of this size: image_BHWC to probs_BKHW float32."""
+    # OpenVINO tells Intel's server of each import, from a process that it forks off this one; without that package it
+    # does not.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -101,7 +105,7 @@ def compiled(module: nn.Module, image_BHWC: Pixels) -> Callable[[Pixels], Probs]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing says that the size of an image becomes a constant, as it should
         traced = torch.jit.trace(_Probabilities(module).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
-        # openvino.convert_model does the same, in five times the time, and tells Intel's server of it.
+        # openvino.convert_model does the same, in five times the time.
         decoder = TorchScriptPythonDecoder(torch.jit.freeze(traced), example_input=example)
         front = FrontEndManager().load_by_framework("pytorch")
         model = front.convert(front.load(decoder))

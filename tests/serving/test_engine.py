@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +17,6 @@ from segmill.ensembling.predict import Ensemble
 from segmill.models.members import Member, MemberSpec, build
 from segmill.serving import engine
 from segmill.serving.engine import SAME, CompiledMember, accelerated
-
-pytest.importorskip("openvino")
 
 CPU = torch.device("cpu")
 SPECS = [
@@ -116,6 +116,18 @@ def test_a_member_that_is_not_faster_or_can_t_be_compiled_stays_as_it_is(monkeyp
 
     monkeypatch.setattr(engine, "compiled", fails)
     assert accelerated(ensemble(one), [image_HWC])[1] == {"m0": "pytorch"}
+
+
+def test_nobody_is_told_that_it_is_used() -> None:
+    """OpenVINO's own import posts to a server, from a process that it forks."""
+    code = (
+        "import sys, numpy, torch; from segmill.models.members import MemberSpec, build; "
+        "from segmill.serving.engine import compiled; "
+        "compiled(build(MemberSpec('a', 'resnet10t', 'fpn', 2)), numpy.zeros((1, 32, 32, 3), numpy.uint8)); "
+        "import openvino.tools.ovc as tools; print(type(tools.telemetry).__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "openvino.tools.ovc.telemetry_stub\n", done.stdout + done.stderr
 
 
 def test_without_openvino_or_images_pytorch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
