@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def served(registered: Registered) -> ServedModel:
-    return load_version(registered.uri, NAME, registered.version, registered.trusted)
+    return load_version(registered.uri, NAME, registered.version, registered.trusted, engine="pytorch")
 
 
 @pytest.fixture(scope="module")
