@@ -56,7 +56,7 @@ class ServingParams(Block):
     batch: int = Field(8, ge=1, description="Requests that a replica predicts together, at most.")
     engine: Engine = Field(
         "auto",
-        description="auto: OpenVINO computes on CPUs where it is installed, says the same and is faster; pytorch.",
+        description="auto: OpenVINO on CPUs where it is installed, equal and faster, else PyTorch.",
     )
     drift_level: float = Field(
         0.05, gt=0, lt=1, description="Probability of a false alarm that images changed, over the life of a version."

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segmill.cluster.work import first_line
 from segmill.enhancement import check_images, enhance_all
-from segmill.ensembling.predict import PIXELS_AT_ONCE, Ensemble
+from segmill.ensembling.predict import Ensemble
 from segmill.models.members import Member
 from segmill.serving.lines import say
 
@@ -62,10 +62,7 @@ class CompiledMember:
             return self.member.predict_probs(image_BHWC)
         check_images(image_BHWC)
         spec = self.member.spec
-        seen_BHWC = enhance_all(np.ascontiguousarray(image_BHWC), grayscale=spec.grayscale, clahe=spec.clahe)
-        at_once = max(1, PIXELS_AT_ONCE // (image_BHWC.shape[1] * image_BHWC.shape[2]))
-        parts = [network(seen_BHWC[start : start + at_once]) for start in range(0, len(seen_BHWC), at_once)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return network(enhance_all(np.ascontiguousarray(image_BHWC), grayscale=spec.grayscale, clahe=spec.clahe))
 
 
 def accelerated(ensemble: Ensemble, examples: Sequence[Pixels]) -> tuple[Ensemble, dict[str, str]]:
@@ -81,13 +78,15 @@ def accelerated(ensemble: Ensemble, examples: Sequence[Pixels]) -> tuple[Ensembl
     if not find_spec("openvino"):
         return ensemble, chosen
     watched = ensemble.detector.member if ensemble.detector else ""
-    sizes = {image_HWC.shape[:2]: image_HWC[None] for image_HWC in reversed(examples)}
+    sizes: dict[SizePx, Pixels] = {}
+    for image_HWC in examples:
+        sizes.setdefault((image_HWC.shape[0], image_HWC.shape[1]), image_HWC[None])
     members: dict[str, Any] = dict(ensemble.members)
     for name, member in ensemble.members.items():
         if not isinstance(member, Member) or member.device.type != "cpu" or name == watched:
             continue
         faster = CompiledMember(member)
-        if any([faster.add(image_BHWC) for image_BHWC in list(sizes.values())[-MOST_SIZES:]]):
+        if any([faster.add(image_BHWC) for image_BHWC in list(sizes.values())[:MOST_SIZES]]):
             members[name], chosen[name] = faster, "openvino"
     return ensemble.with_members(members), chosen
 

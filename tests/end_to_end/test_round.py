@@ -78,7 +78,7 @@ def workspace(place: Place, tmp_path: Path) -> Workspace:
     for block, values in settings(place).items():
         params[block] = {**(params.get(block) or {}), **values} if block != "members" else values
     params["train"] |= {"epochs": 2, "val_every": 1}
-    # Every fifth sequence is of val, every fifth of test.
+    # Sequences are of train, val, test, train, train in turn; 40 of the 60 of train calibrate.
     calibrating = [f"street_s{number:04d}" for number in range(SEQUENCES) if number % 5 in (0, 3)][:CALIBRATING]
     params["split"] = {**(params.get("split") or {}), "calibration": calibrating}
     yaml.dump(params, workspace.params)

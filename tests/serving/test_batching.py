@@ -14,7 +14,7 @@ from segmill.serving.batching import Batcher
 
 @dataclass
 class Doubling:
-    """Doubles numbers, once it is let go; keeps the batches and the threads."""
+    """Returns twice each number, when ``go`` is set; records the batches and the threads."""
 
     go: threading.Event = field(default_factory=threading.Event)
     began: threading.Event = field(default_factory=threading.Event)

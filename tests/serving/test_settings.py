@@ -98,7 +98,7 @@ def test_what_can_not_be_served_safely_is_refused(own: dict[str, Any], said: str
 
 
 def test_doors_and_the_keeper_do_without_what_computes() -> None:
-    """Each is a process: with PyTorch it takes half a gigabyte more."""
+    """Each is a process, and PyTorch would take memory in each."""
     heavy = ("torch", "timm", "cv2", "mlflow")
     code = f"import sys, segmill.serving.service; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
