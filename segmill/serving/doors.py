@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import uuid
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class OnRay:
     figures: ServiceFigures = field(default_factory=ServiceFigures)
     _serving: Serving = field(default=Serving(0, "", None), init=False)
     _handle: DeploymentHandle | None = field(default=None, init=False)
+    _waiting: Counter[int] = field(default_factory=Counter, init=False)  # requests, by the number of what was asked
     _scores: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_SCORES), init=False)
 
     def facts(self) -> ModelFacts | None:
@@ -100,9 +102,12 @@ class OnRay:
 
     async def follow(self, keeper: DeploymentHandle) -> None:
         """Learn from the keeper which version serves, again and again."""
+        door = uuid.uuid4().hex
         while True:
+            number = self._serving.number
+            still = any(count for asked, count in self._waiting.items() if asked != number)
             try:
-                found: Serving = await keeper.after.remote(self._serving.number)
+                found: Serving = await keeper.after.remote(number, door, still=still)
             except Exception as error:  # it is started again by Ray Serve; what serves continues
                 say("the keeper does not answer", why=first_line(error))
                 await asyncio.sleep(1)
@@ -130,6 +135,7 @@ class OnRay:
             serving, handle = self._serving, self._handle
             if serving.facts is None or handle is None:
                 raise Refused(503, "no model serves yet", retry_after_s=5)
+            self._waiting[serving.number] += 1
             try:
                 found: list[Segmented] = await handle.segment.remote(asked)
                 if found[0].anomaly and serving is self._serving:  # images of one request are alike
@@ -140,6 +146,8 @@ class OnRay:
             except (RayActorError, DeploymentUnavailableError):
                 if last:
                     raise Refused(503, "the model's replica ended; try again", retry_after_s=5) from None
+            finally:
+                self._waiting[serving.number] -= 1
         raise AssertionError
 
     def _change(self, found: Serving) -> None:
@@ -147,6 +155,7 @@ class OnRay:
             self.figures.version.remove(self._serving.facts.name, self._serving.facts.version)
             self.figures.swaps.inc()
         self._scores.clear()
+        self._waiting = +self._waiting  # without those that wait for nothing
         self._serving = found
         self._handle = serve.get_app_handle(found.app) if found.facts else None
         if found.facts:

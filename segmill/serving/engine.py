@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -93,9 +94,7 @@ def accelerated(ensemble: Ensemble, examples: Sequence[Pixels]) -> tuple[Ensembl
 
 def compiled(module: nn.Module, image_BHWC: Pixels) -> Callable[[Pixels], Probs]:
     """Return a ``MemberModule`` with softmax, compiled for images of this size: image_BHWC to probs_BKHW float32."""
-    # OpenVINO tells Intel's server of each import, from a process that it forks off this one; without that package it
-    # does not.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    core = _core()
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -115,8 +114,23 @@ def compiled(module: nn.Module, image_BHWC: Pixels) -> Callable[[Pixels], Probs]
         "INFERENCE_PRECISION_HINT": "f32",
         "ENABLE_CPU_PINNING": False,  # replicas on one machine would share the first cores
     }  # fmt: skip
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
     return lambda asked_BHWC: np.array(request.infer([asked_BHWC], share_inputs=True, share_outputs=True)[0])
+
+
+@cache
+def _core() -> Any:
+    """Return this process's one ``openvino.Core``, which lives as long as the process.
+
+    Each one gives its thread a stack for signals and, when it goes, the stack of before: with a second one that is
+    memory which the first gave back, and the next signal that Python handles ends the process.
+    """
+    # OpenVINO tells Intel's server of each import, from a process that it forks off this one; without that package it
+    # does not.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino.Core()
 
 
 class _Probabilities(nn.Module):

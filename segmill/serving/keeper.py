@@ -31,7 +31,7 @@ AGAIN_S = 300.0  # a version that was refused is tried again
 REFUSED = "a version was refused"
 DRIFTED = "the model no longer sees what it learned"
 MOST_EVENTS = 1000
-LOOKS_S = 0.25  # between two looks at a version that starts
+LOOKS_S = 0.25  # between two looks at a version that starts, or at what doors still wait for
 ANSWERS_WITHIN_S = 60.0
 
 
@@ -62,6 +62,7 @@ class Keeper:
     _events: list[dict[str, Any]] = field(default_factory=list, init=False)
     _trouble: str = field(default="", init=False)
     _watch: StreamWatch | None = field(default=None, init=False)
+    _doors: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)  # what each one asks, since when
 
     def __post_init__(self) -> None:
         self._ledger = open_ledger(self.job.ledger(), trusted=self.job.trusted)
@@ -73,9 +74,13 @@ class Keeper:
         """Look at the ledger now."""
         self._hinted.set()
 
-    async def after(self, number: int) -> Serving:
-        """Return what serves, as soon as that is another than ``number``, or after some seconds."""
-        until = time.monotonic() + 10
+    async def after(self, number: int, door: str, *, still: bool) -> Serving:
+        """Return what serves, as soon as that is another than ``number``, or after some seconds.
+
+        ``still``: the door waits for answers of versions before that one, too.
+        """
+        self._doors[door] = (0 if still else number, time.monotonic())
+        until = time.monotonic() + (LOOKS_S if still else 10)
         while self._serving.number in (0, number) and time.monotonic() < until:
             await asyncio.sleep(0.02)
         drift = self._watch.drift if self._watch else Drift()
@@ -239,15 +244,22 @@ class Keeper:
         self._serving = Serving(time.time_ns(), app, facts)
         usual = facts.usual_G if facts else ()
         self._watch = StreamWatch(usual, self.job.drift_level, self.job.drift_every_s) if usual else None
-        later = threading.Timer(self.job.limits.seconds, self._end_others)
-        later.daemon = True
-        later.start()
+        threading.Thread(target=self._end_others, args=(self._serving.number,), name="ending", daemon=True).start()
 
-    def _end_others(self) -> None:
-        """End the versions before: the doors ask them nothing any more, and what they asked is answered."""
+    def _end_others(self, number: int) -> None:
+        """End the versions before: when no door asks them anything any more, or every answer is overdue."""
+        until = time.monotonic() + self.job.limits.seconds
+        while time.monotonic() < until and not self._all_ask(number):
+            time.sleep(LOOKS_S)
         for name in serve.status().applications:
             if name.startswith(self.job.app("version-")) and name not in (self._serving.app, self._starting):
                 end(name)
+
+    def _all_ask(self, number: int) -> bool:
+        """Tell whether every door, but for those that are gone, asks what serves and waits for nothing before it."""
+        since = time.monotonic() - self.job.limits.seconds
+        asked = [what for what, when in list(self._doors.values()) if when > since]
+        return len(asked) >= self.job.doors and set(asked) == {number}
 
     def _note_once(self, what: str, why: str) -> None:
         if why != self._trouble:

@@ -120,6 +120,20 @@ def test_nobody_is_told_that_it_is_used() -> None:
     assert done.stdout == "openvino.tools.ovc.telemetry_stub\n", done.stdout + done.stderr
 
 
+def test_signals_find_their_stack_after_compiled_networks_are_gone() -> None:
+    """As a child of PyTorch's loader ends in a process that compiled some members and dropped them."""
+    code = (
+        "import gc, signal, subprocess, numpy, torch; from segmill.models.members import MemberSpec, build; "
+        "from segmill.serving.engine import compiled; "
+        "module, image = build(MemberSpec('a', 'resnet10t', 'fpn', 2)), numpy.zeros((1, 32, 32, 3), numpy.uint8); "
+        "first, second = compiled(module, image), compiled(module, image); "
+        "del first; gc.collect(); del second; gc.collect(); "
+        "signal.signal(signal.SIGCHLD, lambda *_: print('a child ended')); subprocess.run(['true'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "a child ended\n"), done.stderr
+
+
 def test_without_openvino_or_images_pytorch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     one = member()
     assert accelerated(ensemble(one), [])[1] == {"m0": "pytorch"}
