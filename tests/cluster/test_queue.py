@@ -177,10 +177,10 @@ def test_the_planned_order_is_never_worse_than_longest_first_and_often_better() 
 
 
 def test_gangs_of_all_sizes_never_wait_for_one_another() -> None:
-    """Two hundred works of random size and cost, each twice in a row, on five cores."""
+    """Eighty works of random size and cost, each twice in a row, on five cores."""
     rng = random.Random(0)
     turns = Queue(lambda: Resources(5))
-    sizes = {f"work {number}": rng.randint(1, 5) for number in range(200)}
+    sizes = {f"work {number}": rng.randint(1, 5) for number in range(80)}
     turns.expect({name: rng.random() for name in sizes})
     lock, used, most = threading.Lock(), 0, 0
 
@@ -195,7 +195,7 @@ def test_gangs_of_all_sizes_never_wait_for_one_another() -> None:
                 with lock:
                     used -= sizes[name]
 
-    with ThreadPoolExecutor(200) as threads:
+    with ThreadPoolExecutor(80) as threads:
         for done in [threads.submit(work_twice, name) for name in sizes]:
             done.result(timeout=60)
     assert (used, most) == (0, 5)
