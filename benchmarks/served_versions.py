@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -198,3 +200,41 @@ def running(command: list[str], log: Path, ready: Callable[[], bool], within_s: 
     finally:
         process.terminate()  # SIGINT is ignored by what a shell started in the background
         process.wait(60)
+
+
+@contextmanager
+def served(place: Place, log: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Run `segmill serve` while the block does; give its address and the headers of a request with a PNG."""
+    port = free_port()
+    url, headers = f"http://127.0.0.1:{port}", place.key() | {"content-type": "image/png"}
+
+    def ready() -> bool:
+        try:
+            return httpx.get(f"{url}/readyz", headers=headers).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    command = [str(BIN / "segmill"), "serve", "--port", str(port), "-w", str(place.workspace.root)]
+    with running(command, log, ready):
+        yield url, headers
+
+
+# A service's processes, by what their command line has in it.
+PROCESSES = {
+    "door": ":door", "keeper": ":keeper", "decoders": "segmill.serving.decoder", "version": "-version-",
+    "Ray's HTTP proxy": "ProxyActor", "Ray's other processes": "ray", "segmill serve": "segmill",
+}  # fmt: skip
+
+
+def resident_mb() -> dict[str, float]:
+    """Return the memory in MB that the processes of the service take which this process started, by kind."""
+    found = dict.fromkeys(PROCESSES, 0.0)
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line, size = " ".join(process.cmdline()), process.memory_info().rss
+        except psutil.Error:  # it ended meanwhile
+            continue
+        kind = next((kind for kind, part in PROCESSES.items() if part in line), None)
+        if kind:
+            found[kind] += size / 1e6
+    return found

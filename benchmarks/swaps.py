@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from PIL import Image
-from served_versions import BIN, Place, Version, free_port, make_place, running
+from served_versions import Place, Version, make_place, resident_mb, served
 from serving_speed import Contestant, ask
 
 from segmill.ensembling.predict import Ensemble
@@ -143,11 +143,15 @@ async def measure(place: Place, url: str, headers: dict[str, str], options: argp
     load, over = Load(url, headers, rate, place.pngs, masks), asyncio.Event()
     asking = asyncio.create_task(load.run(over))
     await asyncio.sleep(options.steady)
+    before = resident_mb()
     done = await swap(place, url, headers, options.swaps, time.perf_counter() + 60 * options.minutes)
     await asyncio.sleep(options.steady)
     over.set()
+    after = resident_mb()
     await asking
     tell(load.replies, done)
+    for kind, size_mb in before.items():
+        print(f"memory of {kind}: {size_mb:,.0f} MB before the swaps, {after[kind]:,.0f} MB after them")
 
 
 def tell(replies: list[Reply], done: Swaps) -> None:
@@ -175,20 +179,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[192, 160], metavar=("HEIGHT", "WIDTH"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="swaps-") as name:
-        folder, port = Path(name), free_port()
+        folder = Path(name)
         limits = {"per_minute": 10**6, "at_once": 256}
         place = make_place(folder, size_px=tuple(options.size), versions=VERSIONS, serving={"limits": limits})
         place.promote("1")
-        url, headers = f"http://127.0.0.1:{port}", place.key() | {"content-type": "image/png"}
-
-        def ready() -> bool:
-            try:
-                return httpx.get(f"{url}/readyz", headers=headers).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        command = [str(BIN / "segmill"), "serve", "--port", str(port), "-w", str(place.workspace.root)]
-        with running(command, folder / "serve.log", ready):
+        with served(place, folder / "serve.log") as (url, headers):
             asyncio.run(measure(place, url, headers, options))
 
 

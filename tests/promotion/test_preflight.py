@@ -18,6 +18,7 @@ from segmill.promotion.preflight import preflight
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_a_sound_version_passes(registered: Registered, judging: Path) -> None:
     found = preflight(registered.uri, NAME, registered.version, registered.trusted)
     images = [image for image, _ in read_golden(registered.folder)]

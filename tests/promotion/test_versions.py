@@ -86,6 +86,8 @@ def test_loading_leaves_the_store_as_it_was_and_shows_no_address(registered: Reg
     before = {path: path.stat().st_mtime_ns for path in store.parent.rglob("*")}
     with loaded(registered.uri, NAME, "1", registered.trusted) as ask:
         assert ask(IMAGE_BHWC).shape == (1, 32, 32)
+        ids_BHW, judged = ask.judged(IMAGE_BHWC)
+        assert np.array_equal(ids_BHW, ask(IMAGE_BHWC)) and judged == [None], "it has no detector"
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         shown = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
         replay = next(line for line in shown if b"replay.py" in line)
@@ -108,9 +110,6 @@ def unusual_is_everything() -> Detector:
 def test_a_loaded_version_says_how_unusual_an_image_is_where_it_has_a_detector(
     registered: Registered, judging: Path, tmp_path: Path
 ) -> None:
-    with loaded(registered.uri, NAME, "1", registered.trusted) as ask:
-        ids_BHW, judged = ask.judged(IMAGE_BHWC)
-        assert np.array_equal(ids_BHW, ask(IMAGE_BHWC)) and judged == [None]
     shutil.copytree(judging / "ensemble", tmp_path / "ensemble")
     save_detector(tmp_path / "ensemble", unusual_is_everything())
     version = registry.register(

@@ -84,7 +84,7 @@ def alias(workspace: Workspace, params: Params) -> str:
     return str(client.get_model_version_by_alias(model_name(workspace, params), "champion").version)
 
 
-def test_back_and_forth_with_reasons(workspace: Workspace, params: Params) -> None:
+def test_back_with_a_reason(workspace: Workspace, params: Params) -> None:
     said = ask(workspace, "rollback", "--because", "it misses trams")
     assert (said["action"], said["champion"], said["previous"]) == ("rollback", "1", "2")
     assert said["outcome"] == "version 1 of segmill-street is the champion again, by a rollback"
@@ -92,6 +92,11 @@ def test_back_and_forth_with_reasons(workspace: Workspace, params: Params) -> No
     assert said["seconds"] - said["load_seconds"] < 30, "the rest is no load; benchmarks measure it"
     row = ledger(workspace).rows()[-1]
     assert (row.because, row.facts["golden_differing"]) == ("it misses trams", 0) and row.verifiable
+
+
+@pytest.mark.long
+def test_nothing_is_before_the_first_and_the_second_comes_back(workspace: Workspace, params: Params) -> None:
+    assert ask(workspace, "rollback", "--because", "it misses trams")["champion"] == "1"
     said = ask(workspace, "rollback", "--because", "more", code=1)
     assert "is the first champion" in said["error"]
     assert ask(workspace, "promote", "2", "--because", "trams are gone")["action"] == "overrule"

@@ -75,6 +75,7 @@ def test_a_file_of_keys_is_taken_and_anything_else_refused(workspace: Workspace,
         signing("trust", str(lines), root=workspace.root)
 
 
+@pytest.mark.long
 def test_a_version_of_before_is_signed_as_it_is(workspace: Workspace, judging: Path, tmp_path: Path) -> None:
     """The champion of an earlier segmill stops a retrain at its start, with the command that helps."""
     params, model = read_params(workspace.params), "segmill-street"
