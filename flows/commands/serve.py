@@ -57,6 +57,8 @@ def serve_command(
     refuse_taken_port(host, port)
     console = Console()
     console.print("the service starts ...", highlight=False, style="dim")
+    # Ray would let other work go first; a version that loads lets requests go first all the same.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # The next version's replicas start beside those that answer.
     cores = max(os.cpu_count() or 1, math.ceil(2 * job.replicas * job.cpus))
     with connect(ray_address(params), cores, keep=(URL_VARIABLE, "PGPASSFILE", *job.hint_secrets)):

@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from segmill.serving.priority import at_low_priority
+
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 Compute = Callable[[Sequence[Asked]], Sequence[Answer]]
@@ -26,7 +28,7 @@ class Batcher(Generic[Asked, Answer]):
     """
 
     def __init__(self, load: Callable[[], Compute[Asked, Answer]], most: int) -> None:
-        """Start the thread and let it ``load`` what it computes with; raises what that raises.
+        """``load`` at low priority what the thread computes with, and start it; raises what that raises.
 
         Args:
             load: returns what answers several requests, in their order.
@@ -34,9 +36,7 @@ class Batcher(Generic[Asked, Answer]):
         """
         self._waiting: SimpleQueue[tuple[Asked, Future[Answer]]] = SimpleQueue()
         self._most = most
-        loaded: Future[None] = Future()
-        threading.Thread(target=self._run, args=(load, loaded), name="computing", daemon=True).start()
-        loaded.result()
+        threading.Thread(target=self._run, args=(at_low_priority(load),), name="computing", daemon=True).start()
 
     async def ask(self, asked: Asked) -> Answer:
         """Return the answer; what is cancelled before its turn is not computed."""
@@ -44,13 +44,7 @@ class Batcher(Generic[Asked, Answer]):
         self._waiting.put((asked, future))
         return await asyncio.wrap_future(future)
 
-    def _run(self, load: Callable[[], Compute[Asked, Answer]], loaded: Future[None]) -> None:
-        try:
-            compute = load()
-        except BaseException as error:
-            loaded.set_exception(error)
-            return
-        loaded.set_result(None)
+    def _run(self, compute: Compute[Asked, Answer]) -> None:
         while True:
             batch = [(asked, future) for asked, future in self._taken() if future.set_running_or_notify_cancel()]
             if not _answered(compute, batch) and len(batch) > 1:  # one of them may be why
