@@ -46,6 +46,7 @@ def serve_command(
     from flows.notices import deliver_pending
     from segmill.cluster.connection import connect
     from segmill.promotion.ledger_url import URL_VARIABLE
+    from segmill.serving import proxy
 
     space, params = open_workspace(workspace)
     named = {"host": host, "port": port, "doors": doors, "replicas": replicas}
@@ -59,6 +60,7 @@ def serve_command(
     console.print("the service starts ...", highlight=False, style="dim")
     # Ray would let other work go first; a version that loads lets requests go first all the same.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
     # The next version's replicas start beside those that answer.
     cores = max(os.cpu_count() or 1, math.ceil(2 * job.replicas * job.cpus))
     with connect(ray_address(params), cores, keep=(URL_VARIABLE, "PGPASSFILE", *job.hint_secrets)):
