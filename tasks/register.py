@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from segmill import tracking
+from segmill.anomaly.detector import load_detector
 from segmill.data.packing.packed import PackedSplit, read_pack
 from segmill.data.packing.sealed import open_part
 from segmill.data.schema.manifest import read_dataset_info
@@ -202,7 +203,11 @@ def _usual_images(workspace: Workspace) -> bytes:
     chosen = sorted({round(number) for number in np.linspace(0, len(samples) - 1, min(len(samples), USUAL))})
     groups = samples.groups
     images = (usual.KnownImage(samples.image(index), samples.mask(index), groups[index]) for index in chosen)
-    return usual.usual_images(images, info.class_names).content()
+    found = usual.usual_images(images, info.class_names)
+    detector = load_detector(workspace.ensemble)
+    if detector and detector.embedding_NE is not None and detector.embedding_group_N is not None:
+        found = usual.with_embedding(found, detector.embedding_NE, detector.embedding_group_N)
+    return found.content()
 
 
 def _log_member(

@@ -33,12 +33,14 @@ class Anomaly:
         p_value: in (0, 1]; at most a with probability at most a, for an image like those of training.
         abstain: the policy asks that the prediction is not relied on.
         map_HW: uint8; 255 times the share of usual images' pixels that are less unusual. None where not asked for.
+        embedding_E: the image's ``FeatureSpace.coordinates``; None where the detector does not go by features.
     """
 
     score: float
     p_value: float
     abstain: bool
     map_HW: NDArray[np.uint8] | None = None
+    embedding_E: NDArray[np.float32] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {"score": round(self.score, 6), "p_value": round(self.p_value, 6), "abstain": self.abstain}
@@ -58,6 +60,8 @@ class Detector:
         group_scores_G: the score of one image of each calibration group, exchangeable with those of a stream of images.
         pixel_levels_Q: ascending quantiles of usual images' pixel scores.
         facts: how the scores were chosen, JSON-able.
+        embedding_NE: of each calibration image, as in ``Anomaly``; None without a space, and in those of earlier
+            releases. ``embedding_group_N``: the group of each, as a number.
     """
 
     policy: AnomalyPolicy
@@ -70,6 +74,8 @@ class Detector:
     group_scores_G: NDArray[np.float64]
     pixel_levels_Q: NDArray[np.float32]
     facts: dict[str, Any] = field(default_factory=dict)
+    embedding_NE: NDArray[np.float32] | None = None
+    embedding_group_N: NDArray[np.int64] | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -111,9 +117,12 @@ class Detector:
             for value, score in zip(values, scores_B, strict=True)
         ]
         maps_B = self.maps(watched) if maps else [None] * len(scores_B)
+        embedding_BE: Sequence[NDArray[np.float32] | None] = [None] * len(scores_B)
+        if self.space and watched.features_BD is not None:
+            embedding_BE = list(self.space.coordinates(watched.features_BD))
         return [
-            Anomaly(float(score), p_value, self.policy.abstain and p_value <= self.policy.rate, map_HW)
-            for score, p_value, map_HW in zip(scores_B, p_values_B, maps_B, strict=True)
+            Anomaly(float(score), p_value, self.policy.abstain and p_value <= self.policy.rate, map_HW, embedding_E)
+            for score, p_value, map_HW, embedding_E in zip(scores_B, p_values_B, maps_B, embedding_BE, strict=True)
         ]
 
     def maps(self, watched: Watched) -> list[NDArray[np.uint8]]:
@@ -144,6 +153,7 @@ def combined(scores: Mapping[str, NDArray[np.float64]], usual: Mapping[str, Usua
 def save_detector(folder: Path, detector: Detector) -> None:
     """Write a detector into the ensemble's folder: the same detector, the same bytes."""
     arrays: dict[str, Any] = {name: getattr(detector, name) for name in _OWN}
+    arrays |= {name: getattr(detector, name) for name in _EMBEDDING if getattr(detector, name) is not None}
     values = sorted(detector.calibration)
     for number, value in enumerate(values):
         arrays[f"scores{number}"] = detector.calibration[value].scores_N
@@ -191,6 +201,7 @@ def load_detector(folder: Path) -> Detector | None:
                 for number, value in enumerate(facts["values"])
             },
             **{name: arrays[name] for name in _OWN},
+            **{name: arrays.get(name) for name in _EMBEDDING},
             facts=facts["facts"],
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
@@ -200,4 +211,5 @@ def load_detector(folder: Path) -> Detector | None:
 
 
 _OWN = ("group_scores_G", "pixel_levels_Q")
+_EMBEDDING = ("embedding_NE", "embedding_group_N")
 _SPACE = ("mean_D", "scale_D", "directions_RD", "variance_R")

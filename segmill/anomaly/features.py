@@ -16,6 +16,7 @@ Array = NDArray[np.float32]
 
 DIRECTIONS = 16
 IMAGES_PER_DIRECTION = 3
+COORDINATES = 8
 LEAST_SCALE = 0.1  # of the mean scale of all features: a channel that is nearly always 0 must not decide alone
 
 
@@ -34,6 +35,15 @@ class FeatureSpace:
     directions_RD: Array
     variance_R: Array
     rest: float
+
+    def coordinates(self, features_BD: Array) -> Array:
+        """Return each image's place along the first directions, ``COORDINATES`` or R if fewer, in standard deviations.
+
+        Usual images have a mean of 0 and a variance of 1 in each.
+        """
+        centred_BD = ((features_BD - self.mean_D) / self.scale_D).astype(np.float64)
+        along_BE = centred_BD @ self.directions_RD[:COORDINATES].T.astype(np.float64)
+        return (along_BE / np.sqrt(self.variance_R[:COORDINATES])).astype(np.float32)
 
     def distance(self, features_BD: Array) -> NDArray[np.float64]:
         """Return the Mahalanobis distance of each image, divided by the square root of D: about 1 for usual ones."""

@@ -61,7 +61,11 @@ def fit_detector(ensemble: Ensemble, packed_dir: Path, policy: AnomalyPolicy) ->
     pixel_auroc = _pixel_aurocs(ensemble, chosen_on, pixel, member)
     image_score, pixel_score = _best(image_auroc), _best(pixel_auroc)
     kept = reference if image_score == ALL_AT_ONCE else {image_score: reference[image_score]}
-    scores, levels_Q = _calibrate(ensemble, calibration, pixel, pixel_score, member, _scorer(image_score, kept, space))
+    scores, levels_Q, features_ND = _calibrate(
+        ensemble, calibration, pixel, pixel_score, member, _scorer(image_score, kept, space)
+    )
+    space = space if FEATURE_SCORE in kept else None
+    embedding_NE = space.coordinates(features_ND) if space and features_ND is not None else None
     values = read_values(packed_dir) if policy.by else {}
     return Detector(
         policy=policy,
@@ -69,7 +73,7 @@ def fit_detector(ensemble: Ensemble, packed_dir: Path, policy: AnomalyPolicy) ->
         pixel_score=pixel_score,
         member=member if {*LOGIT_SCORES, FEATURE_SCORE} & {pixel_score, *kept} else "",
         usual=kept,
-        space=space if FEATURE_SCORE in kept else None,
+        space=space,
         calibration=_by_value(scores, calibration.groups, [values.get(one, EVERY) for one in calibration.ids], policy),
         group_scores_G=scores[_one_per_group(calibration.groups)],
         pixel_levels_Q=levels_Q,
@@ -81,6 +85,8 @@ def fit_detector(ensemble: Ensemble, packed_dir: Path, policy: AnomalyPolicy) ->
             "chosen_images": len(chosen_on),
             "calibration_images": len(calibration),
         },
+        embedding_NE=embedding_NE,
+        embedding_group_N=np.unique(calibration.groups, return_inverse=True)[1].astype(np.int64),
     )
 
 
@@ -212,16 +218,18 @@ def _calibrate(
     pixel_score: str,
     member: str,
     score: Callable[[Watched], Scores],
-) -> tuple[Scores, NDArray[np.float32]]:
-    """Return the score of each calibration image, and quantiles of their pixels' scores."""
+) -> tuple[Scores, NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return the score of each calibration image, quantiles of their pixels' scores, and their features."""
     scores: list[Scores] = []
     pixels: list[NDArray[np.float32]] = []
+    features: list[NDArray[np.float32]] = []
     for image_BHWC in batches(calibration.image(index) for index in range(len(calibration))):
         _, watched = ensemble.watch(image_BHWC, pixel, member)
         scores.append(score(watched))
+        features += [] if watched.features_BD is None else [watched.features_BD]
         pixels += [_some(scores_HW, number) for number, scores_HW in enumerate(watched.pixel[pixel_score])]
     levels_Q = np.quantile(np.concatenate(pixels), np.linspace(0, 1, LEVELS)).astype(np.float32)
-    return np.concatenate(scores), levels_Q
+    return np.concatenate(scores), levels_Q, np.concatenate(features) if features else None
 
 
 def _one_per_group(groups: Sequence[str]) -> list[int]:

@@ -116,7 +116,7 @@ class _ValueSeries:
     """One statistic of the windows that have it."""
 
     def __init__(self, name: str, windows: Sequence[Window], usual: UsualImages) -> None:
-        self._name, self._windows, self._groups = name, windows, usual.groups
+        self._name, self._windows, self._groups = name, windows, usual.groups_of(name)
         own = self._own = usual.sums.values[name]
         self._error = float(np.fmax(usual.errors[name], math.sqrt(own.variance / own.count) if own.count > 1 else 0.0))
         self._some = [one for one in windows if _has(one, name)]

@@ -1,4 +1,5 @@
-"""What is kept of an image instead of it: brightness, sharpness, colours, size, class areas, confidence. Numpy only.
+"""What is kept of an image instead of it: brightness, sharpness, colours, size, class areas, confidence, embedding.
+Numpy only.
 
 The cost does not grow with the image: pixels are taken on a grid, and sharpness from tiles at full resolution.
 """
@@ -20,6 +21,7 @@ TILE_PX = 64
 TILES = 4  # in each direction
 COLORS = 64  # bins of the colour histogram: 4 levels each of red, green and blue
 AREA = "area."  # before the name of a class
+EMBEDDING = "embedding."  # before the number of a coordinate, from 1 on
 LUMA_3 = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -48,6 +50,9 @@ def scale_of(name: str) -> Scale:
     """Return the scale of a statistic. Raises KeyError for a name that is none."""
     if name.startswith(AREA):
         return Scale(f"area of {name.removeprefix(AREA)}", "share of the pixels, 0 to 1", 0.0, 1.0)
+    if name.startswith(EMBEDDING):
+        number = name.removeprefix(EMBEDDING)
+        return Scale(f"embedding {number}", f"place along direction {number} of the features, in deviations", -8.0, 8.0)
     return SCALES[name]
 
 
@@ -65,13 +70,19 @@ class ImageStatistics:
 
 
 def image_statistics(
-    image_HWC: Pixels, ids_HW: Pixels, class_names: Sequence[str], *, confidence: float = math.nan
+    image_HWC: Pixels,
+    ids_HW: Pixels,
+    class_names: Sequence[str],
+    *,
+    confidence: float = math.nan,
+    embedding: Sequence[float] = (),
 ) -> ImageStatistics:
     """Return what is kept of an image HWC uint8, C = 3, and of its classes.
 
     Args:
         ids_HW: predicted or labelled class ids; those beyond ``class_names`` (unlabelled pixels) count in no area.
         confidence: mean over pixels of the largest probability, NaN where nothing was predicted.
+        embedding: ``anomaly.features.FeatureSpace.coordinates`` of the image, none where the version has no such space.
     """
     height, width = image_HWC.shape[:2]
     some_CHW = np.ascontiguousarray(_on_grid(image_HWC, GRID_PX).transpose(2, 0, 1))
@@ -87,6 +98,7 @@ def image_statistics(
         "aspect": math.log2(width / height),
         "confidence": confidence,
     }
+    values |= {f"{EMBEDDING}{number}": float(place) for number, place in enumerate(embedding, 1)}
     counts = np.bincount(_on_grid(ids_HW, AREAS_GRID_PX).ravel(), minlength=len(class_names))[: len(class_names)]
     total = int(counts.sum())
     for name, count in zip(class_names, counts.tolist(), strict=True):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.monitoring.statistics import COLORS, image_statistics
-from segmill.monitoring.sums import Sums
+from segmill.monitoring.statistics import COLORS, EMBEDDING, image_statistics
+from segmill.monitoring.sums import Sums, ValueSums
 
 Pixels = NDArray[np.uint8]
 
@@ -50,6 +50,7 @@ class UsualImages:
         sums: of all images.
         errors: standard error of each statistic's mean, by groups; NaN for fewer than two.
         color_errors: that of the mean colour histogram, ``COLORS`` values.
+        embedding_groups: those that the embedding's statistics are made from, where these are others.
     """
 
     source: str
@@ -57,6 +58,13 @@ class UsualImages:
     sums: Sums
     errors: dict[str, float]
     color_errors: NDArray[np.float64]
+    embedding_groups: int | None = None
+
+    def groups_of(self, name: str) -> int:
+        """Return how many groups a statistic is made from."""
+        if self.embedding_groups is not None and name.startswith(EMBEDDING):
+            return self.embedding_groups
+        return self.groups
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -65,6 +73,7 @@ class UsualImages:
             "sums": self.sums.as_json(),
             "errors": {name: None if math.isnan(error) else error for name, error in self.errors.items()},
             "color_errors": [None if math.isnan(error) else error for error in self.color_errors.tolist()],
+            "embedding_groups": self.embedding_groups,
         }
 
     @staticmethod
@@ -76,6 +85,7 @@ class UsualImages:
             sums=Sums.from_json(said["sums"]),
             errors={name: math.nan if error is None else float(error) for name, error in said["errors"].items()},
             color_errors=np.array([math.nan if error is None else error for error in said["color_errors"]], np.float64),
+            embedding_groups=said.get("embedding_groups"),
         )
 
     def content(self) -> bytes:
@@ -102,6 +112,33 @@ def usual_images(images: Iterable[KnownImage], class_names: Sequence[str]) -> Us
 def usual_of(parts: Sequence[Sums], source: str) -> UsualImages:
     """Return the reference that groups of images, or windows, make."""
     whole = Sums.merge(parts)
+    colors = np.array([part.colors for part in parts]).reshape(-1, COLORS)
+    mean = whole.colors / max(whole.images, 1)
+    color_errors = _error(colors, np.array([part.images for part in parts]), mean)
+    return UsualImages(source, len(parts), whole, _errors(parts, whole), color_errors)
+
+
+def with_embedding(usual: UsualImages, embedding_NE: NDArray[np.float32], group_N: NDArray[np.int64]) -> UsualImages:
+    """Return a reference that has the embedding's statistics too: of images that were not learned from, of some groups.
+
+    A network sees images that it learned from otherwise than new ones, so that these can't be compared with those.
+    """
+    parts = []
+    for group in np.unique(group_N):
+        own_EN = embedding_NE[group_N == group].T
+        names = [f"{EMBEDDING}{number}" for number in range(1, len(own_EN) + 1)]
+        parts.append(Sums(values={name: ValueSums.of(name, its) for name, its in zip(names, own_EN, strict=True)}))
+    whole = Sums.merge(parts)
+    return replace(
+        usual,
+        sums=replace(usual.sums, values=usual.sums.values | whole.values),
+        errors=usual.errors | _errors(parts, whole),
+        embedding_groups=len(parts),
+    )
+
+
+def _errors(parts: Sequence[Sums], whole: Sums) -> dict[str, float]:
+    """Return the standard error of each statistic's mean."""
     errors = {}
     for name, sums in whole.values.items():
         some = [part.values[name] for part in parts if name in part.values and part.values[name].count]
@@ -109,9 +146,7 @@ def usual_of(parts: Sequence[Sums], source: str) -> UsualImages:
             _error(np.array([[one.total] for one in some]).reshape(-1, 1), np.array([one.count for one in some]),
                    np.array([sums.mean]))[0]
         )  # fmt: skip
-    colors = np.array([part.colors for part in parts]).reshape(-1, COLORS)
-    mean = whole.colors / max(whole.images, 1)
-    return UsualImages(source, len(parts), whole, errors, _error(colors, np.array([p.images for p in parts]), mean))
+    return errors
 
 
 def _error(total_GN: NDArray[np.float64], count_G: NDArray[np.int64], mean_N: NDArray[np.float64]) -> Any:

@@ -65,7 +65,10 @@ class Window:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ServedImage:
-    """An image that ``version`` segmented, for the request ``request``; ``confidence`` as the reply says it."""
+    """An image that ``version`` segmented, for the request ``request``; ``confidence`` as the reply says it.
+
+    ``embedding``: as ``image_statistics`` takes it.
+    """
 
     model: str
     version: str
@@ -74,6 +77,7 @@ class ServedImage:
     ids_HW: Pixels
     class_names: Sequence[str]
     confidence: float
+    embedding: Sequence[float] = ()
     time_s: float = field(default_factory=lambda: time.time())
 
 
@@ -156,7 +160,9 @@ class ServedWindows:
 
     def _look(self, one: ServedImage, found: dict[tuple[str, str, int], list[ImageStatistics]]) -> None:
         try:
-            statistics = image_statistics(one.image_HWC, one.ids_HW, one.class_names, confidence=one.confidence)
+            statistics = image_statistics(
+                one.image_HWC, one.ids_HW, one.class_names, confidence=one.confidence, embedding=one.embedding
+            )
             start = int(one.time_s // self.settings.length_s) * self.settings.length_s
             found[one.model, one.version, start].append(statistics)
             if self.settings.samples:

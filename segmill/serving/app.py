@@ -172,9 +172,14 @@ def _describe(
     for image_HWC, one in zip(images, found, strict=True):
         windows.add(ServedImage(
             model=facts.name, version=facts.version, request=request, image_HWC=image_HWC, ids_HW=one.ids_HW,
-            class_names=facts.classes.names, confidence=one.confidence,
+            class_names=facts.classes.names, confidence=one.confidence, embedding=_embedding(one),
         ))  # fmt: skip
     parts.figures.windows_lost.set(windows.lost)
+
+
+def _embedding(one: Segmented) -> list[float]:
+    embedding_E = one.anomaly.embedding_E if one.anomaly else None
+    return [] if embedding_E is None else embedding_E.tolist()
 
 
 async def _contents(request: Request, limits: RequestLimits) -> list[bytes]:

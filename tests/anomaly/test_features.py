@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from segmill.anomaly.features import feature_space
+from segmill.anomaly.features import COORDINATES, feature_space
 
 
 def drawn(images: int, seed: int = 0) -> np.ndarray:
@@ -32,6 +32,18 @@ def test_usual_images_are_about_1_away_and_others_far_in_any_direction() -> None
         moved = drawn(1, seed=3)
         moved[0, direction] += 30
         assert space.distance(moved)[0] > 3
+
+
+def test_coordinates_are_those_of_pca_and_usual_images_spread_by_1_in_each() -> None:
+    seen, new = drawn(90), drawn(10, seed=1)
+    space = feature_space(seen)
+    place = space.coordinates(seen)
+    assert place.shape == (90, COORDINATES)
+    assert np.abs(place.mean(axis=0)).max() < 1e-3 and np.abs(place.std(axis=0, ddof=1) - 1).max() < 1e-2
+    pca = PCA(COORDINATES, whiten=True).fit((seen - space.mean_D) / space.scale_D)
+    expected = np.abs(pca.transform((new - space.mean_D) / space.scale_D))  # either sign is a direction
+    assert np.abs(space.coordinates(new)) == pytest.approx(expected, abs=2e-2)
+    assert feature_space(seen[:5]).coordinates(new).shape == (10, 1)
 
 
 @pytest.mark.parametrize("images", [2, 3, 5])

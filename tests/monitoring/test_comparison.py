@@ -12,7 +12,7 @@ from scipy import stats
 from segmill.monitoring.comparison import COLORS_NAME, LEAST_EFFECT, Movement, compare, reference_of
 from segmill.monitoring.statistics import COLORS
 from segmill.monitoring.sums import Sums, ValueSums
-from segmill.monitoring.usual import TRAINING, UsualImages, usual_of
+from segmill.monitoring.usual import TRAINING, UsualImages, usual_of, with_embedding
 from segmill.monitoring.windows import Window
 
 HOUR, ALIKE = 3600, 4  # so many images that follow one another are of one scene
@@ -145,3 +145,21 @@ def test_a_window_without_a_statistic_has_no_mean(rng: Rng) -> None:
     del windows[1].sums.values["confidence"]
     (found,) = [one for one in compare(windows, training(rng)) if one.name == "confidence"]
     assert [mean is None for mean in found.means] == [False, True, False, False]
+
+
+def embedded(rng: Rng, images: int, moved_by: float) -> Sums:
+    """Statistics without a change, and an embedding whose second coordinate moved."""
+    place_EN = rng.standard_normal((2, images)) + np.array([[0.0], [moved_by]])
+    found = sums(rng, images)
+    found.values |= {f"embedding.{number}": ValueSums.of(f"embedding.{number}", its)
+                     for number, its in enumerate(place_EN, 1)}  # fmt: skip
+    return found
+
+
+def test_an_embedding_that_moves_is_named_and_no_other(rng: Rng) -> None:
+    usual = with_embedding(training(rng), rng.standard_normal((60, 2)).astype(np.float32), np.arange(20).repeat(3))
+    windows = [Window("street", "3", hour * HOUR, HOUR, embedded(rng, 40, 0.8 * (hour >= 8))) for hour in range(16)]
+    (found,) = moved(windows, usual)
+    assert (found.name, found.scale.title, found.since) == ("embedding.2", "embedding 2", 8 * HOUR)
+    assert found.effect == pytest.approx(0.8, abs=0.3)
+    assert not moved(windows[:8], usual)
