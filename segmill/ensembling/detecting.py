@@ -66,6 +66,7 @@ def fit_detector(ensemble: Ensemble, packed_dir: Path, policy: AnomalyPolicy) ->
     )
     space = space if FEATURE_SCORE in kept else None
     embedding_NE = space.coordinates(features_ND) if space and features_ND is not None else None
+    number_N = np.unique(calibration.groups, return_inverse=True)[1].astype(np.int64)
     values = read_values(packed_dir) if policy.by else {}
     return Detector(
         policy=policy,
@@ -86,7 +87,7 @@ def fit_detector(ensemble: Ensemble, packed_dir: Path, policy: AnomalyPolicy) ->
             "calibration_images": len(calibration),
         },
         embedding_NE=embedding_NE,
-        embedding_group_N=np.unique(calibration.groups, return_inverse=True)[1].astype(np.int64),
+        embedding_group_N=None if embedding_NE is None else number_N,
     )
 
 

@@ -1,7 +1,6 @@
 """What is kept of an image instead of it: brightness, sharpness, colours, size, class areas, confidence, embedding.
-Numpy only.
 
-The cost does not grow with the image: pixels are taken on a grid, and sharpness from tiles at full resolution.
+Numpy only. The cost does not grow with the image: pixels are taken on a grid, sharpness from tiles at full resolution.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-# Ray Serve's own variable: where a proxy finds what stands before it.
+# Ray Serve's own variable: where a proxy finds the middlewares to run.
 VARIABLE, CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "segmill.serving.proxy:middlewares"
 
 
