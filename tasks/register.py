@@ -21,6 +21,7 @@ from segmill.data.versioning.history import log_path
 from segmill.data.versioning.publishing import publish
 from segmill.data.versioning.repository import commit_contents, commits_runs, git_commit
 from segmill.monitoring import usual
+from segmill.monitoring.statistics import EMBEDDING
 from segmill.params import Params
 from segmill.params_text import yaml_without_passwords
 from segmill.promotion import lease, registry
@@ -194,6 +195,8 @@ def _golden(workspace: Workspace, params: Params) -> Golden:
 def _usual_images(workspace: Workspace) -> bytes:
     """Return the statistics of images that the version learned from, as the service will see such images.
 
+    Confidence and embeddings are those of calibration images.
+
     Those of train count where they are packed as they came, else those of val: resized ones differ in size and
     sharpness.
     """
@@ -205,8 +208,11 @@ def _usual_images(workspace: Workspace) -> bytes:
     images = (usual.KnownImage(samples.image(index), samples.mask(index), groups[index]) for index in chosen)
     found = usual.usual_images(images, info.class_names)
     detector = load_detector(workspace.ensemble)
-    if detector and detector.embedding_NE is not None and detector.embedding_group_N is not None:
-        found = usual.with_embedding(found, detector.embedding_NE, detector.embedding_group_N)
+    if detector and detector.group_N is not None and detector.confidence_N is not None:
+        held_out = {"confidence": detector.confidence_N}
+        if detector.embedding_NE is not None:
+            held_out |= {f"{EMBEDDING}{number}": its for number, its in enumerate(detector.embedding_NE.T, 1)}
+        found = usual.with_held_out(found, held_out, detector.group_N)
     return found.content()
 
 

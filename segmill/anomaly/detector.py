@@ -60,8 +60,9 @@ class Detector:
         group_scores_G: the score of one image of each calibration group, exchangeable with those of a stream of images.
         pixel_levels_Q: ascending quantiles of usual images' pixel scores.
         facts: how the scores were chosen, JSON-able.
-        embedding_NE: of each calibration image, as in ``Anomaly``; None without a space, and in those of earlier
-            releases. ``embedding_group_N``: the group of each, as a number.
+        group_N: the group of each calibration image, as a number; None in those of earlier releases.
+        confidence_N: mean over pixels of the largest probability, of each calibration image.
+        embedding_NE: of each, as in ``Anomaly``; None without a space.
     """
 
     policy: AnomalyPolicy
@@ -74,8 +75,9 @@ class Detector:
     group_scores_G: NDArray[np.float64]
     pixel_levels_Q: NDArray[np.float32]
     facts: dict[str, Any] = field(default_factory=dict)
+    group_N: NDArray[np.int64] | None = None
+    confidence_N: NDArray[np.float32] | None = None
     embedding_NE: NDArray[np.float32] | None = None
-    embedding_group_N: NDArray[np.int64] | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -153,7 +155,7 @@ def combined(scores: Mapping[str, NDArray[np.float64]], usual: Mapping[str, Usua
 def save_detector(folder: Path, detector: Detector) -> None:
     """Write a detector into the ensemble's folder: the same detector, the same bytes."""
     arrays: dict[str, Any] = {name: getattr(detector, name) for name in _OWN}
-    arrays |= {name: getattr(detector, name) for name in _EMBEDDING if getattr(detector, name) is not None}
+    arrays |= {name: getattr(detector, name) for name in _CALIBRATION if getattr(detector, name) is not None}
     values = sorted(detector.calibration)
     for number, value in enumerate(values):
         arrays[f"scores{number}"] = detector.calibration[value].scores_N
@@ -201,7 +203,7 @@ def load_detector(folder: Path) -> Detector | None:
                 for number, value in enumerate(facts["values"])
             },
             **{name: arrays[name] for name in _OWN},
-            **{name: arrays.get(name) for name in _EMBEDDING},
+            **{name: arrays.get(name) for name in _CALIBRATION},
             facts=facts["facts"],
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
@@ -211,5 +213,5 @@ def load_detector(folder: Path) -> Detector | None:
 
 
 _OWN = ("group_scores_G", "pixel_levels_Q")
-_EMBEDDING = ("embedding_NE", "embedding_group_N")
+_CALIBRATION = ("group_N", "confidence_N", "embedding_NE")
 _SPACE = ("mean_D", "scale_D", "directions_RD", "variance_R")

@@ -61,12 +61,10 @@ def fit_detector(ensemble: Ensemble, packed_dir: Path, policy: AnomalyPolicy) ->
     pixel_auroc = _pixel_aurocs(ensemble, chosen_on, pixel, member)
     image_score, pixel_score = _best(image_auroc), _best(pixel_auroc)
     kept = reference if image_score == ALL_AT_ONCE else {image_score: reference[image_score]}
-    scores, levels_Q, features_ND = _calibrate(
+    scores, levels_Q, confidence_N, features_ND = _calibrate(
         ensemble, calibration, pixel, pixel_score, member, _scorer(image_score, kept, space)
     )
     space = space if FEATURE_SCORE in kept else None
-    embedding_NE = space.coordinates(features_ND) if space and features_ND is not None else None
-    number_N = np.unique(calibration.groups, return_inverse=True)[1].astype(np.int64)
     values = read_values(packed_dir) if policy.by else {}
     return Detector(
         policy=policy,
@@ -86,8 +84,9 @@ def fit_detector(ensemble: Ensemble, packed_dir: Path, policy: AnomalyPolicy) ->
             "chosen_images": len(chosen_on),
             "calibration_images": len(calibration),
         },
-        embedding_NE=embedding_NE,
-        embedding_group_N=None if embedding_NE is None else number_N,
+        group_N=np.unique(calibration.groups, return_inverse=True)[1].astype(np.int64),
+        confidence_N=confidence_N,
+        embedding_NE=space.coordinates(features_ND) if space and features_ND is not None else None,
     )
 
 
@@ -219,18 +218,21 @@ def _calibrate(
     pixel_score: str,
     member: str,
     score: Callable[[Watched], Scores],
-) -> tuple[Scores, NDArray[np.float32], NDArray[np.float32] | None]:
-    """Return the score of each calibration image, quantiles of their pixels' scores, and their features."""
+) -> tuple[Scores, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return the score of each calibration image, quantiles of their pixels' scores, confidences, and features."""
     scores: list[Scores] = []
     pixels: list[NDArray[np.float32]] = []
+    confidences: list[NDArray[np.float32]] = []
     features: list[NDArray[np.float32]] = []
     for image_BHWC in batches(calibration.image(index) for index in range(len(calibration))):
-        _, watched = ensemble.watch(image_BHWC, pixel, member)
+        probs_BKHW, watched = ensemble.watch(image_BHWC, pixel, member)
         scores.append(score(watched))
+        confidences.append(probs_BKHW.max(axis=1).mean(axis=(1, 2)))
         features += [] if watched.features_BD is None else [watched.features_BD]
         pixels += [_some(scores_HW, number) for number, scores_HW in enumerate(watched.pixel[pixel_score])]
     levels_Q = np.quantile(np.concatenate(pixels), np.linspace(0, 1, LEVELS)).astype(np.float32)
-    return np.concatenate(scores), levels_Q, np.concatenate(features) if features else None
+    features_ND = np.concatenate(features) if features else None
+    return np.concatenate(scores), levels_Q, np.concatenate(confidences), features_ND
 
 
 def _one_per_group(groups: Sequence[str]) -> list[int]:

@@ -96,7 +96,9 @@ def compare(windows: Sequence[Window], usual: UsualImages, *, level: float = LEV
     if not windows:
         return []
     series = [
-        _ValueSeries(name, windows, usual) for name in usual.sums.values if any(_has(one, name) for one in windows)
+        _ValueSeries(name, windows, usual)
+        for name, own in usual.sums.values.items()
+        if own.count and any(_has(one, name) for one in windows)
     ]
     every: list[_ValueSeries | _ColorSeries] = [*series, _ColorSeries(windows, usual)]
     tests = [one.test() for one in every]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segmill.monitoring.statistics import COLORS, EMBEDDING, image_statistics
+from segmill.monitoring.statistics import COLORS, image_statistics
 from segmill.monitoring.sums import Sums, ValueSums
 
 Pixels = NDArray[np.uint8]
@@ -50,7 +50,7 @@ class UsualImages:
         sums: of all images.
         errors: standard error of each statistic's mean, by groups; NaN for fewer than two.
         color_errors: that of the mean colour histogram, ``COLORS`` values.
-        embedding_groups: those that the embedding's statistics are made from, where these are others.
+        other_groups: by name, how many groups a statistic is made from, where these are others.
     """
 
     source: str
@@ -58,13 +58,11 @@ class UsualImages:
     sums: Sums
     errors: dict[str, float]
     color_errors: NDArray[np.float64]
-    embedding_groups: int | None = None
+    other_groups: Mapping[str, int] = field(default_factory=dict)
 
     def groups_of(self, name: str) -> int:
         """Return how many groups a statistic is made from."""
-        if self.embedding_groups is not None and name.startswith(EMBEDDING):
-            return self.embedding_groups
-        return self.groups
+        return self.other_groups.get(name, self.groups)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -73,7 +71,7 @@ class UsualImages:
             "sums": self.sums.as_json(),
             "errors": {name: None if math.isnan(error) else error for name, error in self.errors.items()},
             "color_errors": [None if math.isnan(error) else error for error in self.color_errors.tolist()],
-            "embedding_groups": self.embedding_groups,
+            "other_groups": dict(self.other_groups),
         }
 
     @staticmethod
@@ -85,7 +83,7 @@ class UsualImages:
             sums=Sums.from_json(said["sums"]),
             errors={name: math.nan if error is None else float(error) for name, error in said["errors"].items()},
             color_errors=np.array([math.nan if error is None else error for error in said["color_errors"]], np.float64),
-            embedding_groups=said.get("embedding_groups"),
+            other_groups=said.get("other_groups", {}),
         )
 
     def content(self) -> bytes:
@@ -118,22 +116,28 @@ def usual_of(parts: Sequence[Sums], source: str) -> UsualImages:
     return UsualImages(source, len(parts), whole, _errors(parts, whole), color_errors)
 
 
-def with_embedding(usual: UsualImages, embedding_NE: NDArray[np.float32], group_N: NDArray[np.int64]) -> UsualImages:
-    """Return a reference that has the embedding's statistics too: of images that were not learned from, of some groups.
+def with_held_out(
+    usual: UsualImages, values: Mapping[str, NDArray[np.float32]], group_N: NDArray[np.int64]
+) -> UsualImages:
+    """Return a reference that has other statistics too, of images that were not learned from.
 
-    A network sees images that it learned from otherwise than new ones, so that these can't be compared with those.
+    A network is surer of images that it learned from, and sees them otherwise, than new ones of the same kind.
+
+    Args:
+        values: by name of the statistic, that of each of N images.
+        group_N: the group of each, as a number.
     """
-    parts = []
-    for group in np.unique(group_N):
-        own_EN = embedding_NE[group_N == group].T
-        names = [f"{EMBEDDING}{number}" for number in range(1, len(own_EN) + 1)]
-        parts.append(Sums(values={name: ValueSums.of(name, its) for name, its in zip(names, own_EN, strict=True)}))
+    groups = np.unique(group_N)
+    parts = [
+        Sums(values={name: ValueSums.of(name, value_N[group_N == group]) for name, value_N in values.items()})
+        for group in groups
+    ]
     whole = Sums.merge(parts)
     return replace(
         usual,
         sums=replace(usual.sums, values=usual.sums.values | whole.values),
         errors=usual.errors | _errors(parts, whole),
-        embedding_groups=len(parts),
+        other_groups=dict.fromkeys(values, len(groups)),
     )
 
 

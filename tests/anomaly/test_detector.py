@@ -35,7 +35,8 @@ def made(image_score: str = "energy", *, abstain: bool = True) -> Detector:
         pixel_levels_Q=np.linspace(-1, 1, 255).astype(np.float32),
         facts={"image_auroc": {"energy": 0.9}},
         embedding_NE=random.normal(size=(40, 2)).astype(np.float32),
-        embedding_group_N=np.arange(40),
+        group_N=np.arange(40),
+        confidence_N=random.uniform(size=40).astype(np.float32),
     )  # fmt: skip
 
 
@@ -87,8 +88,8 @@ def test_files_bring_the_same_detector_back_and_are_the_same_bytes(tmp_path: Pat
         one.as_json() for one in detector.judge(seen, ["", "night"])
     ]
     assert np.array_equal(found.group_scores_G, detector.group_scores_G)
-    assert np.array_equal(found.embedding_NE, detector.embedding_NE)
-    assert np.array_equal(found.embedding_group_N, detector.embedding_group_N)
+    for name in ("group_N", "confidence_N", "embedding_NE"):
+        assert np.array_equal(getattr(found, name), getattr(detector, name)), name
 
 
 def test_where_it_goes_by_features_it_says_where_an_image_lies(tmp_path: Path) -> None:
@@ -97,9 +98,11 @@ def test_where_it_goes_by_features_it_says_where_an_image_lies(tmp_path: Path) -
     (blind,) = replace(made(), space=None).judge(watched([0.0], features_BD), [""])
     assert blind.embedding_E is None and one.embedding_E is not None
     assert np.array_equal(one.embedding_E, detector.space.coordinates(features_BD)[0])
-    save_detector(tmp_path, replace(detector, embedding_NE=None, embedding_group_N=None))  # as earlier releases did
+    save_detector(
+        tmp_path, replace(detector, embedding_NE=None, confidence_N=None, group_N=None)
+    )  # as earlier releases did
     found = load_detector(tmp_path)
-    assert found is not None and found.embedding_NE is None and found.embedding_group_N is None
+    assert found is not None and found.embedding_NE is None and found.group_N is None
 
 
 def test_a_folder_without_one_has_none_and_a_damaged_one_is_refused(tmp_path: Path) -> None:

@@ -62,7 +62,11 @@ def test_a_detector_tells_corrupted_images_from_usual_ones(packed: Path, ensembl
         "rear has 6 groups, a rate of 0.1 takes 9"
     )
     assert detector.space is not None and detector.embedding_NE is not None
-    assert len(detector.embedding_NE) == 60 and len(np.unique(detector.embedding_group_N)) == 30
+    assert len(detector.embedding_NE) == 60 and len(np.unique(detector.group_N)) == 30
+    first_HWC = PackedSplit(packed / "calibration").image(0)
+    assert detector.confidence_N[0] == pytest.approx(
+        ensemble.predict_probs(first_HWC[None]).max(axis=1).mean(), abs=1e-5
+    )
     assert np.abs(detector.embedding_NE).max() < 8
     save_detector(tmp_path, detector)
     guarded = Ensemble(ensemble.members, ensemble.weights, tta_hflip=False, facts={}, detector=load_detector(tmp_path))

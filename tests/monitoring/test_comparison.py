@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import stats
 from segmill.monitoring.comparison import COLORS_NAME, LEAST_EFFECT, Movement, compare, reference_of
 from segmill.monitoring.statistics import COLORS
 from segmill.monitoring.sums import Sums, ValueSums
-from segmill.monitoring.usual import TRAINING, UsualImages, usual_of, with_embedding
+from segmill.monitoring.usual import TRAINING, UsualImages, usual_of, with_held_out
 from segmill.monitoring.windows import Window
 
 HOUR, ALIKE = 3600, 4  # so many images that follow one another are of one scene
@@ -157,9 +158,12 @@ def embedded(rng: Rng, images: int, moved_by: float) -> Sums:
 
 
 def test_an_embedding_that_moves_is_named_and_no_other(rng: Rng) -> None:
-    usual = with_embedding(training(rng), rng.standard_normal((60, 2)).astype(np.float32), np.arange(20).repeat(3))
+    place_EN = rng.standard_normal((2, 60)).astype(np.float32)
+    held_out = {"embedding.1": place_EN[0], "embedding.2": place_EN[1], "confidence": np.full(60, math.nan, np.float32)}
+    usual = with_held_out(training(rng), held_out, np.arange(20).repeat(3))
     windows = [Window("street", "3", hour * HOUR, HOUR, embedded(rng, 40, 0.8 * (hour >= 8))) for hour in range(16)]
     (found,) = moved(windows, usual)
     assert (found.name, found.scale.title, found.since) == ("embedding.2", "embedding 2", 8 * HOUR)
     assert found.effect == pytest.approx(0.8, abs=0.3)
     assert not moved(windows[:8], usual)
+    assert "confidence" not in {one.name for one in compare(windows, usual)}, "the reference does not know it"

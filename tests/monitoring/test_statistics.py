@@ -15,7 +15,7 @@ from hypothesis import strategies as some
 from segmill.errors import InputError
 from segmill.monitoring.statistics import COLORS, SCALES, image_statistics
 from segmill.monitoring.sums import BINS, Sums, ValueSums
-from segmill.monitoring.usual import TRAINING, KnownImage, UsualImages, usual_images, with_embedding
+from segmill.monitoring.usual import TRAINING, KnownImage, UsualImages, usual_images, with_held_out
 
 NAMES = ("road", "sky")
 Rng = np.random.Generator
@@ -146,21 +146,21 @@ def test_the_reference_counts_groups_not_images(rng: Rng, tmp_path: Path) -> Non
     assert UsualImages.read(tmp_path / "usual.json").as_json() == usual.as_json()
 
 
-def test_the_reference_of_embeddings_has_groups_of_its_own(rng: Rng, tmp_path: Path) -> None:
+def test_what_only_held_out_images_tell_has_groups_of_its_own(rng: Rng, tmp_path: Path) -> None:
     image, ids = noise(rng, 8, 8, 3), np.zeros((8, 8), np.uint8)
-    place = rng.normal(size=(5, 2)).astype(np.float32)
+    sure = rng.uniform(0.4, 0.9, size=5).astype(np.float32)
     learned = usual_images([KnownImage(image, ids, f"camera {number}") for number in range(3)], NAMES)
-    usual = with_embedding(learned, place.repeat(4, axis=0), np.arange(5).repeat(4))
-    assert (usual.groups, usual.sums.images, usual.groups_of("brightness"), usual.groups_of("embedding.2")) == (
+    usual = with_held_out(learned, {"confidence": sure.repeat(4), "embedding.1": np.zeros(20)}, np.arange(5).repeat(4))
+    assert (usual.groups, usual.sums.images, usual.groups_of("brightness"), usual.groups_of("confidence")) == (
         3,
         3,
         3,
         5,
     )
-    assert usual.sums.values["embedding.2"].count == 20
-    assert usual.errors["embedding.2"] == pytest.approx(np.std(place[:, 1], ddof=1) / math.sqrt(5), rel=1e-5)
+    assert (learned.sums.values["confidence"].count, usual.sums.values["confidence"].count) == (0, 20)
+    assert usual.errors["confidence"] == pytest.approx(np.std(sure, ddof=1) / math.sqrt(5), rel=1e-4)
     assert usual.errors["brightness"] == learned.errors["brightness"]
     (tmp_path / "usual.json").write_bytes(usual.content())
     assert UsualImages.read(tmp_path / "usual.json").as_json() == usual.as_json()
-    earlier = {name: said for name, said in learned.as_json().items() if name != "embedding_groups"}
+    earlier = {name: said for name, said in learned.as_json().items() if name != "other_groups"}
     assert UsualImages.from_json(earlier).groups_of("embedding.1") == 3
