@@ -195,10 +195,8 @@ def _golden(workspace: Workspace, params: Params) -> Golden:
 def _usual_images(workspace: Workspace) -> bytes:
     """Return the statistics of images that the version learned from, as the service will see such images.
 
-    Confidence and embeddings are those of calibration images.
-
-    Those of train count where they are packed as they came, else those of val: resized ones differ in size and
-    sharpness.
+    Images of train count where they are packed as they came, else those of val: resized ones differ in size and
+    sharpness. Confidence and embeddings are those of the calibration images.
     """
     info, val = read_pack(workspace.packed), PackedSplit(workspace.packed / "val")
     as_it_came = not (info.grayscale or info.clahe) and (info.size is None or val.sizes() == [info.size])
