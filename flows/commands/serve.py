@@ -58,7 +58,7 @@ def serve_command(
     refuse_taken_port(host, port)
     console = Console()
     console.print("the service starts ...", highlight=False, style="dim")
-    # Ray would let other work go first; a version that loads lets requests go first all the same.
+    # Ray gives its workers a niceness of 15, so that other processes get the cores first.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
     # The next version's replicas start beside those that answer.

@@ -62,9 +62,8 @@ class Keeper:
     _events: list[dict[str, Any]] = field(default_factory=list, init=False)
     _trouble: str = field(default="", init=False)
     _watch: StreamWatch | None = field(default=None, init=False)
-    _doors: dict[str, tuple[int, float]] = field(
-        default_factory=dict, init=False
-    )  # what each one asks, and when it said so last
+    # By door: the number that it asks, and when it said so last.
+    _doors: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._ledger = open_ledger(self.job.ledger(), trusted=self.job.trusted)

@@ -98,9 +98,8 @@ def test_where_it_goes_by_features_it_says_where_an_image_lies(tmp_path: Path) -
     (blind,) = replace(made(), space=None).judge(watched([0.0], features_BD), [""])
     assert blind.embedding_E is None and one.embedding_E is not None
     assert np.array_equal(one.embedding_E, detector.space.coordinates(features_BD)[0])
-    save_detector(
-        tmp_path, replace(detector, embedding_NE=None, confidence_N=None, group_N=None)
-    )  # as earlier releases did
+    earlier = replace(detector, embedding_NE=None, confidence_N=None, group_N=None)  # as other releases wrote it
+    save_detector(tmp_path, earlier)
     found = load_detector(tmp_path)
     assert found is not None and found.embedding_NE is None and found.group_N is None
 

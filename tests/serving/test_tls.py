@@ -135,7 +135,9 @@ def test_segmill_serve_speaks_tls_and_takes_a_signed_hint(served_over_tls: tuple
         assert client.post("/v1/hint", content=b"{ }", headers=signed).status_code == 401
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{port}/healthz")
-    while f"https://127.0.0.1:{port}/" not in log.read_text():  # it says so when Ray Serve has told it that all runs
+    while (
+        f"https://127.0.0.1:{port}/" not in log.read_text()
+    ):  # printed when Ray Serve reports the application as running
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.3)
 
